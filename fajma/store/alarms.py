@@ -1,0 +1,140 @@
+"""State of the alarm engine, and the outbox of messages that must reach a room."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from mautrix.util.async_db import Connection
+
+from fajma.store.database import Store, from_ms, to_ms
+from fajma.store.keys import PatientKeys
+from fajma.store.readings import lock_head, move_head
+from fajma.vitals import PatientKey
+
+LOG = "outbox"
+
+
+class AlarmStates:
+    """Repository of alarm states; the content is the engine's own JSON."""
+
+    def __init__(self, store: Store, keys: PatientKeys) -> None:
+        self._store = store
+        self._keys = keys
+
+    async def get(self, patient: PatientKey) -> str | None:
+        """A patient's state, or ``None`` before the first reading."""
+        sealed = await self._store.db.fetchval(
+            "SELECT sealed FROM alarm_state WHERE patient_key=$1", patient
+        )
+        if sealed is None:
+            return None
+        key = await self._keys.get(patient)
+        return key.open(bytes(sealed), place=f"alarm_state/{patient}").decode()
+
+    async def put(
+        self,
+        connection: Connection,
+        patient: PatientKey,
+        state: str,
+        *,
+        announced_at: datetime | None,
+    ) -> None:
+        """Keep a state; ``announced_at`` if something about the alarm was announced by it."""
+        key = await self._keys.get(patient)
+        sealed = key.seal(state.encode(), place=f"alarm_state/{patient}")
+        await connection.execute(
+            "INSERT INTO alarm_state (patient_key, changed_at, sealed) VALUES ($1, $2, $3)"
+            " ON CONFLICT (patient_key) DO UPDATE SET sealed=$3,"
+            " changed_at=CASE WHEN $2>0 THEN $2 ELSE alarm_state.changed_at END",
+            patient,
+            to_ms(announced_at) if announced_at else 0,
+            sealed,
+        )
+
+    async def changed_at(self, patient: PatientKey) -> int:
+        """When something was last announced (ms since 1970), 0 if never."""
+        value = await self._store.db.fetchval(
+            "SELECT changed_at FROM alarm_state WHERE patient_key=$1", patient
+        )
+        return int(value or 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message that must be in a room exactly once.
+
+    Attributes:
+        delivery_id: its identity; also the transaction id of the send and part of its content.
+        room_id: where it belongs.
+        patient: whose key seals it.
+        content: the Matrix event content, before encryption.
+        created_at: aware UTC time of the decision.
+    """
+
+    delivery_id: str
+    room_id: str
+    patient: PatientKey
+    content: Mapping[str, Any]
+    created_at: datetime
+
+
+class Outbox:
+    """Repository of deliveries."""
+
+    def __init__(self, store: Store, keys: PatientKeys) -> None:
+        self._store = store
+        self._keys = keys
+
+    async def add(self, connection: Connection, delivery: Delivery) -> None:
+        """Promise a delivery, in the transaction of the decision that caused it."""
+        position = await lock_head(connection, LOG) + 1
+        await move_head(connection, LOG, position)
+        key = await self._keys.get(delivery.patient)
+        await connection.execute(
+            "INSERT INTO outbox (position, delivery_id, room_id, patient_key, created_at, sealed)"
+            " VALUES ($1, $2, $3, $4, $5, $6)",
+            position,
+            delivery.delivery_id,
+            delivery.room_id,
+            delivery.patient,
+            to_ms(delivery.created_at),
+            key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
+        )
+
+    async def waiting(self, *, limit: int = 100) -> list[Delivery]:
+        """What is not yet known to be in its room, oldest first."""
+        rows = await self._store.db.fetch(
+            "SELECT * FROM outbox WHERE event_id IS NULL ORDER BY position LIMIT $1", limit
+        )
+        deliveries = []
+        for row in rows:
+            patient = PatientKey(row["patient_key"])
+            key = await self._keys.get(patient)
+            content = key.open(bytes(row["sealed"]), place=f"outbox/{row['delivery_id']}")
+            deliveries.append(
+                Delivery(
+                    delivery_id=row["delivery_id"],
+                    room_id=row["room_id"],
+                    patient=patient,
+                    content=json.loads(content),
+                    created_at=from_ms(row["created_at"]),
+                )
+            )
+        return deliveries
+
+    async def delivered(self, delivery_id: str, event_id: str) -> None:
+        """The homeserver confirmed it: the event is in the room."""
+        await self._store.db.execute(
+            "UPDATE outbox SET event_id=$2 WHERE delivery_id=$1", delivery_id, event_id
+        )
+
+    async def counts(self) -> tuple[int, int]:
+        """How many deliveries were promised, and how many are in their rooms."""
+        row = await self._store.db.fetchrow(
+            "SELECT COUNT(*) AS promised, COUNT(event_id) AS delivered FROM outbox"
+        )
+        return (int(row["promised"]), int(row["delivered"])) if row else (0, 0)

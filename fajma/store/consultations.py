@@ -1,0 +1,192 @@
+"""Consultations, the clinicians in them, and which monitor was worn in which."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+from fajma.language import Language
+from fajma.store.database import Row, Store, from_ms, to_ms
+from fajma.vitals import DeviceId, PatientKey
+
+ConsultationId = NewType("ConsultationId", str)
+"""Identity of a consultation, 16 hex digits."""
+
+
+class Status(StrEnum):
+    """Where a consultation is in its life (the full state machine is a later issue)."""
+
+    OPENING = "opening"
+    OPEN = "open"
+
+
+@dataclass(frozen=True, slots=True)
+class Consultation:
+    """One consultation.
+
+    Attributes:
+        id: its identity.
+        patient: key of the patient record.
+        room_id: Matrix room, ``None`` until it exists.
+        status: see ``Status``.
+        language: language of the room and its alarms.
+        time_zone: IANA name; alarms state the time in it.
+        opened_at: aware UTC.
+        clinicians: Matrix user ids.
+    """
+
+    id: ConsultationId
+    patient: PatientKey
+    room_id: str | None
+    status: Status
+    language: Language
+    time_zone: str
+    opened_at: datetime
+    clinicians: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Wearing:
+    """Who wears a monitor."""
+
+    patient: PatientKey
+    consultation: ConsultationId
+
+
+class Consultations:
+    """Repository of consultations and device links."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def add(
+        self,
+        *,
+        patient: PatientKey,
+        clinicians: tuple[str, ...],
+        language: Language,
+        time_zone: str,
+        now: datetime,
+    ) -> Consultation:
+        """Keep a new consultation, without room yet."""
+        consultation = Consultation(
+            id=ConsultationId(secrets.token_hex(8)),
+            patient=patient,
+            room_id=None,
+            status=Status.OPENING,
+            language=language,
+            time_zone=time_zone,
+            opened_at=now,
+            clinicians=tuple(sorted(clinicians)),
+        )
+        async with self._store.transaction() as connection:
+            await connection.execute(
+                "INSERT INTO consultation (consultation_id, patient_key, status, language,"
+                " time_zone, opened_at) VALUES ($1, $2, $3, $4, $5, $6)",
+                consultation.id,
+                patient,
+                consultation.status.value,
+                language.value,
+                time_zone,
+                to_ms(now),
+            )
+            for account in consultation.clinicians:
+                await connection.execute(
+                    "INSERT INTO consultation_clinician (consultation_id, account) VALUES ($1, $2)",
+                    consultation.id,
+                    account,
+                )
+        return consultation
+
+    async def open_in(self, consultation: ConsultationId, room_id: str) -> None:
+        """The room exists: the consultation is open."""
+        await self._store.db.execute(
+            "UPDATE consultation SET room_id=$2, status=$3 WHERE consultation_id=$1",
+            consultation,
+            room_id,
+            Status.OPEN.value,
+        )
+
+    async def of_patient(self, patient: PatientKey) -> Consultation | None:
+        """The patient's newest consultation."""
+        row = await self._store.db.fetchrow(
+            "SELECT * FROM consultation WHERE patient_key=$1 ORDER BY opened_at DESC LIMIT 1",
+            patient,
+        )
+        return await self._consultation(row) if row else None
+
+    async def get(self, consultation: ConsultationId) -> Consultation | None:
+        """One consultation."""
+        row = await self._store.db.fetchrow(
+            "SELECT * FROM consultation WHERE consultation_id=$1", consultation
+        )
+        return await self._consultation(row) if row else None
+
+    async def in_room(self, room_id: str) -> Consultation | None:
+        """The consultation held in a room."""
+        row = await self._store.db.fetchrow("SELECT * FROM consultation WHERE room_id=$1", room_id)
+        return await self._consultation(row) if row else None
+
+    async def open_ones(self) -> list[Consultation]:
+        """Every consultation that has a room, oldest first."""
+        rows = await self._store.db.fetch(
+            "SELECT * FROM consultation WHERE status=$1 ORDER BY opened_at, consultation_id",
+            Status.OPEN.value,
+        )
+        return [await self._consultation(row) for row in rows]
+
+    async def link_device(
+        self, device: DeviceId, consultation: Consultation, *, now: datetime
+    ) -> None:
+        """From now on this patient wears the monitor; whoever wore it until now does not."""
+        async with self._store.transaction() as connection:
+            current = await connection.fetchrow(
+                "SELECT * FROM device_link WHERE device_id=$1 AND linked_to IS NULL", device
+            )
+            if current is not None:
+                if current["consultation_id"] == consultation.id:
+                    return
+                await connection.execute(
+                    "UPDATE device_link SET linked_to=$2 WHERE device_id=$1 AND linked_to IS NULL",
+                    device,
+                    to_ms(now),
+                )
+            await connection.execute(
+                "INSERT INTO device_link (device_id, consultation_id, patient_key, linked_from)"
+                " VALUES ($1, $2, $3, $4)",
+                device,
+                consultation.id,
+                consultation.patient,
+                to_ms(now),
+            )
+
+    async def wearing(self, device: DeviceId, at: datetime) -> Wearing | None:
+        """Who wore the monitor at that moment."""
+        row = await self._store.db.fetchrow(
+            "SELECT patient_key, consultation_id FROM device_link WHERE device_id=$1"
+            " AND linked_from<=$2 AND (linked_to IS NULL OR linked_to>$2)",
+            device,
+            to_ms(at),
+        )
+        if row is None:
+            return None
+        return Wearing(PatientKey(row["patient_key"]), ConsultationId(row["consultation_id"]))
+
+    async def _consultation(self, row: Row) -> Consultation:
+        clinicians = await self._store.db.fetch(
+            "SELECT account FROM consultation_clinician WHERE consultation_id=$1 ORDER BY account",
+            row["consultation_id"],
+        )
+        return Consultation(
+            id=ConsultationId(row["consultation_id"]),
+            patient=PatientKey(row["patient_key"]),
+            room_id=row["room_id"],
+            status=Status(row["status"]),
+            language=Language(row["language"]),
+            time_zone=row["time_zone"],
+            opened_at=from_ms(row["opened_at"]),
+            clinicians=tuple(entry["account"] for entry in clinicians),
+        )

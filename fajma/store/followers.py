@@ -1,0 +1,82 @@
+"""Cursors of those who follow the readings log, and what the publisher has published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mautrix.util.async_db import Connection
+
+from fajma.store.consultations import ConsultationId
+from fajma.store.database import Store
+
+
+class Followers:
+    """Repository of named cursors."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def position(self, name: str) -> int:
+        """Up to where a follower has come; 0 at the very start."""
+        value = await self._store.db.fetchval("SELECT position FROM follower WHERE name=$1", name)
+        return int(value or 0)
+
+    async def move(self, connection: Connection, name: str, position: int) -> None:
+        """Move a cursor, in the transaction that holds what was made of the readings."""
+        await connection.execute(
+            "INSERT INTO follower (name, position) VALUES ($1, $2)"
+            " ON CONFLICT (name) DO UPDATE SET position=$2",
+            name,
+            position,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What has been published of one consultation.
+
+    Attributes:
+        published: last log position whose batch is known to be in the room.
+        pending: last position of a batch that was sent without known outcome, or ``None``.
+        anchor_event: event of the day that batches refer to.
+        anchor_day: the day of that event, ``2026-11-22``.
+    """
+
+    published: int
+    pending: int | None
+    anchor_event: str | None
+    anchor_day: str | None
+
+
+class Feeds:
+    """Repository of the publisher's progress."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def get(self, consultation: ConsultationId) -> Feed:
+        """Progress of one consultation; nothing published at first."""
+        row = await self._store.db.fetchrow(
+            "SELECT * FROM feed WHERE consultation_id=$1", consultation
+        )
+        if row is None:
+            return Feed(published=0, pending=None, anchor_event=None, anchor_day=None)
+        return Feed(
+            published=row["published"],
+            pending=row["pending"],
+            anchor_event=row["anchor_event"],
+            anchor_day=row["anchor_day"],
+        )
+
+    async def put(self, consultation: ConsultationId, feed: Feed) -> None:
+        """Note progress."""
+        await self._store.db.execute(
+            "INSERT INTO feed (consultation_id, published, pending, anchor_event, anchor_day)"
+            " VALUES ($1, $2, $3, $4, $5) ON CONFLICT (consultation_id) DO UPDATE SET"
+            " published=$2, pending=$3, anchor_event=$4, anchor_day=$5",
+            consultation,
+            feed.published,
+            feed.pending,
+            feed.anchor_event,
+            feed.anchor_day,
+        )

@@ -1,0 +1,30 @@
+"""Every repository over one open database: what the parts of FAJMA are handed."""
+
+from __future__ import annotations
+
+from fajma.sealing import SiteKey
+from fajma.store.alarms import AlarmStates, Outbox
+from fajma.store.consultations import Consultations
+from fajma.store.database import Store
+from fajma.store.followers import Feeds, Followers
+from fajma.store.keys import PatientKeys
+from fajma.store.patients import Patients
+from fajma.store.quarantine import Quarantine
+from fajma.store.readings import Readings
+
+
+class Records:
+    """The repositories, sharing one database and one site key."""
+
+    def __init__(self, store: Store, site_key: SiteKey) -> None:
+        self.store = store
+        self.site_key = site_key
+        keys = PatientKeys(store, site_key)
+        self.patients = Patients(store, keys, site_key)
+        self.consultations = Consultations(store)
+        self.readings = Readings(store, keys)
+        self.quarantine = Quarantine(store, site_key.site)
+        self.followers = Followers(store)
+        self.feeds = Feeds(store)
+        self.alarm_states = AlarmStates(store, keys)
+        self.outbox = Outbox(store, keys)
