@@ -1,0 +1,372 @@
+"""What monitors say over MQTT, turned into readings; pure, no I/O.
+
+Only v1 (the devices in the field) is here. v2 (SenML-CBOR in COSE) gets its own functions below
+when our firmware is built. ``docs/wire.md`` states the rules for readers in other languages and
+``tests/samples/v1`` holds golden samples of each.
+
+The rule behind the details: a message is refused as a whole only when nobody can say whose it is,
+when it is from, or what it says. One bad value never hides the good ones beside it.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import ROUND_HALF_EVEN, Context, Decimal
+from enum import StrEnum
+from typing import Final
+
+from fajma.errors import BugError, DecodeError
+from fajma.vitals import MAX_DECIMALS, MEASURES, Clock, DeviceId, Kind, Reading
+
+V1_TOPIC: Final = "fajma/sensors/{device}"
+"""Where a v1 device publishes; ``device`` is its MAC address in any usual spelling."""
+
+MAX_PAYLOAD_BYTES: Final = 4096
+"""A v1 message is about 120 bytes; far above that it is not from a monitor."""
+
+MAX_DEPTH: Final = 8
+"""Brackets that may be open at once; a v1 message needs one."""
+
+UNIX_MS_FROM: Final = 1_000_000_000_000
+"""From here on a timestamp is Unix milliseconds (2001), below it is ``millis()`` since boot."""
+
+MAX_TIMESTAMP: Final = 2**53 - 1
+"""Largest integer that every JSON reader keeps exactly (RFC 8259, section 6)."""
+
+FUTURE_TOLERANCE: Final = timedelta(minutes=5)
+"""A device's clock may run ahead of ours by this much."""
+
+PAST_TOLERANCE: Final = timedelta(days=7)
+"""A device may deliver readings this old after an outage."""
+
+REQUIRED: Final = (Kind.HEART_RATE, Kind.SPO2, Kind.TEMPERATURE)
+"""Kinds that every v1 message should hold; blood pressure is optional."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND: Final = timedelta(milliseconds=1)
+_MAX_NUMBER_CHARS: Final = 32
+_HUGE_EXPONENT: Final = re.compile(r"[eE][+-]?0*[1-9][0-9]{3}")
+_MAX_DIGITS_BEFORE_POINT: Final = 10
+_NOT_BELIEVED: Final = Decimal("NaN")
+_ROUNDING: Final = Context(prec=28, rounding=ROUND_HALF_EVEN)
+_MAC: Final = re.compile(r"[0-9A-Fa-f]{2}([:-]?)[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}")
+_TOPIC_PREFIX: Final = V1_TOPIC.format(device="")
+# A string, left open or not, or a bare word that printf writes for a float that is no number.
+# Possessive, so that hostile input costs linear time.
+_STRING_OR_NONFINITE: Final = re.compile(
+    r'("(?:[^"\\]|\\.)*+"?)|(?<![\w.])[+-]?(?:nan|inf(?:inity)?)(?![\w.])',
+    re.IGNORECASE | re.ASCII | re.DOTALL,
+)
+_STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|[][{}]', re.DOTALL)
+
+
+class Reason(StrEnum):
+    """Why one value of a message was kept out."""
+
+    MISSING = "missing"
+    """A required value is absent or ``null``."""
+    NOT_A_NUMBER = "not_a_number"
+    """It is a text, a truth value, an object, NaN, infinity, or an endless row of digits."""
+    IMPLAUSIBLE_LOW = "implausible_low"
+    IMPLAUSIBLE_HIGH = "implausible_high"
+    INCONSISTENT = "inconsistent"
+    """Systolic is not above diastolic, so neither can be believed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One value that was kept out; the value itself is not carried, so this is safe to log."""
+
+    kind: Kind
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """What one message holds.
+
+    Attributes:
+        reading: the plausible values; at least one.
+        rejected: what was kept out, in the order of ``Kind``; often empty.
+    """
+
+    reading: Reading
+    rejected: tuple[Rejected, ...]
+
+
+class NoUsableValueError(DecodeError):
+    """The message is well formed and from the right device, but holds no plausible value.
+
+    Attributes:
+        rejected: why each value was kept out: a dying patient can look like this, so ingest must
+            not treat it as noise.
+    """
+
+    def __init__(self, rejected: tuple[Rejected, ...]) -> None:
+        super().__init__(
+            "The message holds no usable value: look at the patient, then at the probes.",
+            code="no_usable_value",
+        )
+        self.rejected = rejected
+
+
+def parse_device_id(text: str) -> DeviceId:
+    """Read a MAC address written ``A4:CF:12:F0:3B:7E``, ``a4-cf-12-f0-3b-7e`` or ``a4cf12f03b7e``.
+
+    Returns:
+        The address as twelve upper-case hex digits.
+
+    Raises:
+        DecodeError: ``bad_device`` when it is no MAC address.
+    """
+    if _MAC.fullmatch(text) is None:
+        raise DecodeError(
+            "This is not a device address: write its MAC address as twelve hex digits.",
+            code="bad_device",
+        )
+    return DeviceId(text.replace(":", "").replace("-", "").upper())
+
+
+def parse_topic(topic: str) -> DeviceId:
+    """The device that a v1 topic belongs to.
+
+    Raises:
+        DecodeError: ``bad_topic`` when the topic is not ``V1_TOPIC``, ``bad_device`` when it does
+            not end in a MAC address.
+    """
+    if not topic.startswith(_TOPIC_PREFIX):
+        raise DecodeError(
+            "The topic is not one of a v1 monitor: set it to fajma/sensors/ and the MAC address.",
+            code="bad_topic",
+        )
+    return parse_device_id(topic.removeprefix(_TOPIC_PREFIX))
+
+
+def decode_v1(topic: str, payload: bytes, received_at: datetime) -> Decoded:
+    """Turn one v1 message into a reading.
+
+    Keys that we do not know are ignored: devices in the field add their own (battery, firmware),
+    and refusing them would silence a monitor.
+
+    ``timestamp`` counts milliseconds since 1970 or since the device's start. A count since the
+    start says nothing about the date, and wraps after 49.7 days where it has 32 bits, so such a
+    reading is placed by its arrival. Placing a backlog by differences of uptime is a later issue.
+    A date more than 5 minutes ahead or 7 days behind our clock is a wrong clock: by arrival too.
+
+    Args:
+        topic: the MQTT topic it came on.
+        payload: the bytes as received.
+        received_at: aware time of arrival.
+
+    Returns:
+        The reading (times in UTC) and what was kept out of it.
+
+    Raises:
+        DecodeError: the message as a whole is unusable; ``code`` is ``bad_topic``, ``bad_device``,
+            ``too_large``, ``not_utf8``, ``too_deep``, ``not_json``, ``duplicate_key``,
+            ``not_object``, ``wrong_device``, ``bad_timestamp`` or ``no_usable_value`` (then a
+            ``NoUsableValueError``). The message never holds a value.
+        BugError: ``received_at`` has no time zone.
+    """
+    if received_at.tzinfo is None:
+        raise BugError("A time of arrival without a time zone was given.", code="naive_time")
+    device = parse_topic(topic)
+    message = _parse_object(payload)
+    _check_device(message.get("device_id"), device)
+    received_utc = received_at.astimezone(UTC)
+    measured_at, clock = _place(message.get("timestamp"), received_utc)
+    values, rejected = _sort_values(message)
+    if not values:
+        raise NoUsableValueError(rejected)
+    return Decoded(Reading(device, measured_at, received_utc, clock, values), rejected)
+
+
+def encode_v1(device: DeviceId, timestamp_ms: int, values: Mapping[Kind, Decimal]) -> bytes:
+    """Write a v1 message as a monitor does; a kind without a value is left out.
+
+    Args:
+        device: the monitor.
+        timestamp_ms: Unix milliseconds, or milliseconds since its start.
+        values: finite numbers, plausible or not (a simulator must be able to send nonsense).
+    """
+    # By hand, because json.dumps would turn each exact decimal into a float first.
+    fields = [f'"device_id":"{device}"', f'"timestamp":{timestamp_ms:d}']
+    fields += [f'"{kind}":{values[kind]:f}' for kind in Kind if kind in values]
+    return ("{" + ",".join(fields) + "}").encode()
+
+
+def _parse_object(payload: bytes) -> dict[str, object]:
+    """Read one JSON object; every fault gets its own code.
+
+    Raised outside the ``except`` blocks: the decoders' own errors carry pieces of the payload.
+    """
+    if len(payload) > MAX_PAYLOAD_BYTES:
+        raise DecodeError(
+            f"The message is longer than {MAX_PAYLOAD_BYTES} bytes: check what this device sends.",
+            code="too_large",
+        )
+    try:
+        text = payload.decode()
+    except UnicodeDecodeError:
+        text = None
+    if text is None:
+        raise DecodeError(
+            "The message is not UTF-8 text: check the device's firmware.", code="not_utf8"
+        )
+    if _depth_exceeds(text, MAX_DEPTH):
+        raise DecodeError(
+            f"The message nests deeper than {MAX_DEPTH} levels: check what this device sends.",
+            code="too_deep",
+        )
+    try:
+        message = json.loads(
+            _quote_nonfinite(text),
+            object_pairs_hook=_object_without_duplicates,
+            parse_float=_number,
+            parse_int=_number,
+        )
+    except json.JSONDecodeError:
+        parsed = False
+    else:
+        parsed = True
+    if not parsed:
+        raise DecodeError("The message is not JSON: check the device's firmware.", code="not_json")
+    if not isinstance(message, dict):
+        raise DecodeError(
+            "The message is not a JSON object: check the device's firmware.", code="not_object"
+        )
+    return message
+
+
+def _depth_exceeds(text: str, limit: int) -> bool:
+    """Whether brackets outside strings nest deeper than ``limit``.
+
+    Looked at before parsing, so that no message reaches the interpreter's recursion limit.
+    """
+    if text.count("{") + text.count("[") <= limit:
+        return False
+    depth = 0
+    for token in _STRING_OR_BRACKET.finditer(text):
+        if token[0] in "{[":
+            depth += 1
+            if depth > limit:
+                return True
+        elif token[0] in "}]":
+            depth -= 1
+    return False
+
+
+def _quote_nonfinite(text: str) -> str:
+    """Put bare ``nan`` and ``inf`` (any case or sign) in quotes, so that the rest can be read.
+
+    They are no JSON, but printf on a device writes them for a probe that is not connected; refusing
+    the message would hide the other values.
+    """
+    lowered = text.lower()
+    if "nan" not in lowered and "inf" not in lowered:
+        return text
+    return _STRING_OR_NONFINITE.sub(lambda found: found[1] or f'"{found[0]}"', text)
+
+
+def _object_without_duplicates(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """Build an object; a key given twice means that two readers could see two different values."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise DecodeError(
+            "The message states the same field twice: check the device's firmware.",
+            code="duplicate_key",
+        )
+    return found
+
+
+def _number(text: str) -> Decimal:
+    """Read a JSON number exactly; one that no monitor would write becomes NaN, at no cost."""
+    if len(text) > _MAX_NUMBER_CHARS or _HUGE_EXPONENT.search(text):
+        return _NOT_BELIEVED
+    return Decimal(text)
+
+
+def _check_device(stated: object, device: DeviceId) -> None:
+    """Refuse a message whose ``device_id`` is not the topic's: it smells of forgery."""
+    if (
+        not isinstance(stated, str)
+        or _MAC.fullmatch(stated) is None
+        or parse_device_id(stated) != device
+    ):
+        raise DecodeError(
+            "The message names another device than its topic: check the device's settings, and "
+            "that nobody sends in its name.",
+            code="wrong_device",
+        )
+
+
+def _place(timestamp: object, received_at: datetime) -> tuple[datetime, Clock]:
+    """When it was measured, and how we know."""
+    if (
+        not isinstance(timestamp, Decimal)
+        or not timestamp.is_finite()
+        or not 0 <= timestamp <= MAX_TIMESTAMP
+        or timestamp != int(timestamp)
+    ):
+        raise DecodeError(
+            "The message has no whole, positive timestamp in milliseconds: check the device's "
+            "firmware.",
+            code="bad_timestamp",
+        )
+    if timestamp < UNIX_MS_FROM:
+        return received_at, Clock.ARRIVAL
+    # Compared as durations, which cannot overflow as dates do.
+    since_epoch = timedelta(milliseconds=int(timestamp))
+    ahead = since_epoch - (received_at - _EPOCH)
+    if -PAST_TOLERANCE <= ahead <= FUTURE_TOLERANCE:
+        return _EPOCH + since_epoch, Clock.DEVICE
+    return received_at, Clock.WRONG
+
+
+def _sort_values(
+    message: Mapping[str, object],
+) -> tuple[dict[Kind, Decimal], tuple[Rejected, ...]]:
+    """Part the plausible values from the others."""
+    values: dict[Kind, Decimal] = {}
+    reasons: dict[Kind, Reason] = {}
+    for kind in Kind:
+        # A key with null says "no value", like a key that is absent.
+        stated = message.get(kind)
+        if stated is None:
+            if kind in REQUIRED:
+                reasons[kind] = Reason.MISSING
+            continue
+        judged = _judge(kind, stated)
+        if isinstance(judged, Reason):
+            reasons[kind] = judged
+        else:
+            values[kind] = judged
+    if (
+        Kind.SYSTOLIC in values
+        and Kind.DIASTOLIC in values
+        and values[Kind.SYSTOLIC] <= values[Kind.DIASTOLIC]
+    ):
+        for kind in (Kind.SYSTOLIC, Kind.DIASTOLIC):
+            del values[kind]
+            reasons[kind] = Reason.INCONSISTENT
+    return values, tuple(Rejected(kind, reasons[kind]) for kind in Kind if kind in reasons)
+
+
+def _judge(kind: Kind, stated: object) -> Decimal | Reason:
+    """The value, rounded to ``MAX_DECIMALS`` (half to even), or why it is kept out."""
+    if not isinstance(stated, Decimal) or not stated.is_finite():
+        return Reason.NOT_A_NUMBER
+    value = stated
+    if stated.adjusted() < _MAX_DIGITS_BEFORE_POINT:
+        decimals = min(max(-int(stated.as_tuple().exponent), 0), MAX_DECIMALS)
+        value = stated.quantize(Decimal(1).scaleb(-decimals), context=_ROUNDING)
+    measure = MEASURES[kind]
+    if value < measure.lowest:
+        return Reason.IMPLAUSIBLE_LOW
+    if value > measure.highest:
+        return Reason.IMPLAUSIBLE_HIGH
+    return value
