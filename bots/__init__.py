@@ -1,0 +1,1 @@
+"""Bots speak in rooms under their own Matrix accounts."""

@@ -1,0 +1,1 @@
+"""Alarms: pure decisions (alarm), their words (text), their delivery (engine, bot)."""

@@ -1,0 +1,213 @@
+"""The words of an alarm: what a clinician reads on a phone at three in the morning.
+
+Urgency comes first, then where to go, then what is wrong: a notification may cut off the rest.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta, tzinfo
+from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from enum import StrEnum
+from html import escape
+from typing import Final
+from zoneinfo import ZoneInfo
+
+from babel.numbers import format_decimal
+
+from bots.alerts.alarm import Decision, Direction, Limit, Priority, Reason
+from fajma.errors import BugError
+from fajma.language import Language, translator
+from fajma.vitals import Kind
+
+MAX_BED: Final = 32
+"""Longest bed that is shown whole, in characters."""
+
+MAX_INITIALS: Final = 12
+"""Longest initials that are shown whole, in characters."""
+
+_SEPARATOR: Final = " · "
+_NO_BREAK: Final = "\N{NO-BREAK SPACE}"  # at the end of a line a number keeps its unit and sign
+_ISOLATE: Final = "\N{FIRST STRONG ISOLATE}"
+_END_ISOLATE: Final = "\N{POP DIRECTIONAL ISOLATE}"
+_RIGHT_TO_LEFT: Final = frozenset({"R", "AL", "AN"})
+_TENTH: Final = Decimal("0.1")
+
+
+class Signal(StrEnum):
+    """How far the monitor trusts its own signal; monitors of version 1 do not say."""
+
+    GOOD = "good"
+    POOR = "poor"
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A message in the two forms that Matrix carries.
+
+    Attributes:
+        body: plain text, one line.
+        html: the same words for ``formatted_body``, in tags every client shows.
+    """
+
+    body: str
+    html: str
+
+
+def render(
+    decision: Decision,
+    *,
+    bed: str,
+    initials: str,
+    language: Language,
+    zone: str,
+    signal: Signal | None = None,
+) -> Text:
+    """Put an announced decision into words.
+
+    Args:
+        decision: a start, a worsening or a recovery.
+        bed: the bed's number or name as staff typed it, without the word "bed"; not trusted.
+        initials: the patient's initials as staff typed them; not trusted.
+        language: of the room.
+        zone: name of the room's time zone, e.g. ``Africa/Abidjan``. An unknown one shows UTC and
+            says so: a bad setting must not cost an alarm.
+        signal: quality of the signal; left out of the text where unknown.
+
+    Raises:
+        BugError: ``decision_silent``, the decision is not one to announce.
+    """
+    if not decision.announce:
+        raise BugError("Only render decisions that are announced.", code="decision_silent")
+    _ = translator(language).gettext
+    where = _("Bed {bed}").format(bed=_untrusted(bed, MAX_BED))
+    where = f"{where} {_untrusted(initials, MAX_INITIALS)}"
+    measured = _measured(decision, language)
+    time = _clock_time(decision.measured_at, zone)
+    if decision.reason is Reason.RECOVERED:
+        return _joined((_("END OF ALARM"), ""), ("", where), (measured, ""), ("", time))
+    quality = [("", _signal(signal, _))] if signal is not None else []
+    return _joined(
+        (_title(decision.priority, _), ""),
+        ("", where),
+        (measured, f" ({_broken_limit(decision, language)})"),
+        *quality,
+        ("", time),
+        (_("See the patient"), ""),
+    )
+
+
+def room_notice(language: Language) -> Text:
+    """What is said once in each room before the first alarm: what FAJMA is not."""
+    _ = translator(language).gettext
+    return _joined(
+        (_("Alarms in this room are a secondary notification."), ""),
+        ("", _("FAJMA is investigational and not a certified medical device.")),
+        ("", _("It must never be the only monitoring of a patient.")),
+        separator=" ",
+    )
+
+
+def _joined(*parts: tuple[str, str], separator: str = _SEPARATOR) -> Text:
+    """Parts made of a bold text and a plain one; either may be empty."""
+    body = separator.join(bold + plain for bold, plain in parts)
+    html = separator.join(
+        (f"<strong>{escape(bold)}</strong>" if bold else "") + escape(plain)
+        for bold, plain in parts
+    )
+    return Text(body, html)
+
+
+def _title(priority: Priority, _: Callable[[str], str]) -> str:
+    # "HIGH ALARM" could be read as "value too high", so English says what is high.
+    if priority is Priority.HIGH:
+        return _("HIGH PRIORITY ALARM")
+    return _("MEDIUM PRIORITY ALARM")
+
+
+def _signal(signal: Signal, _: Callable[[str], str]) -> str:
+    return _("good signal") if signal is Signal.GOOD else _("poor signal")
+
+
+def _measured(decision: Decision, language: Language) -> str:
+    """Kind, value and unit: ``SpO2 86 %``.
+
+    The abbreviations are those of monitors and charts, which are read faster than words. Blood
+    pressure is spelled out: the French "PAS" for systolic pressure also means "not".
+    """
+    _ = translator(language).gettext
+    label, unit = {
+        Kind.HEART_RATE: (_("HR"), "/min"),
+        Kind.SPO2: (_("SpO2"), "%"),
+        Kind.TEMPERATURE: (_("Temp"), "°C"),
+        Kind.SYSTOLIC: (_("Systolic BP"), "mmHg"),
+        Kind.DIASTOLIC: (_("Diastolic BP"), "mmHg"),
+    }[decision.kind]
+    rounding = ROUND_HALF_EVEN
+    if decision.reason is not Reason.RECOVERED:
+        # Away from the limit, so that no text ever says "38.5 °C (> 38.5)".
+        rounding = ROUND_FLOOR if decision.direction is Direction.LOW else ROUND_CEILING
+    value = _number(decision.value.quantize(_TENTH, rounding), decision.kind, language)
+    return f"{label} {value}{_NO_BREAK}{unit}"
+
+
+def _broken_limit(decision: Decision, language: Language) -> str:
+    """The limit, and for how long it has been broken: ``< 90 for 20 s``."""
+    _ = translator(language).gettext
+    limit = _written(decision.limit, decision.kind, language)
+    lasted = round((decision.measured_at - decision.since) / timedelta(seconds=1))
+    if lasted <= 0:
+        return limit
+    minute = 60
+    duration = (
+        f"{lasted}{_NO_BREAK}s" if lasted < minute else f"{round(lasted / minute)}{_NO_BREAK}min"
+    )
+    return _("{limit} for {duration}").format(limit=limit, duration=duration)
+
+
+def _written(limit: Limit, kind: Kind, language: Language) -> str:
+    return f"{limit.comparison}{_NO_BREAK}{_number(limit.threshold, kind, language)}"
+
+
+def _number(value: Decimal, kind: Kind, language: Language) -> str:
+    # Clinicians write temperatures with one decimal, also when it is zero.
+    pattern = "0.0###" if kind is Kind.TEMPERATURE else "0.####"
+    return format_decimal(value, format=pattern, locale=language.value)
+
+
+def _clock_time(moment: datetime, zone: str) -> str:
+    """Time of day and offset, so that a partner hospital reads it right: ``14:02 UTC+0``."""
+    local = moment.astimezone(_zone(zone))
+    minutes = round((local.utcoffset() or timedelta()) / timedelta(minutes=1))
+    hours, rest = divmod(abs(minutes), 60)
+    sign = "-" if minutes < 0 else "+"
+    offset = f"{hours}:{rest:02}" if rest else f"{hours}"
+    return f"{local:%H:%M} UTC{sign}{offset}"
+
+
+def _zone(name: str) -> tzinfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # what zoneinfo raises for names that are none
+        return UTC
+
+
+def _untrusted(text: str, longest: int) -> str:
+    """Typed text, made unable to disturb the alarm around it.
+
+    Control, format and bidirectional characters, and our separator, are dropped; blanks are one
+    space; what runs from right to left is isolated. A long text loses its middle, for beds often
+    differ only at the end. Empty becomes ``?``.
+    """
+    normal = unicodedata.normalize("NFC", text)
+    spaced = (" " if c.isspace() or c == _SEPARATOR.strip() else c for c in normal)
+    shown = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
+    words = " ".join(shown.split())
+    if len(words) > longest:
+        head = longest // 2
+        words = f"{words[:head]}…{words[head + 1 - longest :]}"
+    if any(unicodedata.bidirectional(c) in _RIGHT_TO_LEFT for c in words):
+        return f"{_ISOLATE}{words}{_END_ISOLATE}"
+    return words or "?"

@@ -1,0 +1,350 @@
+"""The words of alarms, and the languages they are written in."""
+
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from html.parser import HTMLParser
+from pathlib import Path
+from string import Formatter
+
+import pytest
+from babel.messages.catalog import Catalog
+from babel.messages.extract import extract_from_dir
+from babel.messages.pofile import read_po
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bots.alerts.alarm import (
+    DEFAULT_LIMITS,
+    AlarmId,
+    Comparison,
+    Decision,
+    Limit,
+    Priority,
+    Reason,
+)
+from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, render, room_notice
+from fajma.errors import BugError
+from fajma.language import DEFAULT_LANGUAGE, Language, translator
+from fajma.vitals import Kind
+
+ROOT = Path(__file__).parents[2]
+FRENCH, ENGLISH = Language.FRENCH, Language.ENGLISH
+NB = "\N{NO-BREAK SPACE}"
+ISOLATES = {"\N{FIRST STRONG ISOLATE}", "\N{POP DIRECTIONAL ISOLATE}"}
+NOW = datetime(2026, 3, 1, 14, 2, 31, tzinfo=UTC)
+
+
+def decision(
+    kind: Kind = Kind.SPO2,
+    value: str = "86",
+    limit: Limit = DEFAULT_LIMITS[Kind.SPO2][0][1],
+    *,
+    reason: Reason = Reason.STARTED,
+    lasted: float = 20,
+) -> Decision:
+    return Decision(
+        reason=reason,
+        kind=kind,
+        direction=limit.direction,
+        priority=limit.priority,
+        value=Decimal(value),
+        limit=limit,
+        alarm_id=AlarmId("spo2-low-4711"),
+        since=NOW - timedelta(seconds=lasted),
+        measured_at=NOW,
+    )
+
+
+def say(
+    told: Decision,
+    *,
+    bed: str = "4",
+    initials: str = "A.D.",
+    language: Language = FRENCH,
+    zone: str = "Africa/Abidjan",
+    signal: Signal | None = None,
+) -> Text:
+    return render(told, bed=bed, initials=initials, language=language, zone=zone, signal=signal)
+
+
+class _Words(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.text = ""
+        self.tags: set[str] = set()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert attrs == []
+        self.tags.add(tag)
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def words_of(html: str) -> _Words:
+    words = _Words()
+    words.feed(html)
+    words.close()
+    return words
+
+
+# What is said
+
+
+def test_a_start_is_told_in_french_with_priority_and_bed_first() -> None:
+    assert say(decision()).body == (
+        f"ALARME HAUTE · Lit 4 A.D. · SpO2 86{NB}% (<{NB}90 depuis 20{NB}s) · 14:02 UTC+0 · "
+        "Voir le patient"
+    )
+
+
+def test_a_start_is_told_in_english() -> None:
+    assert say(decision(), language=ENGLISH).body == (
+        f"HIGH PRIORITY ALARM · Bed 4 A.D. · SpO2 86{NB}% (<{NB}90 for 20{NB}s) · 14:02 UTC+0 · "
+        "See the patient"
+    )
+
+
+def test_the_html_says_the_same_with_what_matters_in_bold() -> None:
+    assert say(decision()).html == (
+        f"<strong>ALARME HAUTE</strong> · Lit 4 A.D. · <strong>SpO2 86{NB}%</strong> "
+        f"(&lt;{NB}90 depuis 20{NB}s) · 14:02 UTC+0 · <strong>Voir le patient</strong>"
+    )
+
+
+def test_a_worsening_is_told_like_a_start() -> None:
+    assert say(decision(reason=Reason.WORSENED)) == say(decision())
+
+
+def test_the_end_is_told_with_the_value_and_without_a_limit() -> None:
+    end = decision(value="97", reason=Reason.RECOVERED)
+
+    assert say(end).body == f"FIN D'ALARME · Lit 4 A.D. · SpO2 97{NB}% · 14:02 UTC+0"
+    assert say(end, language=ENGLISH).body == (
+        f"END OF ALARM · Bed 4 A.D. · SpO2 97{NB}% · 14:02 UTC+0"
+    )
+
+
+def test_a_medium_alarm_names_its_priority_and_the_limit_that_is_broken() -> None:
+    told = decision(Kind.HEART_RATE, "128", Limit(Comparison.ABOVE, Decimal(120), Priority.MEDIUM))
+
+    assert say(told).body.startswith(
+        f"ALARME MOYENNE · Lit 4 A.D. · FC 128{NB}/min (>{NB}120 depuis"
+    )
+    assert say(told, language=ENGLISH).body.startswith(
+        f"MEDIUM PRIORITY ALARM · Bed 4 A.D. · HR 128{NB}/min (>{NB}120 for"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "french", "english"),
+    [
+        (Kind.HEART_RATE, "135", f"FC 135{NB}/min", f"HR 135{NB}/min"),
+        (Kind.SPO2, "86", f"SpO2 86{NB}%", f"SpO2 86{NB}%"),
+        (Kind.TEMPERATURE, "39", f"T° 39,0{NB}°C", f"Temp 39.0{NB}°C"),
+        (Kind.SYSTOLIC, "225", f"TA systolique 225{NB}mmHg", f"Systolic BP 225{NB}mmHg"),
+        (Kind.DIASTOLIC, "115", f"TA diastolique 115{NB}mmHg", f"Diastolic BP 115{NB}mmHg"),
+    ],
+)
+def test_each_kind_has_its_clinical_name_and_unit(
+    kind: Kind, value: str, french: str, english: str
+) -> None:
+    told = decision(kind, value, Limit(Comparison.AT_LEAST, Decimal(1), Priority.HIGH))
+
+    assert f" · {french} (" in say(told).body
+    assert f" · {english} (" in say(told, language=ENGLISH).body
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [("38.5625", "38,6"), ("38.51", "38,6"), ("38.6", "38,6"), ("39.00", "39,0")],
+)
+def test_a_value_above_its_limit_is_never_rounded_onto_it(value: str, shown: str) -> None:
+    (limit,) = DEFAULT_LIMITS[Kind.TEMPERATURE][1]
+    assert (
+        f"T° {shown}{NB}°C (>{NB}38,5 depuis" in say(decision(Kind.TEMPERATURE, value, limit)).body
+    )
+
+
+def test_a_value_below_its_limit_is_never_rounded_onto_it() -> None:
+    assert f"SpO2 89,9{NB}% (<{NB}90 depuis" in say(decision(value="89.96")).body
+
+
+@pytest.mark.parametrize(
+    ("lasted", "shown"),
+    [
+        (0.4, None),
+        (-5, None),
+        (1, f"1{NB}s"),
+        (59.4, f"59{NB}s"),
+        (59.6, f"1{NB}min"),
+        (170, f"3{NB}min"),
+        (7200, f"120{NB}min"),
+    ],
+)
+def test_how_long_it_lasts_is_rounded_and_left_out_when_it_has_just_begun(
+    lasted: float, shown: str | None
+) -> None:
+    body = say(decision(lasted=lasted)).body
+    expected = f"(<{NB}90)" if shown is None else f"(<{NB}90 depuis {shown})"
+    assert expected in body
+
+
+@pytest.mark.parametrize(
+    ("zone", "shown"),
+    [
+        ("Africa/Abidjan", "14:02 UTC+0"),
+        ("Europe/Paris", "15:02 UTC+1"),
+        ("America/Martinique", "10:02 UTC-4"),
+        ("Asia/Kolkata", "19:32 UTC+5:30"),
+        ("America/St_Johns", "10:32 UTC-3:30"),
+        ("Nowhere/At_All", "14:02 UTC+0"),
+        ("../etc/passwd", "14:02 UTC+0"),
+        ("", "14:02 UTC+0"),
+    ],
+)
+def test_the_time_is_local_with_its_offset_and_utc_where_the_zone_is_unknown(
+    zone: str, shown: str
+) -> None:
+    assert f" · {shown} · " in say(decision(), zone=zone).body
+
+
+def test_summer_time_is_that_of_the_measurement() -> None:
+    told = replace(decision(), measured_at=datetime(2026, 7, 1, 14, 2, tzinfo=UTC))
+    assert " · 16:02 UTC+2 · " in say(told, zone="Europe/Paris").body
+
+
+def test_the_quality_of_the_signal_is_shown_where_it_is_known() -> None:
+    assert "s) · signal bon · 14:02" in say(decision(), signal=Signal.GOOD).body
+    assert "s) · poor signal · 14:02" in say(decision(), signal=Signal.POOR, language=ENGLISH).body
+
+
+@pytest.mark.parametrize("reason", [r for r in Reason if not decision(reason=r).announce])
+def test_a_decision_that_is_not_announced_has_no_words(reason: Reason) -> None:
+    with pytest.raises(BugError, match="announced"):
+        say(decision(reason=reason))
+
+
+# What staff typed is not trusted
+
+
+def test_typed_text_cannot_become_html() -> None:
+    told = say(decision(), bed="<b>4</b>", initials='&"D')
+    assert "Lit &lt;b&gt;4&lt;/b&gt; &amp;&quot;D · " in told.html
+    assert 'Lit <b>4</b> &"D · ' in told.body
+
+
+@pytest.mark.parametrize(
+    ("bed", "shown"),
+    [
+        ("4\u202e2", "42"),
+        ("4\x00\x1b[31m", "4[31m"),
+        ("4\n\n FIN", "4 FIN"),
+        ("4\u200b\u00ad\ufeff", "4"),
+        ("4 · FIN D'ALARME", "4 FIN D'ALARME"),
+        ("  4\u2003B  ", "4 B"),
+        ("e\u0301", "é"),
+        ("", "?"),
+        ("\u202e", "?"),
+        ("\u05d0\u05d1 3", "\u2068\u05d0\u05d1 3\u2069"),
+    ],
+)
+def test_characters_that_could_disturb_the_line_are_taken_out_of_typed_text(
+    bed: str, shown: str
+) -> None:
+    assert say(decision(), bed=bed).body.split(" · ")[1] == f"Lit {shown} A.D."
+
+
+def test_a_long_bed_loses_its_middle_and_keeps_the_number_at_its_end() -> None:
+    shown = say(decision(), bed="Réanimation polyvalente, chambre double, lit 12").body
+    bed = shown.split(" · ")[1].removeprefix("Lit ").removesuffix(" A.D.")
+    assert bed == "Réanimation poly… double, lit 12"
+    assert len(bed) == MAX_BED
+
+
+@settings(deadline=None)
+@given(st.text(max_size=80), st.text(max_size=80), st.sampled_from(Language))
+def test_no_typed_text_changes_the_rest_of_the_line(
+    bed: str, initials: str, language: Language
+) -> None:
+    plain = say(decision(), language=language)
+    told = say(decision(), bed=bed, initials=initials, language=language)
+    parts, expected = told.body.split(" · "), plain.body.split(" · ")
+
+    assert parts[:1] + parts[2:] == expected[:1] + expected[2:]
+    assert {c for c in told.body if unicodedata.category(c)[0] == "C"} <= ISOLATES
+    assert len(parts[1]) <= len("Bed  ") + MAX_BED + MAX_INITIALS + 4
+    read = words_of(told.html)
+    assert read.text == told.body
+    assert read.tags == {"strong"}
+
+
+# The notice of a room
+
+
+def test_a_room_is_told_once_what_fajma_is_not() -> None:
+    french, english = room_notice(FRENCH), room_notice(ENGLISH)
+
+    for phrase in ("secondary notification", "investigational", "not a certified", "only monitor"):
+        assert phrase in english.body
+    for phrase in ("notification secondaire", "expérimental", "certifié", "seule surveillance"):
+        assert phrase in french.body
+    assert words_of(french.html).text == french.body
+
+
+# The languages
+
+
+def messages_in_the_code() -> Iterator[str]:
+    for package in ("fajma", "appservice", "bridges", "bots", "console"):
+        for _, _, message, _, _ in extract_from_dir(ROOT / package, [("**.py", "python")]):
+            yield from message if isinstance(message, tuple) else (message,)
+
+
+@pytest.fixture(scope="module")
+def french() -> Catalog:
+    with (ROOT / "fajma" / "locale" / "fr.po").open("rb") as source:
+        return read_po(source, locale="fr", abort_invalid=True)
+
+
+def forms(text: object) -> tuple[str, ...]:
+    """A message or a translation as its forms: one, or one per plural."""
+    found = (text,) if isinstance(text, str) else text
+    assert isinstance(found, list | tuple)
+    return tuple(found)
+
+
+def fields(text: str) -> set[str]:
+    return {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+
+
+def test_every_message_in_the_code_has_a_french_translation(french: Catalog) -> None:
+    used = set(messages_in_the_code())
+    translated = {form for m in french if m.id and all(forms(m.string)) for form in forms(m.id)}
+
+    assert "Bed {bed}" in used, "messages are found at all"
+    assert sorted(used - translated) == []
+
+
+def test_every_translation_is_used_and_none_is_fuzzy(french: Catalog) -> None:
+    known = {form for message in french if message.id for form in forms(message.id)}
+
+    assert sorted(known - set(messages_in_the_code())) == []
+    assert [message.id for message in french if message.id and message.fuzzy] == []
+
+
+def test_translations_have_the_placeholders_of_their_message(french: Catalog) -> None:
+    for message in french:
+        if message.id:
+            for string in forms(message.string):
+                assert fields(string) == fields(forms(message.id)[-1]), message.id
+
+
+def test_french_is_spoken_where_nothing_is_said_and_english_is_the_message_itself() -> None:
+    assert DEFAULT_LANGUAGE is FRENCH
+    assert translator().gettext("See the patient") == "Voir le patient"
+    assert translator(ENGLISH).gettext("See the patient") == "See the patient"
+    assert translator(FRENCH).gettext("never translated") == "never translated"
