@@ -1,0 +1,1 @@
+"""The Matrix side: people, consultation rooms, encryption, the API for hospital software."""

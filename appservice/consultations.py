@@ -1,0 +1,132 @@
+"""Opening a consultation: record, room, first messages, monitor. Safe to repeat after a crash."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from datetime import datetime
+
+import structlog
+
+from appservice.rooms import room_request
+from appservice.service import MatrixService
+from fajma.config import Settings
+from fajma.errors import InputError
+from fajma.events import CONSULTATION, MESSAGE
+from fajma.language import Language, translator
+from fajma.store import Records, to_ms
+from fajma.store.consultations import Consultation
+from fajma.store.patients import Patient
+from fajma.vitals import DeviceId
+
+log = structlog.get_logger()
+
+
+class ConsultationService:
+    """Opens consultations; what the REST API and, later, the bot's commands call."""
+
+    def __init__(self, settings: Settings, records: Records, matrix: MatrixService) -> None:
+        self._settings = settings
+        self._records = records
+        self._matrix = matrix
+        self._one_at_a_time = asyncio.Lock()
+
+    async def open(
+        self,
+        *,
+        number: str,
+        initials: str,
+        bed: str,
+        patient_account: str | None,
+        clinicians: Sequence[str],
+        device: DeviceId | None,
+        language: Language | None,
+        now: datetime,
+    ) -> Consultation:
+        """Open the patient's consultation, or complete the one that is open.
+
+        Args:
+            number: record number of the patient; the record is made if it is new.
+            initials: shown in alarms.
+            bed: shown in alarms.
+            patient_account: Matrix user id of the patient, if there is one.
+            clinicians: Matrix user ids, at least one.
+            device: the monitor that the patient wears from now on.
+            language: of the room; the site's where ``None``.
+            now: aware UTC.
+
+        Raises:
+            InputError: no clinician, or an account that is not a Matrix user id.
+        """
+        if not clinicians:
+            raise InputError("name at least one clinician", code="no_clinician")
+        async with self._one_at_a_time:
+            patient = await self._records.patients.by_number(number)
+            if patient is None:
+                patient = await self._records.patients.add(
+                    number=number, initials=initials, bed=bed, account=patient_account
+                )
+            consultation = await self._records.consultations.of_patient(patient.key)
+            if consultation is None:
+                consultation = await self._records.consultations.add(
+                    patient=patient.key,
+                    clinicians=tuple(clinicians),
+                    language=language or self._settings.site.language,
+                    time_zone=self._settings.site.time_zone,
+                    now=now,
+                )
+            room_id = consultation.room_id
+            if room_id is None:
+                room_id = await self._make_room(consultation, patient)
+            if device is not None:
+                await self._records.consultations.link_device(device, consultation, now=now)
+        opened = await self._records.consultations.get(consultation.id)
+        if opened is None:  # nothing deletes consultations
+            raise InputError("the consultation was removed meanwhile", code="consultation_gone")
+        return opened
+
+    async def _make_room(self, consultation: Consultation, patient: Patient) -> str:
+        matrix = self._matrix
+        request = room_request(
+            name=f"Consultation {consultation.id[:4].upper()}",
+            creator=matrix.host.mxid,
+            bots=(matrix.vitals.mxid, matrix.alerts_mxid),
+            clinicians=consultation.clinicians,
+            patient=patient.account,
+            room_version=self._settings.homeserver.room_version,
+        )
+        room_id = await matrix.create_room(request)
+        await matrix.host.set_state(
+            room_id,
+            CONSULTATION,
+            "",
+            {
+                "version": 1,
+                "status": "open",
+                "patient": patient.key,
+                "clinicians": list(consultation.clinicians),
+                "time_zone": consultation.time_zone,
+                "language": consultation.language.value,
+                "since": to_ms(consultation.opened_at),
+            },
+        )
+        await matrix.host.send(
+            room_id,
+            MESSAGE,
+            {"msgtype": "m.notice", "body": welcome(consultation.language)},
+            transaction_id=f"welcome-{consultation.id}",
+        )
+        # Last, so that a room without its first messages counts as not there.
+        await self._records.consultations.open_in(consultation.id, room_id)
+        log.info("consultation_opened", consultation=consultation.id, room=room_id)
+        return room_id
+
+
+def welcome(language: Language) -> str:
+    """The first message of every consultation room."""
+    _ = translator(language).gettext
+    return _(
+        "This consultation is end-to-end encrypted. Vitals and alarms that appear here are a"
+        " secondary, investigational notification, not a certified medical device: never rely on"
+        " them as the only monitoring."
+    )

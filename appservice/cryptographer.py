@@ -1,0 +1,204 @@
+"""mautrix's OlmMachine with what FAJMA needs besides. Everything that touches libolm is here.
+
+Added: encrypted state events (MSC4362), one lock per room around sharing and encrypting, a word to
+those who must know when the trusted devices of a person change, and a recovery key that is on disk
+before the identity it opens is on the server.
+
+The rule for keys: a room key goes to a device only if it is signed by its owner's cross-signing
+identity, and only while that identity is the one first met (mautrix calls this cross-signed-tofu).
+The acceptance of changed identities by clinicians is a later issue and has its place in
+``fajma/trust.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from mautrix.client import Client
+from mautrix.crypto import OlmMachine, OutboundGroupSession, PgCryptoStore, RejectKeyShare
+from mautrix.crypto.cross_signing_key import CrossSigningSeeds
+from mautrix.crypto.ssss.key import Key as SecretStorageKey
+from mautrix.types import (
+    DeviceID,
+    DeviceIdentity,
+    DeviceLists,
+    RequestedKeyInfo,
+    RoomID,
+    TrustState,
+    UserID,
+)
+
+from appservice.state import RoomState
+from fajma.errors import BugError, InputError
+
+ALGORITHM = "m.megolm.v1.aes-sha2"
+
+TrustChanged = Callable[[UserID], Awaitable[None]]
+
+
+class Cryptographer(OlmMachine):
+    """The encryption machine of one Matrix user of ours.
+
+    Args:
+        client: the user's client, whose device is set.
+        store: where its keys are.
+        state: who is in which room.
+        never_for: users that never get room keys (our other senders, who have no need of them).
+        trust_changed: called with a person whose set of trusted devices has changed, after the
+            sessions of shared rooms were dropped.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        store: PgCryptoStore,
+        state: RoomState,
+        *,
+        never_for: Collection[str],
+        trust_changed: TrustChanged,
+    ) -> None:
+        super().__init__(client, store, state)
+        self.send_keys_min_trust = TrustState.CROSS_SIGNED_TOFU
+        self.allow_key_share = self._refuse_key_request
+        # We never read our own messages back, so we keep no key that could.
+        self.dont_store_outbound_keys = True
+        self._state = state
+        self._never_for = frozenset(never_for)
+        self._trust_changed = trust_changed
+        self._room_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+
+    async def encrypt(
+        self,
+        room_id: str,
+        event_type: str,
+        content: Mapping[str, Any],
+        *,
+        state_key: str | None = None,
+    ) -> dict[str, Any]:
+        """Encrypt one event for the trusted devices of everyone in a room.
+
+        Args:
+            room_id: the room.
+            event_type: type inside the encryption.
+            content: content inside the encryption; a relation is copied outside, as the
+                specification wants (client-server API, "m.room.encrypted").
+            state_key: for a state event; it becomes part of the plaintext (MSC4362).
+
+        Returns:
+            Content of the ``m.room.encrypted`` event.
+        """
+        async with self._room_locks[room_id]:
+            session = await self._usable_session(RoomID(room_id))
+            plain: dict[str, Any] = {"room_id": room_id, "type": event_type, "content": content}
+            if state_key is not None:
+                plain["state_key"] = state_key
+            ciphertext = session.encrypt(json.dumps(plain))  # type: ignore[no-untyped-call]
+            # On disk before it is sent: a message index must never be used twice.
+            await self.crypto_store.update_outbound_group_session(session)
+        encrypted: dict[str, Any] = {
+            "algorithm": ALGORITHM,
+            "ciphertext": ciphertext,
+            "session_id": session.id,
+            "sender_key": self.own_identity.identity_key,
+            "device_id": self.client.device_id,
+        }
+        if "m.relates_to" in content:
+            encrypted["m.relates_to"] = content["m.relates_to"]
+        return encrypted
+
+    async def handle_device_lists(self, device_lists: DeviceLists) -> None:
+        """Fetch the keys of people whose devices changed; tell if the trusted ones did.
+
+        mautrix drops a session when a device appears or disappears. A device that becomes signed
+        (a phone just verified) or loses its signature changes nothing in the list, so this looks
+        at trust itself.
+        """
+        known = await self.crypto_store.filter_tracked_users(device_lists.changed)
+        before = {user: await self._trusted_devices(user) for user in known}
+        await super().handle_device_lists(device_lists)
+        for user in known:
+            if await self._trusted_devices(user) != before[user]:
+                rooms = await self.state_store.find_shared_rooms(user)
+                await self.crypto_store.remove_outbound_group_sessions(rooms)
+                await self._trust_changed(user)
+
+    async def refresh(self, users: Collection[str]) -> None:
+        """Look at the devices of these users afresh (after a time in which we heard nothing)."""
+        await self.handle_device_lists(DeviceLists(changed=[UserID(user) for user in users]))
+
+    async def sign_ourselves(self, recovery_key_file: Path) -> None:
+        """Have a cross-signing identity, and our device signed by it. Idempotent.
+
+        The recovery key is written before the identity is uploaded, so that no crash leaves an
+        identity behind that nobody can open.
+
+        Raises:
+            InputError: the account already has an identity and the recovery key is missing or is
+                not its key; it is never replaced silently.
+        """
+        mxid = UserID(self.client.mxid)
+        await self._fetch_keys([mxid], include_untracked=True)
+        identity = await self.get_own_cross_signing_public_keys()
+        if identity is None:
+            key = SecretStorageKey.generate()
+            _write_secret(recovery_key_file, key.recovery_key)
+            await self.ssss.set_key_data(key.id, key.metadata)
+            seeds = CrossSigningSeeds.generate()
+            await self._upload_cross_signing_keys_to_ssss(key, seeds)
+            await self._publish_cross_signing_keys(seeds.to_keys())
+            await self.ssss.set_default_key_id(key.id)
+            await self.sign_own_device(self.own_identity)
+            return
+        trust = await self.resolve_trust(self.own_identity, allow_fetch=False)
+        if trust >= TrustState.CROSS_SIGNED_TOFU:
+            return
+        try:
+            recovery_key = recovery_key_file.read_text().strip()  # noqa: ASYNC240 - one short line
+            await self.verify_with_recovery_key(recovery_key)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{mxid} already has a cross-signing identity and {recovery_key_file} does not open"
+                " it: restore that file from the backup",
+                code="recovery_key_missing",
+            ) from error
+
+    async def _usable_session(self, room_id: RoomID) -> OutboundGroupSession:
+        session = await self.crypto_store.get_outbound_group_session(room_id)
+        if session is not None and session.shared and not session.expired:
+            return session
+        members = await self._state.get_members(room_id)
+        await self.share_group_session(
+            room_id, [user for user in members if user not in self._never_for]
+        )
+        session = await self.crypto_store.get_outbound_group_session(room_id)
+        if session is None:
+            raise BugError("a room key that was just shared is gone", code="room_key_gone")
+        return session
+
+    async def _trusted_devices(self, user: UserID) -> frozenset[DeviceID]:
+        devices = await self.crypto_store.get_devices(user) or {}
+        return frozenset(
+            [
+                device_id
+                for device_id, device in devices.items()
+                if await self.resolve_trust(device, allow_fetch=False) >= self.send_keys_min_trust
+            ]
+        )
+
+    async def _refuse_key_request(self, _: DeviceIdentity, __: RequestedKeyInfo) -> bool:
+        raise RejectKeyShare("room keys are never forwarded", code=None)
+
+
+def _write_secret(path: Path, secret: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(secret + "\n")
+        file.flush()
+        os.fsync(file.fileno())

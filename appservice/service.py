@@ -1,0 +1,243 @@
+"""The application service: what the homeserver tells us, and our two senders.
+
+``@fajma`` opens consultations and speaks to people; ``@fajma-vitals`` carries telemetry, under a
+name of its own so that a push rule can mute it. Alarms have a third account (``bots.alerts``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+from mautrix.api import Method
+from mautrix.api import Path as ApiPath
+from mautrix.appservice import AppService
+from mautrix.client.state_store.asyncpg import PgStateStore
+from mautrix.crypto import PgCryptoStore
+from mautrix.types import (
+    ASToDeviceEvent,
+    DeviceID,
+    DeviceLists,
+    DeviceOTKCount,
+    Event,
+    EventType,
+    Member,
+    Membership,
+    MemberStateEventContent,
+    RoomID,
+    StateEvent,
+    UserID,
+)
+from mautrix.util.async_db import UpgradeTable
+
+from appservice.sender import Sender
+from appservice.state import RoomState
+from fajma.config import Settings, read_secret
+from fajma.errors import UnavailableError
+from fajma.store import Records
+
+log = structlog.get_logger()
+
+APPSERVICE_ID: Final = "fajma"
+LOCALPARTS: Final = ("fajma", "fajma-vitals", "fajma-alerts")
+"""People and consultations; telemetry; alarms."""
+
+SCHEMAS: Final[tuple[UpgradeTable, ...]] = (PgStateStore.upgrade_table, PgCryptoStore.upgrade_table)
+"""Schemas of mautrix that live in our database."""
+
+AudienceChanged = Callable[[str], Awaitable[None]]
+"""Called with a room id when somebody there can read from now on and could not before."""
+
+
+class MatrixService:
+    """Our side of the homeserver.
+
+    Attributes:
+        host: the sender that opens consultations (``@fajma``).
+        vitals: the sender of telemetry (``@fajma-vitals``).
+        alerts_mxid: user id of the alert bot, which is not ours to speak for.
+        web: the aiohttp application; the REST API adds its routes to it before ``start``.
+    """
+
+    def __init__(self, settings: Settings, records: Records) -> None:
+        self._settings = settings
+        self._records = records
+        homeserver = settings.homeserver
+        domain = homeserver.server_name
+        host, vitals, self.alerts_mxid = (f"@{name}:{domain}" for name in LOCALPARTS)
+        self._state = RoomState(records.store.db)
+        as_token = read_secret(homeserver.as_token_file, purpose="application service's token")
+        self._az = AppService(
+            server=homeserver.url,
+            domain=domain,
+            as_token=as_token,
+            hs_token=read_secret(homeserver.hs_token_file, purpose="homeserver's token"),
+            bot_localpart="fajma-as",
+            id=APPSERVICE_ID,
+            state_store=self._state,
+            ephemeral_events=True,
+            encryption_events=True,
+        )
+        self._az.synchronous_handlers = True  # in the order in which things happened
+        self.web = self._az.app
+        names = {"host": (host, "FAJMA"), "vitals": (vitals, "FAJMA constantes")}
+        ours = {host, vitals, self.alerts_mxid}
+        self.host, self.vitals = (
+            Sender(
+                mxid,
+                display_name=display_name,
+                homeserver_url=homeserver.url,
+                as_token=as_token,
+                state=self._state,
+                site_key=records.site_key,
+                recovery_key_file=_recovery_key_file(settings.secrets.directory, mxid),
+                never_for=ours - {mxid},
+                trust_changed=self._trust_changed if role == "vitals" else _nobody_waits,
+            )
+            for role, (mxid, display_name) in names.items()
+        )
+        self._senders = (self.host, self.vitals)
+        self._audience_changed: list[AudienceChanged] = []
+        self._listening = False
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._az.to_device_handler = self._on_to_device
+        self._az.otk_handler = self._on_one_time_keys
+        self._az.device_list_handler = self._on_device_lists
+        self._az.matrix_event_handler(self._on_event)
+
+    def on_audience_changed(self, callback: AudienceChanged) -> None:
+        """Be told when a room has new readers (a join, a newly trusted device)."""
+        self._audience_changed.append(callback)
+
+    async def start(self) -> None:
+        """Start our users, listen, and take in what was missed while we were away."""
+        for sender in self._senders:
+            await sender.start()
+        homeserver = self._settings.homeserver
+        try:
+            await self._az.start(host=homeserver.listen_host, port=homeserver.listen_port)
+        except OSError as error:
+            raise UnavailableError(
+                f"port {homeserver.listen_port} is in use: change homeserver.listen_port",
+                code="port_in_use",
+            ) from error
+        self._listening = True
+        # A homeserver that gave up on us waits longer and longer; a ping makes it try again now.
+        await self._az.ping_self()
+        await self._resync_members()
+        for sender in self._senders:
+            await sender.catch_up()
+        self._az.ready = True
+        log.info("appservice_ready", port=homeserver.listen_port)
+
+    async def stop(self) -> None:
+        """Stop listening."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._listening:
+            await self._az.stop()
+        for sender in self._senders:
+            await sender.stop()
+
+    async def create_room(self, request: Mapping[str, Any]) -> str:
+        """Create a room as ``@fajma`` and bring ``@fajma-vitals`` in.
+
+        Returns:
+            The room id.
+        """
+        answer = await self.host.client.api.request(
+            Method.POST, ApiPath.v3.createRoom, dict(request)
+        )
+        room_id = str(answer["room_id"])
+        await self._state.set_encryption_info(
+            RoomID(room_id), _initial_state(request, "m.room.encryption")
+        )
+        await self.vitals.client.join_room_by_id(RoomID(room_id))
+        await self._resync(room_id)
+        return room_id
+
+    async def _resync_members(self) -> None:
+        """Refresh who is in our rooms and their devices; an empty list would share no keys."""
+        people: set[str] = set()
+        for consultation in await self._records.consultations.open_ones():
+            if consultation.room_id is not None:
+                people |= await self._resync(consultation.room_id)
+        for sender in self._senders:
+            await sender.cryptographer.refresh(people)
+
+    async def _resync(self, room_id: str) -> set[str]:
+        members: dict[UserID, Member | MemberStateEventContent] = {
+            UserID(event.state_key): event.content
+            for event in await self.host.client.get_members(RoomID(room_id))
+            if isinstance(event.content, MemberStateEventContent)
+        }
+        before = set(await self._state.get_members(RoomID(room_id)))
+        await self._state.set_members(RoomID(room_id), members)
+        now = set(await self._state.get_members(RoomID(room_id)))
+        if before - now:  # somebody left while we were away: he must not read what comes
+            for sender in self._senders:
+                await sender.cryptographer.crypto_store.remove_outbound_group_session(
+                    RoomID(room_id)
+                )
+        return {str(user) for user in now}
+
+    async def _on_to_device(self, event: ASToDeviceEvent) -> None:
+        for sender in self._senders:
+            if event.to_user_id == sender.mxid:
+                await sender.to_device(event)
+
+    async def _on_one_time_keys(self, counts: dict[UserID, dict[DeviceID, DeviceOTKCount]]) -> None:
+        for sender in self._senders:
+            await sender.one_time_keys(counts)
+
+    async def _on_device_lists(self, lists: DeviceLists) -> None:
+        for sender in self._senders:
+            self._in_background(sender.device_lists(lists))
+
+    async def _on_event(self, event: Event) -> None:
+        if isinstance(event, StateEvent) and event.type == EventType.ROOM_MEMBER:
+            try:
+                for sender in self._senders:
+                    await sender.membership(event)
+                if event.content.membership == Membership.JOIN:
+                    await self._tell(str(event.room_id))
+            except Exception as error:  # noqa: BLE001 - the events after it still count
+                log.error("membership_not_handled", error=type(error).__name__)
+
+    async def _trust_changed(self, user: UserID) -> None:
+        log.info("trusted_devices_changed", user=user)
+        for room_id in await self._state.find_shared_rooms(user):
+            await self._tell(room_id)
+
+    async def _tell(self, room_id: str) -> None:
+        for callback in self._audience_changed:
+            await callback(room_id)
+
+    def _in_background(self, work: Awaitable[None]) -> None:
+        async def guarded() -> None:
+            try:
+                await work
+            except Exception as error:  # noqa: BLE001 - reported; the next change is another try
+                log.error("device_lists_not_handled", error=type(error).__name__)
+
+        task = asyncio.create_task(guarded())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+
+async def _nobody_waits(_: UserID) -> None:
+    """The host publishes no snapshots, so nothing is sent again for it."""
+
+
+def _recovery_key_file(directory: Path, mxid: str) -> Path:
+    return directory / f"{mxid[1:].split(':', 1)[0]}.recovery-key"
+
+
+def _initial_state(request: Mapping[str, Any], event_type: str) -> dict[str, Any]:
+    return next(
+        dict(entry["content"]) for entry in request["initial_state"] if entry["type"] == event_type
+    )
