@@ -1,0 +1,1 @@
+"""Bridges bring measurements from outside into the readings log."""
