@@ -1,0 +1,1 @@
+"""The ``fajma`` command: the only place that joins all the parts."""

@@ -1,0 +1,363 @@
+"""A whole small clinic on this machine: homeserver, broker, FAJMA, accounts, monitors.
+
+``make demo``, the demo check, the end-to-end tests and the benchmarks all live in one of these.
+Everything it writes is under one directory; starting again in the same directory resumes with the
+same accounts, devices and rooms.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import aiohttp
+
+from console.mosquitto import Mosquitto
+from console.pki import ensure_ca, issue_bridge, issue_device, issue_server, write_private
+from console.processes import (
+    LOOPBACK,
+    Child,
+    environment_without_proxies,
+    free_port,
+    require_port_free,
+)
+from console.synapse import Synapse, SynapseSite
+from fajma.config import as_toml, read_secret
+from fajma.errors import UnavailableError
+from fajma.sealing import generate_site_key
+from fajma.wire import V1_TOPIC
+
+SERVER_NAME: Final = "clinique.test"
+READY_WITHIN_S: Final = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Where the servers listen on loopback."""
+
+    homeserver: int = 18008
+    broker: int = 18883
+    appservice: int = 29330
+    element: int = 18080
+
+    @classmethod
+    def free(cls) -> Ports:
+        """Ports that nobody uses at this moment."""
+        return cls(free_port(), free_port(), free_port(), free_port())
+
+
+@dataclass(frozen=True, slots=True)
+class Patient:
+    """A patient of the demo."""
+
+    number: str
+    initials: str
+    bed: str
+    account: str
+    device: str
+    scenario: str
+
+
+PATIENTS: Final = (
+    Patient("D-0001", "A.D.", "4", "patient.a", "A4CF12F03B7E", "desaturation"),
+    Patient("D-0002", "M.K.", "7", "patient.m", "A4CF12F03B80", "normal"),
+)
+DOCTOR: Final = "dr.awa"
+WITNESS: Final = "veille"
+"""A clinician whose client is the terminal of the demo, so that the doctor's own account stays
+untouched until a person logs in with it."""
+
+SPARE_DEVICE: Final = "A4CF12F0FFFF"
+"""Worn by the first patient besides the monitor, for readings that a person sends by hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What may differ between two clinics.
+
+    Attributes:
+        directory: everything is in here.
+        ports: where the servers listen.
+        broker: Mosquitto, the broker inside FAJMA, or whichever is at hand.
+        settings: sections and keys that differ from the defaults, e.g. ``{"publish": {...}}``.
+        database_url: FAJMA's database; SQLite in the directory where ``None``.
+    """
+
+    directory: Path
+    ports: Ports = field(default_factory=Ports)
+    broker: Literal["auto", "mosquitto", "embedded"] = "auto"
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    database_url: str | None = None
+
+
+class Clinic:
+    """Starts, connects and stops the parts.
+
+    Attributes:
+        rooms: room id by patient number, once consultations are open.
+        synapse: the homeserver.
+    """
+
+    def __init__(self, options: Options, *, report: Callable[[str], None] = lambda _: None) -> None:
+        self.options = options
+        self.directory = options.directory.absolute()
+        self.rooms: dict[str, str] = {}
+        self._report = report
+        self._pki = self.directory / "mosquitto" / "pki"
+        self.secrets_directory = self.directory / "secrets"
+        self.synapse = Synapse(
+            SynapseSite(
+                directory=self.directory / "synapse",
+                server_name=SERVER_NAME,
+                port=options.ports.homeserver,
+                appservice_url=f"http://{LOOPBACK}:{options.ports.appservice}",
+                port_setting="--homeserver-port",
+            )
+        )
+        self.uses_mosquitto = options.broker == "mosquitto" or (
+            options.broker == "auto" and _mosquitto_is_installed()
+        )
+        self.mosquitto = Mosquitto(
+            self.directory / "mosquitto", options.ports.broker, port_setting="--broker-port"
+        )
+        self.fajma: Child | None = None
+        self._monitors: list[Child] = []
+
+    @property
+    def config_path(self) -> Path:
+        """The settings file of ``fajma run``."""
+        return self.directory / "fajma.toml"
+
+    @property
+    def fajma_log(self) -> Path:
+        """The log of ``fajma run``."""
+        return self.directory / "fajma.log"
+
+    def password(self, account: str) -> str:
+        """The password of one of our accounts, made when first asked for."""
+        path = self.secrets_directory / f"password-{account}"
+        if not path.exists():
+            self.secrets_directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_private(path, secrets.token_urlsafe(9))
+        return read_secret(path, purpose=f"password of {account}")
+
+    def mxid(self, account: str) -> str:
+        """Full user id of an account."""
+        return self.synapse.site.mxid(account)
+
+    async def start(self) -> None:
+        """Start servers and FAJMA, and have the accounts.
+
+        Raises:
+            FajmaError: a port in use, a missing program, a failed start: one clear line.
+        """
+        require_port_free(self.options.ports.appservice, "--appservice-port")
+        require_port_free(self.options.ports.broker, "--broker-port")
+        self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        try:
+            self._report("homeserver")
+            await self.synapse.start()
+            self._report("accounts")
+            await self._have_accounts()
+            self._report("broker")
+            await self._start_broker()
+            self._report("fajma")
+            await self.start_fajma()
+        except BaseException:
+            await self.stop()
+            raise
+
+    async def stop(self) -> None:
+        """Stop every process that was started, monitors first."""
+        for monitor in self._monitors:
+            await monitor.stop()
+        self._monitors.clear()
+        await self.stop_fajma()
+        await self.mosquitto.stop()
+        await self.synapse.stop()
+
+    async def _have_accounts(self) -> None:
+        people = {
+            DOCTOR: "Dr Awa",
+            WITNESS: "Veille",
+            **{one.account: f"Patient {one.initials}" for one in PATIENTS},
+        }
+        for account, name in people.items():
+            await self.synapse.register(account, self.password(account), displayname=name)
+        bot = await self.synapse.register(
+            "fajma-alerts", self.password("fajma-alerts"), displayname="FAJMA alarmes"
+        )
+        await self.synapse.exempt_from_rate_limits(bot)
+
+    async def _start_broker(self) -> None:
+        if self.uses_mosquitto:
+            await self.mosquitto.start()
+        else:
+            self._pki.mkdir(parents=True, exist_ok=True, mode=0o700)
+            ensure_ca(self._pki)
+
+    def write_settings(self) -> None:
+        """Write ``fajma.toml`` and the secrets that it names."""
+        site = self.synapse.site
+        site_key = self.secrets_directory / "site-key"
+        api_token = self.secrets_directory / "api-token"
+        for path, fresh in (
+            (site_key, generate_site_key()),
+            (api_token, secrets.token_urlsafe(32)),
+        ):
+            if not path.exists():
+                write_private(path, fresh)
+        bridge = issue_bridge(self._pki)
+        server = issue_server(self._pki, ["localhost", LOOPBACK])
+        ports = self.options.ports
+        sections: dict[str, dict[str, Any]] = {
+            "homeserver": {
+                "url": site.base_url,
+                "server_name": site.server_name,
+                "as_token_file": site.as_token_file,
+                "hs_token_file": site.hs_token_file,
+                "listen_port": ports.appservice,
+            },
+            "database": {
+                "url": self.options.database_url or f"sqlite:///{self.directory / 'fajma.db'}"
+            },
+            "secrets": {
+                "directory": self.secrets_directory,
+                "site_key_file": site_key,
+                "api_token_file": api_token,
+                "alert_bot_password_file": self.secrets_directory / "password-fajma-alerts",
+            },
+            "mqtt": {
+                "port": ports.broker,
+                "ca_file": self._pki / "ca.crt",
+                "cert_file": bridge.cert_file,
+                "key_file": bridge.key_file,
+                "embedded": not self.uses_mosquitto,
+                "server_cert_file": server.cert_file,
+                "server_key_file": server.key_file,
+            },
+        }
+        for section, values in self.options.settings.items():
+            sections.setdefault(section, {}).update(values)
+        write_private(self.config_path, as_toml(sections))
+
+    async def start_fajma(self) -> None:
+        """Start ``fajma run`` and wait until every part of it works."""
+        self.write_settings()
+        start = self.fajma_log.stat().st_size if self.fajma_log.exists() else 0
+        self.fajma = Child.start(
+            [sys.executable, "-m", "console", "run", "--config", str(self.config_path)],
+            env=environment_without_proxies(),
+            log_path=self.fajma_log,
+            name="FAJMA",
+        )
+        await self.fajma.ready(self._says(self.fajma_log, "ready", start), READY_WITHIN_S)
+
+    async def stop_fajma(self) -> None:
+        """Stop ``fajma run``."""
+        if self.fajma is not None:
+            await self.fajma.stop()
+            self.fajma = None
+
+    async def _says(self, path: Path, event: str, start: int) -> None:
+        async for line in follow(path, start):
+            with contextlib.suppress(ValueError):
+                if json.loads(line).get("event") == event:
+                    return
+
+    async def open_consultations(self, clinicians: tuple[str, ...] = (DOCTOR,)) -> None:
+        """One consultation for each patient, with the monitor linked; nothing if they exist."""
+        for patient in PATIENTS:
+            body = {
+                "number": patient.number,
+                "initials": patient.initials,
+                "bed": patient.bed,
+                "clinicians": [self.mxid(account) for account in clinicians],
+                "patient_account": self.mxid(patient.account),
+                "device": patient.device,
+            }
+            answer = await self.api("consultations", body)
+            self.rooms[patient.number] = answer["room_id"]
+            if patient is PATIENTS[0]:
+                await self.api("consultations", body | {"device": SPARE_DEVICE})
+
+    async def api(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Call our REST API.
+
+        Raises:
+            UnavailableError: it refuses or does not answer.
+        """
+        token = read_secret(self.secrets_directory / "api-token", purpose="API token")
+        url = f"http://{LOOPBACK}:{self.options.ports.appservice}/fajma/v1/{path}"
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,
+            session.post(url, json=dict(body)) as response,
+        ):
+            answer: dict[str, Any] = await response.json()
+            if response.status != 200:  # noqa: PLR2004
+                raise UnavailableError(
+                    f"the API refuses: {answer.get('error')}", code="api_refused"
+                )
+            return answer
+
+    def device_arguments(self, device: str) -> list[str]:
+        """Arguments of ``fajma device simulate`` that connect this monitor to the broker."""
+        credentials = issue_device(self._pki, device)
+        return [
+            *("--device", device, "--host", LOOPBACK, "--port", str(self.options.ports.broker)),
+            *("--ca", str(self._pki / "ca.crt")),
+            *("--cert", str(credentials.cert_file), "--key", str(credentials.key_file)),
+        ]
+
+    def start_monitor(self, device: str, *arguments: str) -> Child:
+        """Start a simulated monitor; what it sends stands in its log, a JSON line each."""
+        log_path = self.directory / f"monitor-{device}.log"
+        log_path.unlink(missing_ok=True)
+        child = Child.start(
+            [
+                *(sys.executable, "-m", "console", "device", "simulate"),
+                *self.device_arguments(device),
+                *arguments,
+            ],
+            env=environment_without_proxies(),
+            log_path=log_path,
+            name=f"monitor {device}",
+        )
+        self._monitors.append(child)
+        return child
+
+    def publish_command(self, device: str, payload: str) -> str:
+        """A ``mosquitto_pub`` line that sends one reading by hand."""
+        return self.mosquitto.publish_command(device, V1_TOPIC.format(device=device), payload)
+
+
+async def follow(path: Path, start: int = 0) -> AsyncIterator[str]:
+    """Complete lines of a growing file, for ever."""
+    while not os.path.exists(path):  # noqa: ASYNC110, ASYNC240, PTH110 - no event tells of a file
+        await asyncio.sleep(0.05)
+    with path.open(encoding="utf-8", errors="replace") as file:
+        file.seek(start)
+        partial = ""
+        while True:
+            text = partial + file.read()
+            *lines, partial = text.split("\n")
+            for line in lines:
+                yield line
+            if not lines:
+                await asyncio.sleep(0.05)
+
+
+def _mosquitto_is_installed() -> bool:
+    return (
+        shutil.which("mosquitto", path="/usr/local/sbin:/usr/sbin:/usr/bin:/usr/local/bin")
+        is not None
+    )

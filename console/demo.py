@@ -1,0 +1,339 @@
+"""``fajma demo``: a whole clinic on this machine, to look at or to be judged."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import shutil
+import signal
+import time
+from collections.abc import AsyncIterator
+from datetime import datetime
+from pathlib import Path
+from typing import Final, Literal
+from zoneinfo import ZoneInfo
+
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.panel import Panel
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from console.check import SETTINGS as CHECK_SETTINGS
+from console.check import Check, Judge
+from console.clinic import (
+    DOCTOR,
+    PATIENTS,
+    SPARE_DEVICE,
+    WITNESS,
+    Clinic,
+    Options,
+    Ports,
+    follow,
+)
+from console.element import HOW_TO_GET, ElementServer, configuration, unpack
+from console.observer import Observer, Seen
+from fajma.config import Site
+from fajma.events import MESSAGE, AlarmBlock, Vitals, VitalsBatch
+from fajma.vitals import MEASURES, Kind
+
+STEPS: Final = {
+    "homeserver": "Starting the homeserver (Synapse, SQLite)",
+    "accounts": "Accounts: a doctor, two patients, the bots",
+    "broker": "Starting the MQTT broker",
+    "fajma": "Starting FAJMA",
+    "consultations": "Opening two encrypted consultations",
+    "witness": "A clinician's own client joins, to see what a doctor sees",
+    "scenario": "Playing the scenario",
+    "scan": "Searching the homeserver for anything in clear",
+}
+DEMO_SETTINGS: Final = {
+    "publish": {"state_every_s": 10, "batch_every_s": 10},
+    "alarms": {"clear_dwell_s": 15},
+}
+_PORTS: Final = Ports()
+_SHORT: Final = {
+    Kind.HEART_RATE: "FC",
+    Kind.SPO2: "SpO2",
+    Kind.TEMPERATURE: "T°",
+    Kind.SYSTOLIC: "TA",
+    Kind.DIASTOLIC: "TA dia",
+}
+
+
+@click.command("demo")
+@click.option(
+    "--directory",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("build/demo"),
+    show_default=True,
+    help="Everything the demo writes is in here; a second run resumes.",
+)
+@click.option("--check", is_flag=True, help="Play the scenario unattended and judge it.")
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="With --check: write the verdict here.",
+)
+@click.option(
+    "--broker",
+    type=click.Choice(["auto", "mosquitto", "embedded"]),
+    default="auto",
+    show_default=True,
+    help="Mosquitto where it is installed, or the broker inside FAJMA.",
+)
+@click.option(
+    "--element-web",
+    type=click.Path(path_type=Path, exists=True),
+    help="An Element Web release (folder or tarball) to serve beside the demo.",
+)
+@click.option("--every", default=5.0, show_default=True, help="Seconds between two readings.")
+@click.option("--speed", default=1.0, show_default=True, help="Play the scenario faster.")
+@click.option("--homeserver-port", default=_PORTS.homeserver, show_default=True)
+@click.option("--broker-port", default=_PORTS.broker, show_default=True)
+@click.option("--appservice-port", default=_PORTS.appservice, show_default=True)
+@click.option("--element-port", default=_PORTS.element, show_default=True)
+def demo(
+    *,
+    directory: Path,
+    check: bool,
+    json_path: Path | None,
+    broker: Literal["auto", "mosquitto", "embedded"],
+    element_web: Path | None,
+    every: float,
+    speed: float,
+    homeserver_port: int,
+    broker_port: int,
+    appservice_port: int,
+    element_port: int,
+) -> None:
+    """Run a clinic with two patients on this machine. Ctrl-C stops everything it started."""
+    logging.getLogger("mau").setLevel(logging.CRITICAL)
+    console = Console()
+    if check:
+        passed = asyncio.run(_check(console, directory, broker, json_path))
+        raise SystemExit(0 if passed else 1)
+    ports = Ports(homeserver_port, broker_port, appservice_port, element_port)
+    options = Options(directory, ports, broker, DEMO_SETTINGS)
+    asyncio.run(_show(console, options, element_web, every=every, speed=speed))
+
+
+async def _check(
+    console: Console,
+    directory: Path,
+    broker: Literal["auto", "mosquitto", "embedded"],
+    json_path: Path | None,
+) -> bool:
+    """A fresh clinic beside the demo's, on ports that are free."""
+    fresh = directory.with_name(f"{directory.name}-check")
+    await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
+    options = Options(fresh, Ports.free(), broker, CHECK_SETTINGS)
+    with _progress(console) as progress:
+        task = progress.add_task("", total=None)
+        judge = Judge(
+            options,
+            report=lambda step: progress.update(task, description=STEPS[step]),
+            judged=lambda one: progress.console.print(_verdict(one)),
+        )
+        passed = await judge.run()
+    if json_path is not None:
+        _write(json_path, judge.as_json())
+        console.print(f"written to {json_path}")
+    console.print("[green]all checks passed[/]" if passed else "[red]a check failed[/]")
+    return passed
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _verdict(check: Check) -> str:
+    mark = "[green]ok  [/]" if check.passed else "[red]FAIL[/]"
+    figure = "" if check.figure is None else f"{check.figure:g} {check.unit}  "
+    return f"{mark} {check.name:<52} [bold]{figure}[/][dim]{escape(check.detail)}[/]"
+
+
+def _progress(console: Console) -> Progress:
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+async def _show(
+    console: Console, options: Options, element_web: Path | None, *, every: float, speed: float
+) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        starting = asyncio.create_task(_start(console, options, element_web, stack))
+        stopping = asyncio.create_task(stop.wait())
+        await asyncio.wait({starting, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if not starting.done():
+            console.print("stopping ...")
+            starting.cancel()
+            await asyncio.gather(starting, return_exceptions=True)
+            return
+        clinic, observer, element = starting.result()
+        console.print(_where(clinic, element))
+        live = _Live(console, clinic)
+        observer.on_seen(live.seen)
+        for patient in PATIENTS:
+            monitor = clinic.start_monitor(
+                patient.device,
+                *("--scenario", patient.scenario, "--every", str(every), "--speed", str(speed)),
+            )
+            live.follow(patient.device, monitor.log_path)
+        live.follow_log(clinic.fajma_log)
+        ended = asyncio.create_task(_ended(clinic))
+        await asyncio.wait({stopping, ended}, return_when=asyncio.FIRST_COMPLETED)
+        if ended.done() and not stopping.done():
+            console.print(f"[red]FAJMA ended by itself; its log is {clinic.fajma_log}[/]")
+        console.print("stopping ...")
+        live.stop()
+        ended.cancel()
+        stopping.cancel()
+    console.print("stopped; `make demo` resumes, `make clean-demo` forgets")
+
+
+async def _ended(clinic: Clinic) -> None:
+    if clinic.fajma is not None:
+        await clinic.fajma.wait()
+
+
+async def _start(
+    console: Console, options: Options, element_web: Path | None, stack: contextlib.AsyncExitStack
+) -> tuple[Clinic, Observer, ElementServer | None]:
+    with _progress(console) as progress:
+        task = progress.add_task("", total=None)
+        began = time.monotonic()
+
+        def report(step: str) -> None:
+            nonlocal began
+            progress.update(task, description=STEPS[step])
+            progress.console.print(f"[dim]{time.monotonic() - began:5.1f} s  {STEPS[step]}[/]")
+
+        element = None
+        if element_web is not None:
+            folder = unpack(element_web, options.directory.absolute() / "element")
+            config = configuration(f"http://127.0.0.1:{options.ports.homeserver}", "clinique.test")
+            element = ElementServer(folder, config, options.ports.element)
+            stack.push_async_callback(element.stop)
+            await element.start()
+        clinic = Clinic(options, report=report)
+        await clinic.start()
+        stack.push_async_callback(clinic.stop)
+        report("consultations")
+        await clinic.open_consultations(clinicians=(DOCTOR, WITNESS))
+        report("witness")
+        observer = Observer(
+            clinic.synapse.base_url, clinic.mxid(WITNESS), clinic.directory / "witness"
+        )
+        stack.push_async_callback(observer.stop)
+        await observer.start(clinic.password(WITNESS))
+    return clinic, observer, element
+
+
+def _where(clinic: Clinic, element: ElementServer | None) -> Panel:
+    people = "\n".join(
+        f"  {role:<20} [bold]{clinic.mxid(account)}[/]  {clinic.password(account)}"
+        for role, account in [
+            ("doctor", DOCTOR),
+            *((f"patient, bed {one.bed}", one.account) for one in PATIENTS),
+        ]
+    )
+    payload = json.dumps(
+        {
+            "device_id": SPARE_DEVICE,
+            "timestamp": 1000,
+            "heart_rate": 88,
+            "spo2": 97,
+            "temperature": 36.9,
+        }
+    )
+    by_hand = (
+        clinic.publish_command(SPARE_DEVICE, payload)
+        if shutil.which("mosquitto_pub")
+        else "install mosquitto-clients (`apt-get install mosquitto-clients`) to send one by hand"
+    )
+    where = f"Element Web:  [bold]{element.url}[/]" if element else HOW_TO_GET
+    return Panel(
+        f"{where}\nHomeserver:   [bold]{clinic.synapse.base_url}[/]\n{people}\n\n"
+        f"Send a reading for bed {PATIENTS[0].bed} by hand:\n{escape(by_hand)}\n\n"
+        "Investigational, a secondary notification: never the only monitoring. Ctrl-C stops.",
+        title="FAJMA",
+        border_style="green",
+    )
+
+
+class _Live:
+    """One line for each reading, each state event, each alarm."""
+
+    def __init__(self, console: Console, clinic: Clinic) -> None:
+        self._console = console
+        self._beds = {one.device: one.bed for one in PATIENTS}
+        self._rooms = {clinic.rooms[one.number]: one.bed for one in PATIENTS}
+        self._zone = ZoneInfo(Site().time_zone)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def follow(self, device: str, path: Path) -> None:
+        """Show what a monitor sends."""
+        self._tasks.append(asyncio.create_task(self._readings(self._beds[device], follow(path))))
+
+    def follow_log(self, path: Path) -> None:
+        """Show what FAJMA refuses, from its log."""
+        lines = follow(path, path.stat().st_size)
+        self._tasks.append(asyncio.create_task(self._refusals(lines)))
+
+    def stop(self) -> None:
+        """Show nothing more."""
+        for task in self._tasks:
+            task.cancel()
+
+    async def _readings(self, bed: str, lines: AsyncIterator[str]) -> None:
+        async for line in lines:
+            if line.startswith("{"):
+                values = json.loads(line)["values"]
+                shown = "  ".join(f"{_SHORT[Kind(kind)]} {value}" for kind, value in values.items())
+                self._line("cyan", f"bed {bed}", f"monitor sends     {shown}")
+            elif line:
+                self._line("yellow", f"bed {bed}", escape(line))
+
+    async def _refusals(self, lines: AsyncIterator[str]) -> None:
+        async for line in lines:
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("event") in {"reading_refused", "value_refused"}:
+                    self._line("yellow", "", f"refused           {entry.get('reason')}")
+
+    def seen(self, one: Seen) -> None:
+        """Show what the clinician's client has decrypted."""
+        bed = f"bed {self._rooms.get(one.room_id, '?')}"
+        content = one.content
+        if isinstance(content, Vitals):
+            values = "  ".join(
+                f"{_SHORT[kind]} {latest.value} {MEASURES[kind].unit}"
+                for kind, latest in content.latest.items()
+            )
+            self._line("blue", bed, f"state decrypted   {values}")
+        elif isinstance(content, VitalsBatch):
+            count = max(len(samples) for samples in content.samples.values())
+            self._line("blue", bed, f"batch decrypted   {count} readings")
+        elif isinstance(content, AlarmBlock):
+            style = "bold green" if content.state == "recovered" else "bold red"
+            self._line(style, bed, f"ALARM decrypted   {escape(one.body)}")
+        elif one.event_type == MESSAGE:
+            self._line("white", bed, f"message           {escape(one.body)}")
+
+    def _line(self, style: str, bed: str, text: str) -> None:
+        now = datetime.now(self._zone).strftime("%H:%M:%S")
+        self._console.print(f"[dim]{now}[/] [{style}]{bed:<6} {text}[/]", highlight=False)

@@ -1,0 +1,115 @@
+"""The ``fajma`` command."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Final
+
+import click
+import structlog
+
+from console.demo import demo
+from console.device import device
+from console.logs import configure
+from console.run import opened, run
+from fajma import __version__
+from fajma.config import Settings, keys, load
+from fajma.errors import FajmaError, InputError
+
+EXIT_FAILED: Final = 1
+EXIT_USAGE: Final = 2
+
+_config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=Path("fajma.toml"),
+    envvar="FAJMA_CONFIG",
+    show_default=True,
+    show_envvar=True,
+    help="The settings file.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="fajma")
+def cli() -> None:
+    """Teleconsultation for clinics on Matrix."""
+
+
+@cli.command("run")
+@_config_option
+def run_command(config_path: Path) -> None:
+    """Run FAJMA: application service, ingest, publisher, alarm engine, alert bot."""
+    settings = load(config_path)
+    configure(settings.log)
+    asyncio.run(run(settings))
+
+
+@cli.group("config")
+def config_group() -> None:
+    """Look at the settings."""
+
+
+@config_group.command("check")
+@_config_option
+def config_check(config_path: Path) -> None:
+    """Say whether the settings are right; every problem on a line of its own."""
+    load(config_path)
+    click.echo(f"{config_path}: the settings are right")
+
+
+@config_group.command("show")
+@_config_option
+def config_show(config_path: Path) -> None:
+    """Show the settings in force: file, environment and defaults. Secrets stay in their files."""
+    settings = load(config_path)
+    for key, _, _ in keys():
+        section, name = key.split(".")
+        value = getattr(getattr(settings, section), name)
+        click.echo(f"{key} = {value}")
+
+
+@cli.group("readings")
+def readings_group() -> None:
+    """Look at the readings log."""
+
+
+@readings_group.command("count")
+@_config_option
+def readings_count(config_path: Path) -> None:
+    """How many readings are stored, and how many were refused for which reason."""
+    asyncio.run(_count(load(config_path)))
+
+
+async def _count(settings: Settings) -> None:
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    async with opened(settings) as records:
+        click.echo(f"stored {await records.readings.count()}")
+        for reason, count in (await records.quarantine.counts()).items():
+            click.echo(f"refused {reason} {count}")
+
+
+cli.add_command(device)
+cli.add_command(demo)
+
+
+def main() -> None:
+    """Entry point: one clear line for what a person can mend, a traceback for our bugs."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except InputError as error:
+        click.echo(f"fajma: {error}", err=True)
+        sys.exit(EXIT_USAGE)
+    except FajmaError as error:
+        click.echo(f"fajma: {error}", err=True)
+        sys.exit(EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,114 @@
+"""``fajma run``: joins the parts into one process."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+
+from appservice.api import add_routes
+from appservice.consultations import ConsultationService
+from appservice.service import SCHEMAS, MatrixService
+from bots.alerts.bot import AlertBot
+from bots.alerts.client import SignedClient
+from bots.alerts.engine import AlarmEngine
+from bridges.mqtt_vitals.broker import EmbeddedBroker
+from bridges.mqtt_vitals.ingest import Ingest, Subscriber
+from bridges.mqtt_vitals.publisher import Publisher
+from fajma.config import Settings, read_secret
+from fajma.sealing import SiteKey
+from fajma.store import Records, Store
+
+log = structlog.get_logger()
+
+
+@contextlib.asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Records]:
+    """The records, open."""
+    site_key = SiteKey.from_file(settings.secrets.site_key_file)
+    store = await Store.open(settings.database, also_upgrade=SCHEMAS)
+    try:
+        yield Records(store, site_key)
+    finally:
+        await store.close()
+
+
+async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -> None:
+    """Run everything until a signal asks to stop.
+
+    Args:
+        settings: validated settings.
+        ready: called once every part is working.
+
+    Raises:
+        FajmaError: something needed is missing; the message says what.
+    """
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop.set)
+    async with contextlib.AsyncExitStack() as stack:
+        records = await stack.enter_async_context(opened(settings))
+
+        matrix = MatrixService(settings, records)
+        consultations = ConsultationService(settings, records, matrix)
+        api_token = read_secret(settings.secrets.api_token_file, purpose="API token")
+        add_routes(matrix.web, consultations, api_token=api_token)
+        publisher = Publisher(settings.publish, records, matrix.vitals)
+        matrix.on_audience_changed(publisher.resend)
+        stack.push_async_callback(matrix.stop)
+        await matrix.start()
+
+        client = SignedClient(
+            settings.homeserver.url,
+            matrix.alerts_mxid,
+            settings.secrets.directory / "fajma-alerts",
+        )
+        stack.push_async_callback(client.close)
+        password = read_secret(
+            settings.secrets.alert_bot_password_file, purpose="alert bot's password"
+        )
+        await client.start_session(password)
+        bot = AlertBot(client, records, host=matrix.host.mxid)
+        engine = AlarmEngine(settings.alarms, records)
+
+        if settings.mqtt.embedded:
+            broker = EmbeddedBroker(settings.mqtt)
+            stack.push_async_callback(broker.stop)
+            await broker.start()
+        subscriber = Subscriber(settings.mqtt, Ingest(records))
+
+        parts = [
+            asyncio.create_task(part, name=name)
+            for name, part in {
+                "alert bot": bot.run(),
+                "alarm engine": engine.run(),
+                "publisher": publisher.run(),
+                "ingest": subscriber.run(),
+            }.items()
+        ]
+        stopping = asyncio.create_task(stop.wait())
+        readiness = asyncio.create_task(_report(subscriber, client, ready))
+        try:
+            done, _ = await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # In this order nothing that is taken from the broker is left uncommitted for long:
+            # what is not acknowledged comes again.
+            for task in (readiness, stopping, *parts):
+                task.cancel()
+            await asyncio.gather(readiness, stopping, *parts, return_exceptions=True)
+        for task in done:
+            if task is not stopping:
+                log.error("part_ended", part=task.get_name())
+                task.result()
+    log.info("stopped")
+
+
+async def _report(subscriber: Subscriber, client: SignedClient, ready: Callable[[], None]) -> None:
+    await subscriber.subscribed.wait()
+    await client.ready.wait()
+    log.info("ready")
+    ready()
