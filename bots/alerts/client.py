@@ -1,0 +1,1030 @@
+"""A Matrix client that is cross-signed and talks only to cross-signed devices.
+
+matrix-nio encrypts, but it knows nothing of cross-signing, believes much of what a server or a
+stranger sends, and its sharing of room keys has races. ``SignedClient`` closes these gaps:
+
+* It signs its own device with an identity of its account (``start_session``).
+* An answer to ``/keys/query`` reaches nio only through ``_CheckedKeys``: what is malformed is
+  left out, and in the same step each device is marked as verified (signed by its user's identity)
+  or blacklisted. There is no third state, so nio never meets a device that nobody judged.
+* Before each message the set of devices which have the room key is compared with the set that
+  should have it (``_is_current``); when they differ, a new key is made and shared.
+* Room keys are never forwarded, and no interactive verification is answered.
+* What cannot be decrypted or understood is ignored; it never ends the client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import secrets
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import quote
+from uuid import uuid4
+
+from aiohttp import ClientError
+from nio import (
+    Api,
+    AsyncClient,
+    AsyncClientConfig,
+    BadEvent,
+    ErrorResponse,
+    Event,
+    JoinedMembersResponse,
+    KeysClaimResponse,
+    KeysQueryError,
+    KeysQueryResponse,
+    KeysUploadResponse,
+    KeyVerificationEvent,
+    LoginResponse,
+    MegolmEvent,
+    RoomKeyRequest,
+    RoomKeyRequestCancellation,
+    RoomSendResponse,
+    ShareGroupSessionResponse,
+    SyncResponse,
+    UnknownBadEvent,
+)
+from nio.crypto import OlmDevice
+from nio.exceptions import EncryptionError
+from nio.store import SqliteStore
+
+from fajma.errors import BugError, DecodeError, InputError, UnavailableError
+from fajma.trust import (
+    MASTER,
+    SELF_SIGNING,
+    USER_SIGNING,
+    CrossSigningSeeds,
+    DeviceKeys,
+    SecretStorageKey,
+    SignedIdentity,
+    decode_recovery_key,
+    encode_recovery_key,
+    self_signed_devices,
+    signed_devices,
+)
+
+_log = logging.getLogger(__name__)
+
+_REMOTE_TIMEOUT_MS: Final = 3_000
+"""How long our homeserver may wait for another hospital's keys; an alarm must not wait longer."""
+
+_RETRY_REMOTE_S: Final = 60.0
+"""After a user's or device's keys could not be had, how long until we ask again."""
+
+_FULL_SYNC_TIMEOUT_S: Final = 300.0
+"""nio sets no limit for a first sync; a stalled connection would hang for ever."""
+
+_LONGEST_PAUSE_S: Final = 60.0
+"""Longest pause between two attempts to reach a homeserver that is down."""
+
+_SHARE_ATTEMPTS: Final = 5
+"""How often a room key is made anew because devices changed while it was being shared."""
+
+_SYNC_FILTER: Final = {
+    # We use none of these; nio cannot read every malformed receipt.
+    "presence": {"types": []},
+    "account_data": {"types": []},
+    "room": {
+        "ephemeral": {"types": []},
+        "account_data": {"types": []},
+        "timeline": {"limit": 50},
+    },
+}
+
+_MALFORMED: Final = (
+    # What nio and vodozemac raise over content that somebody else wrote. Errors of the crypto
+    # store are not among them and are never hidden.
+    AssertionError,
+    AttributeError,
+    EncryptionError,
+    LookupError,
+    OverflowError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+_CLIENT: Final = "/_matrix/client/v3"
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class StateEvent:
+    """A decrypted state event (MSC4362) whose room, key and sending device were checked.
+
+    Attributes:
+        type: e.g. ``com.fajma.vitals``.
+        state_key: the inner one.
+        content: as sent, not validated.
+        sender: user id; the session that encrypted the event belongs to a device of this user.
+        signed: whether that device is signed by its user's identity, as known now.
+    """
+
+    type: str
+    state_key: str
+    content: Mapping[str, Any] = field(repr=False)
+    sender: str
+    signed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """What ``session.json`` keeps. ``master_key`` is empty until the device was signed."""
+
+    user_id: str
+    device_id: str
+    access_token: str = field(repr=False)
+    master_key: str = ""
+
+
+@dataclass
+class _CheckedKeys(KeysQueryResponse):  # type: ignore[misc]
+    """An answer to ``/keys/query``: usable devices for nio, and who signed what."""
+
+    raw: Mapping[str, Any] = field(default_factory=dict)
+    identities: Mapping[str, SignedIdentity] = field(default_factory=dict)
+
+    @classmethod
+    def from_dict(
+        cls, parsed_dict: dict[str, Any], pinned: Mapping[str, str]
+    ) -> _CheckedKeys | KeysQueryError:
+        if not isinstance(parsed_dict.get("device_keys"), dict):
+            return KeysQueryError.from_dict(parsed_dict)
+        return cls(
+            device_keys=self_signed_devices(parsed_dict),
+            failures={},
+            raw=parsed_dict,
+            identities=signed_devices(parsed_dict, pinned),
+        )
+
+
+class SignedClient(AsyncClient):  # type: ignore[misc]
+    """One device of one account.
+
+    Add nio callbacks, ``await start_session(...)``, then ``await run_sync()``. A callback may see
+    an event again after an interruption, never not at all. Events that a callback gets decrypted
+    have ``event.verified`` true only when a device signed by its user's identity sent them; a
+    ``state_key`` in their ``source`` was compared with the outer one.
+
+    Args:
+        homeserver: base URL, e.g. ``http://127.0.0.1:8008``.
+        user_id: full user id, e.g. ``@fajma-alerts:example.org``.
+        store_dir: directory of this device alone, made with mode 0700. Holds ``session.json``,
+            ``pickle-key``, ``recovery-key`` and the crypto store ``crypto.db``.
+        device_name: shown to people in their list of devices.
+        pinned: master key by user id; a user with another one gets no keys.
+    """
+
+    config: AsyncClientConfig
+    next_batch: str
+
+    def __init__(
+        self,
+        homeserver: str,
+        user_id: str,
+        store_dir: Path,
+        *,
+        device_name: str = "FAJMA",
+        pinned: Mapping[str, str] | None = None,
+    ) -> None:
+        # nio logs contents and user names, even in warnings; peewee logs every statement.
+        logging.getLogger("nio").setLevel(logging.CRITICAL)
+        logging.getLogger("peewee").setLevel(logging.WARNING)
+        super().__init__(
+            homeserver.rstrip("/"),
+            user_id,
+            device_id=None,
+            store_path=str(store_dir),
+            config=AsyncClientConfig(
+                store=SqliteStore,
+                store_name="crypto.db",
+                # Failing at once leaves it to the caller to wait; see run_sync.
+                max_timeouts=0,
+                max_limit_exceeded=5,
+            ),
+        )
+        self.ready = asyncio.Event()
+        """Set after the first complete sync of ``run_sync``."""
+        self._directory = store_dir
+        self._device_name = device_name
+        self._pinned = dict(pinned or {})
+        self._query_lock = asyncio.Lock()
+        self._room_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._ask_again_at: dict[str, float] = {}
+        self._claim_again_at: dict[tuple[str, str], float] = {}
+
+    # -----------------------------------------------------------------------------------------
+    # Session and identity
+
+    async def start_session(self, password: str | None = None) -> None:
+        """Log in or resume, publish our keys, and make sure that our device is signed.
+
+        May be called again after any failure.
+
+        Args:
+            password: needed the first time only; afterwards the stored session is resumed.
+
+        Raises:
+            InputError: no session and no password, a refused login, or an identity that we cannot
+                use; the message says what to do.
+            UnavailableError: the homeserver does not answer.
+        """
+        _make_private_directory(self._directory)
+        session = self._read_session()
+        self._set_pickle_key(new_device=session is None)
+        if session is None:
+            session = await self._log_in(password)
+        elif not self.logged_in:
+            self.restore_login(session.user_id, session.device_id, session.access_token)
+            # Ours, and saved only after a batch was handled; see _handle_sync.
+            self.loaded_sync_token = self.store.load_sync_token() or ""
+        if session.master_key:
+            self._pinned[session.user_id] = session.master_key
+        if self.should_upload_keys:
+            _require(await self.keys_upload(), KeysUploadResponse)
+        await self._sign_ourselves(session, password)
+
+    async def close(self) -> None:
+        """Close the connection and the crypto store; the session can be resumed later."""
+        await super().close()
+        if self.store:
+            self.store.database.close()
+
+    def _read_session(self) -> _Session | None:
+        path = self._directory / "session.json"
+        try:
+            session = _Session(**json.loads(path.read_text()))
+        except FileNotFoundError:
+            return None
+        except (ValueError, TypeError) as error:
+            raise InputError(
+                f"{path} is damaged; delete it and start once with the password.",
+                code="bad_session_file",
+            ) from error
+        if session.user_id != self.user:
+            raise InputError(
+                f"{path} belongs to another account; give each account its own directory.",
+                code="foreign_session_file",
+            )
+        if not (self._directory / "crypto.db").exists():
+            raise InputError(
+                f"The crypto store beside {path} is missing; delete session.json, keep "
+                "recovery-key, and start once with the password.",
+                code="crypto_store_missing",
+            )
+        return session
+
+    def _write_session(self, session: _Session) -> None:
+        text = json.dumps({name: getattr(session, name) for name in _Session.__slots__})
+        _write_private(self._directory / "session.json", text)
+
+    def _set_pickle_key(self, *, new_device: bool) -> None:
+        path = self._directory / "pickle-key"
+        try:
+            key = path.read_text().strip()
+        except FileNotFoundError:
+            if not new_device:
+                raise InputError(
+                    f"{path} is missing and the crypto store cannot be opened without it; restore "
+                    "it, or delete session.json and start once with the password.",
+                    code="pickle_key_missing",
+                ) from None
+            key = secrets.token_urlsafe(32)
+            _write_private(path, key)
+        self.config = replace(self.config, pickle_key=key)
+
+    async def _log_in(self, password: str | None) -> _Session:
+        if password is None:
+            raise InputError(
+                "This account has no session here yet; give its password once.",
+                code="password_needed",
+            )
+        # What an unfinished login left behind belongs to a device that we no longer know.
+        for path in self._directory.glob("crypto.db*"):
+            path.unlink()
+        answer = await self.login(password, device_name=self._device_name)
+        _require(answer, LoginResponse)
+        session = _Session(answer.user_id, answer.device_id, answer.access_token)
+        self._write_session(session)
+        return session
+
+    async def _sign_ourselves(self, session: _Session, password: str | None) -> None:
+        """Have our device signed by an identity of ours: adopt it, or create it.
+
+        Each step can be repeated, so an interruption anywhere heals at the next start.
+        """
+        keys = await self._own_keys()
+        device = self._own_device(keys)
+        if session.master_key and self.device_id in self._signed_by_us(keys):
+            return
+        recovery = self._read_recovery_key()
+        masters = keys.raw.get("master_keys")
+        published = masters.get(self.user_id) if isinstance(masters, dict) else None
+        default = await self._account_data("m.secret_storage.default_key")
+        if recovery is None and (published is not None or default is not None):
+            raise InputError(
+                "This account already has a cross-signing identity or secret storage; put its "
+                f"recovery key into {self._directory / 'recovery-key'} (mode 0600), or reset the "
+                "identity in Element.",
+                code="recovery_key_needed",
+            )
+        if default is not None and recovery is not None:
+            seeds = await self._stored_seeds(str(default.get("key")), recovery)
+        elif published is None and not session.master_key:
+            seeds = await self._new_seeds(recovery)
+        else:
+            raise InputError(
+                "The secret storage of this account is gone; restore it in Element, or reset the "
+                "account's identity and delete session.json.",
+                code="no_secret_storage",
+            )
+        if session.master_key not in ("", seeds.master_key):
+            _refuse_identity()
+        if published is None:
+            await self._publish_identity(seeds, password)
+        else:
+            identity = keys.identities.get(self.user_id)
+            found = identity and (identity.master_key, identity.self_signing_key)
+            if found != (seeds.master_key, seeds.self_signing_key):
+                _refuse_identity()
+        answer = await self._call(
+            "POST", "keys/signatures/upload", seeds.signatures_body(self.user_id, device)
+        )
+        self._pinned[self.user_id] = seeds.master_key
+        keys = await self._own_keys()
+        if answer.get("failures") or self.device_id not in self._signed_by_us(keys):
+            raise UnavailableError(
+                "The homeserver did not keep the signature of our device; start again.",
+                code="signature_refused",
+            )
+        self._write_session(replace(session, master_key=seeds.master_key))
+
+    def _signed_by_us(self, keys: _CheckedKeys) -> Mapping[str, DeviceKeys]:
+        identity = keys.identities.get(self.user_id)
+        return identity.devices if identity else {}
+
+    async def _own_keys(self) -> _CheckedKeys:
+        self._ask_again_at.pop(self.user_id, None)
+        self.olm.users_for_key_query.add(self.user_id)
+        keys = await self.keys_query()
+        _require(keys, _CheckedKeys)
+        if not isinstance(keys, _CheckedKeys):  # for the type checker
+            raise BugError("The answer about our own keys was not checked.", code="unchecked_keys")
+        return keys
+
+    def _own_device(self, keys: _CheckedKeys) -> dict[str, Any]:
+        """Our device as the server has it, after making sure that it is ours and unaltered."""
+        device = keys.device_keys.get(self.user_id, {}).get(self.device_id)
+        ours = self.olm.account.identity_keys
+        if device is None or (
+            device["keys"][f"ed25519:{self.device_id}"] != ours["ed25519"]
+            or device["keys"][f"curve25519:{self.device_id}"] != ours["curve25519"]
+        ):
+            raise InputError(
+                "The homeserver no longer knows this device; delete session.json, keep "
+                "recovery-key, and start once with the password.",
+                code="device_unknown",
+            )
+        return dict(device)
+
+    def _read_recovery_key(self) -> bytes | None:
+        try:
+            return decode_recovery_key((self._directory / "recovery-key").read_text())
+        except FileNotFoundError:
+            return None
+
+    async def _stored_seeds(self, key_id: str, recovery: bytes) -> CrossSigningSeeds:
+        key = SecretStorageKey(key_id, recovery)
+        description = await self._account_data(f"m.secret_storage.key.{key_id}")
+        if description is None or not key.fits(description):
+            raise InputError(
+                "The file recovery-key does not open the secret storage of this account; replace "
+                "it by the account's present recovery key.",
+                code="wrong_recovery_key",
+            )
+        stored = {}
+        for name in (MASTER, SELF_SIGNING, USER_SIGNING):
+            stored[name] = key.decrypt(name, await self._account_data(name) or {})
+        return CrossSigningSeeds.from_secrets(stored)
+
+    async def _new_seeds(self, recovery: bytes | None) -> CrossSigningSeeds:
+        """A new identity, safe in secret storage before anybody sees it."""
+        key = SecretStorageKey.generate()
+        if recovery is None:
+            # First of all: without this file the identity could never be used again.
+            _write_private(self._directory / "recovery-key", encode_recovery_key(key.key))
+        else:
+            key = replace(key, key=recovery)
+        seeds = CrossSigningSeeds.generate()
+        await self._set_account_data(f"m.secret_storage.key.{key.key_id}", key.description())
+        for name, secret in seeds.to_secrets().items():
+            await self._set_account_data(name, key.encrypt(name, secret))
+        # Last: from here on the storage counts as complete.
+        await self._set_account_data("m.secret_storage.default_key", {"key": key.key_id})
+        return seeds
+
+    async def _publish_identity(self, seeds: CrossSigningSeeds, password: str | None) -> None:
+        path = "keys/device_signing/upload"
+        body = seeds.device_signing_body(self.user_id, self.device_id, self.olm.sign_json)
+        status, answer = await self._request("POST", path, body)
+        if status == 401 and password is not None and "session" in answer:  # noqa: PLR2004
+            # Servers older than MSC3967 ask for the password even for a first identity.
+            body["auth"] = {
+                "type": "m.login.password",
+                "identifier": {"type": "m.id.user", "user": self.user_id},
+                "password": password,
+                "session": answer["session"],
+            }
+            status, answer = await self._request("POST", path, body)
+        _require_ok(status, answer)
+
+    async def _account_data(self, kind: str) -> dict[str, Any] | None:
+        status, answer = await self._request("GET", self._account_data_path(kind))
+        # Account data cannot be deleted, only emptied.
+        if status == 404 or not answer:  # noqa: PLR2004
+            return None
+        _require_ok(status, answer)
+        return answer
+
+    async def _set_account_data(self, kind: str, content: Mapping[str, Any]) -> None:
+        await self._call("PUT", self._account_data_path(kind), content)
+
+    def _account_data_path(self, kind: str) -> str:
+        return f"user/{quote(self.user_id, safe='')}/account_data/{quote(kind, safe='')}"
+
+    # -----------------------------------------------------------------------------------------
+    # Requests
+
+    async def _call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        status, answer = await self._request(method, path, body)
+        _require_ok(status, answer)
+        return answer
+
+    async def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """A request that nio has no method for: HTTP status and answer (empty if no object)."""
+        response = await self.send(
+            method,
+            f"{_CLIENT}/{path}",
+            None if body is None else json.dumps(body),
+            {"Authorization": f"Bearer {self.access_token}", "Content-Type": "application/json"},
+        )
+        try:
+            answer = await response.json(content_type=None)
+        except ValueError:
+            answer = {}
+        except (ClientError, TimeoutError, OSError) as error:
+            raise _no_answer() from error
+        return response.status, answer if isinstance(answer, dict) else {}
+
+    async def send(self, *args: Any, **kwargs: Any) -> Any:
+        """As nio's, but raises ``UnavailableError`` when the homeserver does not answer."""
+        if kwargs.get("timeout") == 0:
+            kwargs["timeout"] = _FULL_SYNC_TIMEOUT_S
+        elif len(args) > 5 and args[5] == 0:  # noqa: PLR2004 - nio passes it by position
+            args = (*args[:5], _FULL_SYNC_TIMEOUT_S, *args[6:])
+        try:
+            return await super().send(*args, **kwargs)
+        except (ClientError, TimeoutError, OSError) as error:
+            raise _no_answer() from error
+
+    async def create_matrix_response(self, *args: Any, **kwargs: Any) -> Any:
+        """As nio's, but an answer that breaks off or makes no sense is ``UnavailableError``."""
+        try:
+            return await super().create_matrix_response(*args, **kwargs)
+        except (ClientError, TimeoutError, OSError) as error:
+            raise _no_answer() from error
+        except _MALFORMED as error:
+            raise UnavailableError(
+                "The homeserver's answer makes no sense; look at its health.", code="bad_answer"
+            ) from error
+
+    # -----------------------------------------------------------------------------------------
+    # Whose devices get keys
+
+    @property
+    def should_query_keys(self) -> bool:
+        """Whether devices of somebody changed and it is time to ask for them."""
+        return bool(self._due_for_query())
+
+    def _due_for_query(self) -> set[str]:
+        now = time.monotonic()
+        return {u for u in self.users_for_key_query if self._ask_again_at.get(u, 0) <= now}
+
+    async def keys_query(self) -> KeysQueryResponse | KeysQueryError:
+        """Ask for the devices of all users that changed, and decide which of them get keys."""
+        async with self._query_lock:  # an older answer must not overtake a newer one
+            users = self._due_for_query()
+            if not users:
+                return _CheckedKeys(device_keys={}, failures={})
+            method, path, data = Api.keys_query(self.access_token, users)
+            # Taken out now, so that a change told while we ask is asked about again.
+            self.olm.users_for_key_query -= users
+            answered: set[str] = set()
+            try:
+                answer = await self._send(
+                    _CheckedKeys, method, _with_timeout(path), data, (self._pinned,)
+                )
+                if isinstance(answer, _CheckedKeys):
+                    answered = users & answer.device_keys.keys()
+            finally:
+                self.olm.users_for_key_query |= users - answered
+            if isinstance(answer, _CheckedKeys):
+                # Somebody's homeserver is away: go on with what we know of them.
+                again = time.monotonic() + _RETRY_REMOTE_S
+                self._ask_again_at.update(dict.fromkeys(users - answered, again))
+                for user in answered:
+                    self._ask_again_at.pop(user, None)
+            return answer
+
+    def _handle_olm_response(self, response: Any) -> None:
+        if isinstance(response, ShareGroupSessionResponse):
+            return  # _share keeps the account; nio would credit it to a newer key
+        if isinstance(response, KeysQueryResponse):
+            if not isinstance(response, _CheckedKeys):
+                raise BugError("Device keys must be checked before use.", code="unchecked_keys")
+            told_meanwhile = set(self.olm.users_for_key_query)
+            super()._handle_olm_response(response)
+            self.olm.users_for_key_query |= told_meanwhile
+            self._decide(response)
+        elif isinstance(response, KeysClaimResponse):
+            # One at a time: a device with an absurd key must not keep others from getting theirs.
+            for user_id, devices in response.one_time_keys.items():
+                for device_id, key in devices.items() if isinstance(devices, dict) else ():
+                    one = KeysClaimResponse({user_id: {device_id: key}}, {})
+                    _attempt(super()._handle_olm_response, one)
+        else:
+            super()._handle_olm_response(response)
+
+    def _decide(self, keys: _CheckedKeys) -> None:
+        """Give each device of an answer its place: verified or blacklisted."""
+        for user_id, listed in keys.device_keys.items():
+            identity = keys.identities.get(user_id)
+            for device_id in listed:
+                device = self.device_store[user_id].get(device_id)
+                if device is None:
+                    continue  # our own
+                # nio keeps the first key of a device id for ever, so compare the keys too.
+                known = DeviceKeys(device.ed25519, device.curve25519)
+                signed = identity is not None and identity.devices.get(device_id) == known
+                if device.deleted and signed:
+                    # It was missing from an earlier answer; nio would never take it back.
+                    device.deleted = False
+                    self.store.save_device_keys({user_id: {device_id: device}})
+                if signed:
+                    self.verify_device(device)
+                else:
+                    self.blacklist_device(device)
+
+    def _devices_of(self, users: Iterable[str]) -> list[OlmDevice]:
+        """All present devices of users, except ours; those that nobody judged are blacklisted."""
+        devices = [
+            device
+            for user in users
+            for device in self.device_store.active_user_devices(user)
+            if device.id != self.device_id
+        ]
+        for device in devices:
+            if not (device.verified or device.blacklisted):
+                self.blacklist_device(device)  # we stopped between storing and judging it
+        return devices
+
+    def get_missing_sessions(self, room_id: str) -> dict[str, list[str]]:
+        """Signed devices in a room that we cannot encrypt to yet, by user."""
+        missing: dict[str, list[str]] = {}
+        for device in self._devices_of(self.rooms[room_id].users):
+            if device.verified and not self.olm.session_store.get(device.curve25519):
+                missing.setdefault(device.user_id, []).append(device.id)
+        return missing
+
+    async def keys_claim(self, user_set: Mapping[str, Iterable[str]]) -> Any:
+        """Claim one-time keys, without waiting long for another hospital's homeserver."""
+        method, path, data = Api.keys_claim(self.access_token, user_set)
+        return await self._send(KeysClaimResponse, method, _with_timeout(path), data)
+
+    async def _claim_missing(self, room_id: str) -> None:
+        """Make encryption to a room's signed devices possible; once a minute for each."""
+        now = time.monotonic()
+        due: dict[str, list[str]] = {}
+        for user, devices in self.get_missing_sessions(room_id).items():
+            for device in devices:
+                if self._claim_again_at.get((user, device), 0) <= now:
+                    self._claim_again_at[user, device] = now + _RETRY_REMOTE_S
+                    due.setdefault(user, []).append(device)
+        if due:
+            await self.keys_claim(due)
+
+    # -----------------------------------------------------------------------------------------
+    # Sending
+
+    async def room_send(
+        self,
+        room_id: str,
+        message_type: str,
+        content: dict[str, Any],
+        tx_id: str | None = None,
+        ignore_unverified_devices: bool = False,  # noqa: FBT001, FBT002 - nio's signature
+    ) -> Any:
+        """Encrypt for the signed devices in a room and send; in order for each room.
+
+        Args:
+            room_id: a joined, encrypted room.
+            message_type: e.g. ``m.room.message``. Reactions are sent in clear, as everywhere.
+            content: plain content.
+            tx_id: transaction id; the same for every attempt to send the same message.
+            ignore_unverified_devices: must stay false.
+
+        Returns:
+            nio's ``RoomSendResponse``, or ``RoomSendError`` when the homeserver refuses.
+
+        Raises:
+            InputError: we are not or no longer in the room, or it is not encrypted.
+            UnavailableError: the homeserver does not answer, or keys could not be shared.
+        """
+        if ignore_unverified_devices:
+            raise BugError("Unsigned devices never get keys.", code="unsigned_devices")
+        async with self._room_locks[room_id]:
+            if message_type != "m.reaction":
+                await self._make_current(room_id)
+                message_type, content = self.encrypt(room_id, message_type, content)
+            method, path, data = Api.room_send(
+                self.access_token, room_id, message_type, content, tx_id or uuid4()
+            )
+            return await self._send(RoomSendResponse, method, path, data, (room_id,))
+
+    async def share_group_session(
+        self,
+        room_id: str,
+        ignore_unverified_devices: bool = False,  # noqa: FBT001, FBT002 - nio's signature
+    ) -> ShareGroupSessionResponse:
+        """Share the room key ahead of the next message; ``room_send`` does it by itself."""
+        if ignore_unverified_devices:
+            raise BugError("Unsigned devices never get keys.", code="unsigned_devices")
+        async with self._room_locks[room_id]:
+            await self._make_current(room_id)
+            shared = self.olm.outbound_group_sessions[room_id].users_shared_with
+            return ShareGroupSessionResponse(room_id, set(shared))
+
+    def invalidate_outbound_session(self, room_id: str) -> None:
+        """Forget a room key, also one that is being shared; nio would keep the latter."""
+        self.olm.outbound_group_sessions.pop(room_id, None)
+
+    async def _make_current(self, room_id: str) -> None:
+        """See to it that exactly the right devices have the room key; the caller has the lock."""
+        room = self.rooms.get(room_id)
+        if room is None:
+            raise InputError(
+                "We are not in this room, or have not synchronised yet; invite us and wait.",
+                code="room_unknown",
+            )
+        if not room.encrypted:
+            raise InputError(
+                "This room is not encrypted, so nothing is sent to it; switch encryption on.",
+                code="room_not_encrypted",
+            )
+        for _ in range(_SHARE_ATTEMPTS):
+            if not room.members_synced:
+                _require(await self.joined_members(room_id), JoinedMembersResponse)
+            if self.should_query_keys and not isinstance(await self.keys_query(), _CheckedKeys):
+                raise UnavailableError(
+                    "The homeserver refused to tell who may read this room; trying again later.",
+                    code="keys_query_refused",
+                )
+            if self._is_current(room_id):
+                return
+            await self._share(room_id)
+        raise UnavailableError(
+            "The devices in this room change too fast to share a key; trying again later.",
+            code="devices_unstable",
+        )
+
+    def _is_current(self, room_id: str) -> bool:
+        """Whether the room key is shared with all devices that should have it and no other."""
+        if self.olm.should_share_group_session(room_id):
+            return False
+        entitled = {
+            (device.user_id, device.id)
+            for device in self._devices_of(self.rooms[room_id].users)
+            if device.verified and self.olm.session_store.get(device.curve25519)
+        }
+        shared = self.olm.outbound_group_sessions[room_id].users_shared_with
+        return bool(entitled == shared)
+
+    async def _share(self, room_id: str) -> None:
+        """Make a new room key and send it to the signed devices in the room.
+
+        nio marks a key as shared although sending it failed, never unlocks a room when claiming
+        keys was interrupted, and credits a late answer to the wrong key; hence our own.
+        """
+        self.invalidate_outbound_session(room_id)
+        await self._claim_missing(room_id)
+        batches = list(
+            self.olm.share_group_session_parallel(room_id, list(self.rooms[room_id].users))
+        )
+        session = self.olm.outbound_group_sessions[room_id]
+        for recipients, messages in batches:
+            method, path, data = Api.to_device(
+                self.access_token, "m.room.encrypted", messages, uuid4()
+            )
+            answer = await self._send(
+                ShareGroupSessionResponse, method, path, data, (room_id, recipients)
+            )
+            if not isinstance(answer, ShareGroupSessionResponse):
+                raise UnavailableError(
+                    "The homeserver refused to pass on a room key; trying again later.",
+                    code="sharing_refused",
+                )
+            session.users_shared_with.update(recipients)
+        session.shared = True
+
+    # -----------------------------------------------------------------------------------------
+    # Receiving
+
+    async def run_sync(self, *, poll_s: float = 30.0) -> NoReturn:
+        """Receive for ever; cancel the task to stop.
+
+        While the homeserver is away, waits 1 s, then twice as long each time, at most a minute.
+        Any other exception, such as a bug in a callback, ends it; the batch in which it happened
+        is delivered again by the next call.
+
+        Args:
+            poll_s: how long the homeserver holds a request when there is nothing new.
+
+        Raises:
+            InputError: the homeserver ended our session.
+        """
+        pause_s = 1.0
+        while True:
+            first = not self.ready.is_set()
+            try:
+                answer = await self.sync(
+                    timeout=0 if first else int(poll_s * 1000),
+                    sync_filter=_SYNC_FILTER,
+                    full_state=first or None,
+                )
+                await self.run_response_callbacks([answer])
+                _require(answer, SyncResponse)
+                await self._keep_up()
+            except UnavailableError as error:
+                _log.warning("%s Next attempt in %.0f s (%s).", error, pause_s, error.code)
+                await asyncio.sleep(pause_s)
+                pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            pause_s = 1.0
+            self.ready.set()
+            self.synced.set()
+            self.synced.clear()
+
+    async def _keep_up(self) -> None:
+        """What a sync asks for: pending messages, one-time keys, devices, Olm sessions."""
+        await self.send_to_device_messages()
+        if self.should_upload_keys:
+            await self.keys_upload()
+        if self.should_query_keys:
+            await self.keys_query()
+        if self.should_claim_keys:
+            await self.keys_claim(self.get_users_for_key_claiming())
+        for room in list(self.rooms.values()):
+            if room.encrypted:
+                await self._claim_missing(room.room_id)
+
+    async def keys_upload(self) -> Any:
+        """As nio's, but what we publish is on disk first, so that a crash cannot lose it."""
+        content = self.olm.share_keys()
+        self.olm.save_account()
+        method, path, data = Api.keys_upload(self.access_token, content)
+        return await self._send(KeysUploadResponse, method, path, data)
+
+    async def _handle_sync(self, response: SyncResponse) -> None:
+        """Handle a batch completely, then remember it; nio remembers it first and loses it."""
+        before = self.next_batch
+        try:
+            await self._meet_senders(response)
+            await super()._handle_sync(response)
+        except BaseException:
+            self.next_batch = before
+            raise
+        self.store.save_sync_token(self.next_batch)
+
+    async def _meet_senders(self, response: SyncResponse) -> None:
+        """Know the devices of who wrote, so that ``verified`` is right for a first message too."""
+        senders = {
+            event.sender
+            for room in response.rooms.join.values()
+            for event in room.timeline.events
+            if isinstance(event, MegolmEvent)
+        }
+        changed = set(response.device_list.changed) | self.olm.users_for_key_query
+        unknown = {
+            user for user in senders if user in changed or user not in self.olm.tracked_users
+        }
+        if unknown:
+            self.olm.users_for_key_query |= unknown
+            await self.keys_query()
+
+    def _handle_olm_events(self, response: SyncResponse) -> None:
+        if response.device_key_count.signed_curve25519 is not None:
+            # nio overlooks a count of zero and would never publish new keys.
+            self.olm.uploaded_key_count = response.device_key_count.signed_curve25519
+        super()._handle_olm_events(response)
+
+    def _handle_decrypt_to_device(self, to_device_event: Any) -> Any:
+        refused = (RoomKeyRequest, RoomKeyRequestCancellation, KeyVerificationEvent)
+        if isinstance(to_device_event, refused):
+            # We never forward keys, and only signatures make a device trustworthy.
+            return None
+        return _attempt(super()._handle_decrypt_to_device, to_device_event)
+
+    def _handle_timeline_event(
+        self,
+        event: Any,
+        room_id: str,
+        room: Any,
+        encrypted_rooms: set[str],
+    ) -> Event | None:
+        if not isinstance(event, MegolmEvent):
+            return super()._handle_timeline_event(event, room_id, room, encrypted_rooms)
+        # nio would let a decrypted event change memberships, so that any member could add some.
+        event.room_id = room_id
+        decrypted = _attempt(self.olm.decrypt_megolm_event, event, room_id)
+        if decrypted is None or isinstance(decrypted, BadEvent | UnknownBadEvent):
+            return None
+        if not _fits(event.source, decrypted.source, room_id):
+            _log.warning("Refused an event whose encrypted part does not fit its envelope.")
+            return None
+        return decrypted
+
+    async def decrypt_state(self, event_source: Mapping[str, Any], room_id: str) -> StateEvent:
+        """Decrypt a state event of type ``m.room.encrypted`` (MSC4362).
+
+        Args:
+            event_source: the whole event as the homeserver gives it.
+            room_id: the room from whose state or timeline it comes.
+
+        Raises:
+            DecodeError: ``not_encrypted_state``; ``wrong_room``; ``no_key`` (may come later);
+                ``undecryptable``; ``wrong_state_key``; ``unknown_device`` (the session does not
+                belong to a device of the sender).
+            UnavailableError: the sender's devices are not known and could not be asked for.
+        """
+        event = _attempt(MegolmEvent.from_dict, dict(event_source))
+        if not isinstance(event, MegolmEvent) or not isinstance(event_source.get("state_key"), str):
+            raise DecodeError("This is not an encrypted state event.", code="not_encrypted_state")
+        if event_source.get("room_id", room_id) != room_id:
+            raise DecodeError("This state event is of another room.", code="wrong_room")
+        session = self.olm.inbound_group_store.get(room_id, event.sender_key, event.session_id)
+        if session is None:
+            raise DecodeError("We have no key for this state event yet.", code="no_key")
+        opened = _attempt(session.decrypt, event.ciphertext)
+        plaintext, index = opened or ("", 0)
+        inner = _attempt(json.loads, plaintext)
+        if not isinstance(inner, dict) or not self.olm.message_index_ok(index, event):
+            raise DecodeError("This state event cannot be decrypted.", code="undecryptable")
+        if not _fits(event_source, inner, room_id) or not isinstance(inner.get("content"), dict):
+            raise DecodeError(
+                "The encrypted part of this state event does not fit its envelope.",
+                code="wrong_state_key",
+            )
+        signed = await self._is_signed_sender(event.sender, event.sender_key, session)
+        return StateEvent(inner["type"], inner["state_key"], inner["content"], event.sender, signed)
+
+    async def _is_signed_sender(self, sender: str, sender_key: str, session: Any) -> bool:
+        """Whether the sender's device behind a Megolm session is signed.
+
+        Raises:
+            DecodeError: the session belongs to no device of the sender.
+        """
+        keys = DeviceKeys(session.ed25519, sender_key)
+        ours = self.olm.account.identity_keys
+        if sender == self.user_id and keys == DeviceKeys(ours["ed25519"], ours["curve25519"]):
+            return True
+        for known in (False, True):
+            for device in self.device_store[sender].values():
+                if DeviceKeys(device.ed25519, device.curve25519) == keys:
+                    # Who forwarded a session may have made it up.
+                    return bool(
+                        device.verified and not device.deleted and not session.forwarding_chain
+                    )
+            if not known:
+                self.olm.users_for_key_query.add(sender)
+                await self.keys_query()
+        raise DecodeError(
+            "This state event was not encrypted by a device of its sender.", code="unknown_device"
+        )
+
+
+# ---------------------------------------------------------------------------------------------
+
+
+def _fits(outer: Mapping[str, Any], inner: Mapping[str, Any], room_id: str) -> bool:
+    """Whether a decrypted event may be what its envelope says (MSC4362 for state events).
+
+    A state event's outer key is ``type:state_key`` of the inner one; a message has neither.
+    """
+    if inner.get("room_id") != room_id:
+        return False
+    if "state_key" not in outer:
+        return "state_key" not in inner
+    kind, state_key = inner.get("type"), inner.get("state_key")
+    if not isinstance(kind, str) or not isinstance(state_key, str):
+        return False
+    return bool(outer["state_key"] == f"{kind}:{state_key}")
+
+
+def _attempt(parse: Callable[..., _T], *args: Any) -> _T | None:
+    """Let nio read what a stranger wrote; ``None`` when it cannot."""
+    try:
+        return parse(*args)
+    except _MALFORMED as error:
+        _log.debug("Ignored what cannot be read (%s).", type(error).__name__)
+        return None
+
+
+def _with_timeout(path: str) -> str:
+    """``timeout`` of /keys/query and /keys/claim: for keys of other homeservers, in ms."""
+    return f"{path}{'&' if '?' in path else '?'}timeout={_REMOTE_TIMEOUT_MS}"
+
+
+def _require(answer: Any, expected: type) -> None:
+    """Turn an error answer of nio into an exception."""
+    if isinstance(answer, expected):
+        return
+    code = (
+        str(getattr(answer, "status_code", "") or "") if isinstance(answer, ErrorResponse) else ""
+    )
+    _raise_refusal(code)
+
+
+def _require_ok(status: int, answer: Mapping[str, Any]) -> None:
+    """Turn an HTTP error into an exception."""
+    if status != 200:  # noqa: PLR2004
+        _raise_refusal(str(answer.get("errcode", "")))
+
+
+def _raise_refusal(code: str) -> NoReturn:
+    """Raise what a Matrix error code means to us."""
+    if code in ("M_UNKNOWN_TOKEN", "M_MISSING_TOKEN"):
+        raise InputError(
+            "The homeserver ended our session; delete session.json, keep recovery-key, "
+            "and start once with the password.",
+            code="logged_out",
+        )
+    if code in ("M_FORBIDDEN", "M_USER_DEACTIVATED"):
+        raise InputError(
+            "The homeserver refuses this account; check its name, its password and its rooms.",
+            code="refused",
+        )
+    raise UnavailableError(
+        f"The homeserver answers with an error ({code or 'no Matrix error code'}); "
+        "look at its health.",
+        code="homeserver_error",
+    )
+
+
+def _refuse_identity() -> NoReturn:
+    raise InputError(
+        "The cross-signing identity of this account is not the one that our recovery key belongs "
+        "to; find out who replaced it, and put the present recovery key in place.",
+        code="identity_changed",
+    )
+
+
+def _no_answer() -> UnavailableError:
+    return UnavailableError(
+        "The homeserver does not answer; look whether it runs and can be reached.",
+        code="homeserver_unavailable",
+    )
+
+
+def _make_private_directory(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    path.chmod(0o700)
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file with mode 0600, completely or not at all, also across a power cut."""
+    temporary = path.with_name(f".{path.name}.new")
+    with contextlib.suppress(FileNotFoundError):
+        temporary.unlink()
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
