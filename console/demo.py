@@ -185,6 +185,7 @@ async def _show(
             return
         clinic, observer, element = starting.result()
         console.print(_where(clinic, element))
+        console.print(_by_hand(clinic), highlight=False, soft_wrap=True)
         live = _Live(console, clinic)
         observer.on_seen(live.seen)
         for patient in PATIENTS:
@@ -251,28 +252,23 @@ def _where(clinic: Clinic, element: ElementServer | None) -> Panel:
             *((f"patient, bed {one.bed}", one.account) for one in PATIENTS),
         ]
     )
-    payload = json.dumps(
-        {
-            "device_id": SPARE_DEVICE,
-            "timestamp": 1000,
-            "heart_rate": 88,
-            "spo2": 97,
-            "temperature": 36.9,
-        }
-    )
-    by_hand = (
-        clinic.publish_command(SPARE_DEVICE, payload)
-        if shutil.which("mosquitto_pub")
-        else "install mosquitto-clients (`apt-get install mosquitto-clients`) to send one by hand"
-    )
     where = f"Element Web:  [bold]{element.url}[/]" if element else HOW_TO_GET
     return Panel(
         f"{where}\nHomeserver:   [bold]{clinic.synapse.base_url}[/]\n{people}\n\n"
-        f"Send a reading for bed {PATIENTS[0].bed} by hand:\n{escape(by_hand)}\n\n"
         "Investigational, a secondary notification: never the only monitoring. Ctrl-C stops.",
         title="FAJMA",
         border_style="green",
     )
+
+
+def _by_hand(clinic: Clinic) -> str:
+    """A line to paste into another terminal; not in the panel, whose frame would be copied too."""
+    if shutil.which("mosquitto_pub") is None:
+        return "To send a reading by hand: apt-get install mosquitto-clients, and start again."
+    values = {"heart_rate": 88, "spo2": 97, "temperature": 36.9}
+    payload = json.dumps({"device_id": SPARE_DEVICE, "timestamp": 1000} | values)
+    line = escape(clinic.publish_command(SPARE_DEVICE, payload))
+    return f"Send a reading for bed {PATIENTS[0].bed} by hand:\n{line}\n"
 
 
 class _Live:

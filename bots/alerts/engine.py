@@ -86,7 +86,6 @@ class AlarmEngine:
             announced = await self._judge_apart(patients, new[-1].position)
         if announced:
             records.store.hints.notify("outbox")
-            records.store.hints.notify("alarms")
             log.info("alarms_decided", count=announced)
         return len(new)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 from zoneinfo import ZoneInfo
 
@@ -36,6 +36,10 @@ HISTORY_READINGS: Final = 100
 
 RETRY_S: Final = 5.0
 
+RESEND_AGAIN_S: Final = 5.0
+"""After somebody came, the snapshot goes out at once and once more: a client that hears the event
+before it has looked up our device refuses it, and does not try again (seen with matrix-js-sdk)."""
+
 Now = Callable[[], datetime]
 
 
@@ -53,6 +57,8 @@ class _Room:
     batch_sent_at: datetime | None = None
     not_before: datetime | None = None
     """After a failure: when to try again."""
+    resend_at: datetime | None = None
+    """When the snapshot goes out once more, whatever the cadence."""
 
 
 class Publisher:
@@ -72,7 +78,9 @@ class Publisher:
         self._now = now
         self._rooms: dict[ConsultationId, _Room] = {}
         self._resend: set[str] = set()
-        self._hint = records.store.hints.subscribe("readings", "alarms")
+        # Woken by nothing but somebody coming: telemetry takes its turn once a second, so that an
+        # alarm caused by the same reading is in the room before it.
+        self._hint = records.store.hints.subscribe("audience")
 
     async def resend(self, room_id: str) -> None:
         """Somebody can read from now on: the snapshot goes out again, under a new key."""
@@ -105,7 +113,7 @@ class Publisher:
                 retry_s=RETRY_S,
             )
             if room is not None:
-                room.not_before = datetime.fromtimestamp(now.timestamp() + RETRY_S, UTC)
+                room.not_before = now + timedelta(seconds=RETRY_S)
 
     async def _opened(self, consultation: Consultation) -> _Room:
         snapshot = Snapshot(consultation.patient)
@@ -136,10 +144,14 @@ class Publisher:
         alarm_changed_at = await self._records.alarm_states.changed_at(consultation.patient)
         resend = consultation.room_id in self._resend
         alarm_changed = alarm_changed_at != room.alarm_changed_at
+        now = self._now()
+        again = room.resend_at is not None and now >= room.resend_at
+        if again:
+            room.resend_at = None
         due = room.taken > room.state_position and self._is_due(
             room.state_sent_at, self._settings.state_every_s
         )
-        if not (resend or alarm_changed or due):
+        if not (resend or again or alarm_changed or due):
             return
         self._resend.discard(consultation.room_id)
         try:
@@ -147,12 +159,14 @@ class Publisher:
                 consultation.room_id,
                 VITALS,
                 consultation.patient,
-                room.snapshot.vitals(self._now()).to_content(),
+                room.snapshot.vitals(now).to_content(),
             )
         except BaseException:
-            if resend:
+            if resend or again:
                 self._resend.add(consultation.room_id)
             raise
+        if resend:
+            room.resend_at = now + timedelta(seconds=RESEND_AGAIN_S)
         room.state_sent_at = self._now()
         room.state_position = room.taken
         room.alarm_changed_at = alarm_changed_at

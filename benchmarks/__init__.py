@@ -1,0 +1,1 @@
+"""Performance claims, each measured beside its reference in the same run."""

@@ -1,0 +1,17 @@
+"""``python -m benchmarks [NAME]``: all figures, or one."""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks.alarm_latency import alarm_latency_idle
+from benchmarks.demo import demo_first_vital_s, run_memory_mb
+
+ALL = {one.__name__: one for one in (demo_first_vital_s, run_memory_mb, alarm_latency_idle)}
+
+names = sys.argv[1:] or list(ALL)
+unknown = [name for name in names if name not in ALL]
+if unknown:
+    sys.exit(f"no benchmark {', '.join(unknown)}; there are: {', '.join(ALL)}")
+for name in names:
+    ALL[name]()
