@@ -43,7 +43,7 @@ bench: $(VENV)/dev packages ## measure; one figure with ONLY=name; appends to bu
 	$(BIN)/python -m benchmarks $(ONLY)
 
 docs: $(VENV)/dev ## the documentation as a site in build/site
-	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/site
 
 lock: build/uv/bin/uv ## renew the lock files
 	$< pip compile -q --upgrade --universal --generate-hashes --no-header --python-version 3.11 \
