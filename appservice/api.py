@@ -14,6 +14,7 @@ from typing import Annotated, Final
 
 import structlog
 from aiohttp import web
+from mautrix.errors import MatrixError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from appservice.consultations import ConsultationService
@@ -69,6 +70,9 @@ def add_routes(app: web.Application, service: ConsultationService, *, api_token:
                 return await handler(request)
             except InputError as error:
                 return _error(400, error.code, str(error))
+            except MatrixError as error:
+                log.error("homeserver_refused", error=type(error).__name__)
+                return _error(502, "homeserver_refused", "the homeserver refuses; see the log")
             except FajmaError as error:
                 log.error("api_request_failed", code=error.code)
                 return _error(503, error.code, str(error))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 from collections.abc import Collection, Mapping
 from pathlib import Path
@@ -229,5 +228,4 @@ class Sender:
 
     async def membership(self, event: StateEvent) -> None:
         """Somebody came or went: the next message uses a new key."""
-        async with asyncio.timeout(30):
-            await self.cryptographer.handle_member_event(event)
+        await self.cryptographer.handle_member_event(event)

@@ -48,6 +48,8 @@ LOCALPARTS: Final = ("fajma", "fajma-vitals", "fajma-alerts")
 SCHEMAS: Final[tuple[UpgradeTable, ...]] = (PgStateStore.upgrade_table, PgCryptoStore.upgrade_table)
 """Schemas of mautrix that live in our database."""
 
+RESYNC_RETRY_S: Final = 5.0
+
 AudienceChanged = Callable[[str], Awaitable[None]]
 """Called with a room id when somebody there can read from now on and could not before."""
 
@@ -81,7 +83,9 @@ class MatrixService:
             ephemeral_events=True,
             encryption_events=True,
         )
-        self._az.synchronous_handlers = True  # in the order in which things happened
+        # One handler, called for one event after the other, so that nothing overtakes.
+        self._az.synchronous_handlers = True
+        self._az.event_handlers[:] = [self._on_event]
         self.web = self._az.app
         names = {"host": (host, "FAJMA"), "vitals": (vitals, "FAJMA constantes")}
         ours = {host, vitals, self.alerts_mxid}
@@ -106,7 +110,6 @@ class MatrixService:
         self._az.to_device_handler = self._on_to_device
         self._az.otk_handler = self._on_one_time_keys
         self._az.device_list_handler = self._on_device_lists
-        self._az.matrix_event_handler(self._on_event)
 
     def on_audience_changed(self, callback: AudienceChanged) -> None:
         """Be told when a room has new readers (a join, a newly trusted device)."""
@@ -199,14 +202,29 @@ class MatrixService:
             self._in_background(sender.device_lists(lists))
 
     async def _on_event(self, event: Event) -> None:
-        if isinstance(event, StateEvent) and event.type == EventType.ROOM_MEMBER:
-            try:
+        if not isinstance(event, StateEvent):
+            return
+        try:
+            await self._state.update_state(event)
+            if event.type == EventType.ROOM_MEMBER:
                 for sender in self._senders:
                     await sender.membership(event)
                 if event.content.membership == Membership.JOIN:
                     await self._tell(str(event.room_id))
-            except Exception as error:  # noqa: BLE001 - the events after it still count
-                log.error("membership_not_handled", error=type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - the events after it still count
+            # Who left must not stay in our list of readers: look at the room as it is.
+            log.error("room_event_not_handled", error=type(error).__name__)
+            self._in_background(self._resync_until_done(str(event.room_id)))
+
+    async def _resync_until_done(self, room_id: str) -> None:
+        while True:
+            try:
+                await self._resync(room_id)
+            except Exception as error:  # noqa: BLE001 - homeserver or database; it must succeed once
+                log.warning("room_not_resynced", room=room_id, error=type(error).__name__)
+                await asyncio.sleep(RESYNC_RETRY_S)
+            else:
+                return
 
     async def _trust_changed(self, user: UserID) -> None:
         log.info("trusted_devices_changed", user=user)
@@ -222,7 +240,7 @@ class MatrixService:
             try:
                 await work
             except Exception as error:  # noqa: BLE001 - reported; the next change is another try
-                log.error("device_lists_not_handled", error=type(error).__name__)
+                log.error("background_work_failed", error=type(error).__name__)
 
         task = asyncio.create_task(guarded())
         self._tasks.add(task)

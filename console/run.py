@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import signal
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import structlog
 
@@ -19,6 +21,7 @@ from bridges.mqtt_vitals.broker import EmbeddedBroker
 from bridges.mqtt_vitals.ingest import Ingest, Subscriber
 from bridges.mqtt_vitals.publisher import Publisher
 from fajma.config import Settings, read_secret
+from fajma.errors import UnavailableError
 from fajma.sealing import SiteKey
 from fajma.store import Records, Store
 
@@ -51,6 +54,7 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
+        stack.enter_context(_alone(settings.secrets.directory))
         records = await stack.enter_async_context(opened(settings))
 
         matrix = MatrixService(settings, records)
@@ -105,6 +109,20 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
                 log.error("part_ended", part=task.get_name())
                 task.result()
     log.info("stopped")
+
+
+@contextlib.contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Two processes with one Matrix device would use message keys twice: only one may run."""
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with (directory / "running.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UnavailableError(
+                f"another `fajma run` uses {directory}: stop it first", code="already_running"
+            ) from error
+        yield
 
 
 async def _report(subscriber: Subscriber, client: SignedClient, ready: Callable[[], None]) -> None:

@@ -27,6 +27,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from bridges.mqtt_vitals.clocks import Clocks
 from fajma import wire
 from fajma.config import Mqtt
 from fajma.errors import DecodeError
@@ -71,6 +72,7 @@ class Ingest:
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        self._clocks = Clocks()
 
     async def commit(self, batch: Sequence[Message]) -> Outcome:
         """Decode, attribute, seal and commit a batch in one transaction.
@@ -109,7 +111,7 @@ class Ingest:
                 kind=rejected.kind.value,
                 reason=rejected.reason.value,
             )
-        reading = decoded.reading
+        reading = self._clocks.place(decoded.reading)
         worn = await self._records.consultations.wearing(reading.device, reading.measured_at)
         if worn is None:
             refuse(UNKNOWN_DEVICE)

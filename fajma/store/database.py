@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import asyncpg
 from mautrix.util.async_db import Connection, Database, Scheme, UpgradeTable
@@ -113,17 +113,17 @@ class Store:
         """
         url = settings.url
         if url.startswith("sqlite"):
-            directory = Path(urlsplit(url).path).parent
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             # One connection: writers take turns instead of failing on SQLite's lock.
             args: dict[str, Any] = {"min_size": 1, "init_commands": list(SQLITE_PRAGMAS)}
         else:
             args = {"min_size": 1, "max_size": 8}
             if settings.password_file is not None:
-                password = read_secret(settings.password_file, purpose="database password")
-                args["password"] = quote(password, safe="") if "%" in password else password
+                args["password"] = read_secret(settings.password_file, purpose="database password")
         db = Database.create(url, upgrade_table=upgrade_table, db_args=args)
         try:
+            if db.scheme == Scheme.SQLITE:
+                directory = Path(urlsplit(url).path).parent
+                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
             await db.start()
             for table in also_upgrade:
                 await table.upgrade(db)
@@ -149,11 +149,15 @@ class Store:
         HTTP requests inside: child tasks inherit the connection.
         """
         connection: Connection
+        # Who waits for SQLite's one connection is served before whoever has just given it back.
+        await asyncio.sleep(0)
         async with self.db.acquire() as connection:
             try:
                 async with connection.transaction():
                     yield connection
             except BaseException:
-                if self.is_sqlite and connection.wrapped.in_transaction:
+                # Even if none seems to be open: a cancelled BEGIN may still be on its way to
+                # SQLite's thread. Without a transaction this does nothing.
+                if self.is_sqlite:
                     await asyncio.shield(connection.wrapped.rollback())
                 raise
