@@ -136,7 +136,7 @@ async def _check(
         judge = Judge(
             options,
             report=lambda step: progress.update(task, description=STEPS[step]),
-            judged=lambda one: progress.console.print(_verdict(one)),
+            judged=lambda one: progress.console.print(_verdict(one), soft_wrap=True),
         )
         passed = await judge.run()
     if json_path is not None:
