@@ -21,8 +21,9 @@ from typing import Any, Final, Literal
 
 import aiohttp
 
+from console.files import write_private
 from console.mosquitto import Mosquitto
-from console.pki import ensure_ca, issue_bridge, issue_device, issue_server, write_private
+from console.pki import ensure_ca, issue_bridge, issue_device, issue_server
 from console.processes import (
     LOOPBACK,
     Child,

@@ -7,18 +7,17 @@ import shlex
 from pathlib import Path
 from typing import Final
 
+from console.files import base_file, write_private
 from console.pki import (
     Credentials,
     ensure_ca,
     issue_bridge,
     issue_device,
     issue_server,
-    write_private,
 )
 from console.processes import (
     LOOPBACK,
     Child,
-    base_file,
     environment_without_proxies,
     require_port_free,
     require_program,

@@ -8,7 +8,6 @@ a monitor keeps its certificate when the demo or the site starts again.
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from console.files import write_private
 from fajma.errors import InputError
 
 BRIDGE_NAME: Final = "fajma-ingest"
@@ -42,19 +42,6 @@ class Credentials:
 
     cert_file: Path
     key_file: Path
-
-
-def write_private(path: Path, content: str | bytes) -> None:
-    """Write a file that only we may read (mode 0600), whole or not at all."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def ensure_ca(directory: Path, *, now: datetime | None = None) -> Credentials:

@@ -38,18 +38,6 @@ _TELLS_WHY: Final = re.compile(
 )
 
 
-def base_file(name: str) -> str:
-    """Text of a file of ``synapse-config/``, from the source tree or the installed package.
-
-    Raises:
-        FileNotFoundError: there is no such file; the installation is incomplete.
-    """
-    here = Path(__file__).resolve().parent
-    installed = here / "_synapse_config"
-    directory = installed if installed.is_dir() else here.parent / "synapse-config"
-    return (directory / name).read_text(encoding="utf-8")
-
-
 def free_port() -> int:
     """A TCP port of the loopback interface that nobody uses at this moment, 1024 to 65535."""
     with socket.socket() as probe:

@@ -23,11 +23,10 @@ from urllib.parse import quote
 import aiohttp
 import yaml
 
-from console.pki import write_private
+from console.files import base_file, write_private
 from console.processes import (
     LOOPBACK,
     Child,
-    base_file,
     environment_without_proxies,
     http_ok,
     require_port_free,

@@ -8,12 +8,13 @@ that would send one in clear text. Every key is described in ``docs/settings.md`
 
 from __future__ import annotations
 
+import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import (
@@ -38,8 +39,14 @@ ENV_PREFIX: Final = "FAJMA_"
 ENV_DELIMITER: Final = "__"
 
 
-def _no_credentials(url: str) -> str:
-    if urlsplit(url).password is not None:
+def _database_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"sqlite", "postgres", "postgresql"}:
+        raise ValueError("must begin with sqlite:/// or postgres://")
+    # PostgreSQL's drivers take a password from the query as well.
+    if parts.password is not None or "password" in dict(
+        parse_qsl(parts.query, keep_blank_values=True)
+    ):
         raise ValueError("put the password into a file and name it in database.password_file")
     return url
 
@@ -111,7 +118,7 @@ class Homeserver(_Section):
 class DatabaseSettings(_Section):
     """Where FAJMA keeps its own data."""
 
-    url: Annotated[str, AfterValidator(_no_credentials)] = Field(
+    url: Annotated[str, AfterValidator(_database_url)] = Field(
         description="`sqlite:///var/lib/fajma/fajma.db` or `postgres://fajma@host/fajma`, without "
         "password.",
     )
@@ -296,6 +303,14 @@ def load(path: Path) -> Settings:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
         raise InputError(f"{path} cannot be read as TOML: {error}", code="config_syntax") from error
     _refuse_unknown_environment()
+    # pydantic would take these as options of its own.
+    private = [name for name in content if name.startswith("_")]
+    if private:
+        raise InputError(
+            f"{path} has {len(private)} wrong setting(s):\n"
+            + "\n".join(f"  {name}: unknown key" for name in private),
+            code="config_invalid",
+        )
     try:
         settings = Settings(**content)
     except ValidationError as error:
@@ -319,6 +334,11 @@ def read_secret(path: Path, *, purpose: str) -> str:
         raise InputError(
             f"the {purpose} cannot be read from {path}: {error.strerror}", code="secret_missing"
         ) from error
+    except UnicodeDecodeError:
+        # The cause is left out: it would quote the secret.
+        raise InputError(
+            f"the {purpose} cannot be read from {path}: it is not text", code="secret_missing"
+        ) from None
     if mode & 0o077:
         raise InputError(
             f"{path} ({purpose}) can be read by others: run `chmod 600 {path}`",
@@ -386,8 +406,8 @@ def as_toml(values: Mapping[str, Mapping[str, Any]]) -> str:
             elif isinstance(value, int | float):
                 text = str(value)
             else:
-                escaped = str(value).replace("\\", "\\\\").replace('"', '\\"')
-                text = f'"{escaped}"'
+                # TOML's escapes are those of JSON, and it wants DEL escaped too.
+                text = json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
             lines.append(f"{key} = {text}")
         lines.append("")
     return "\n".join(lines)

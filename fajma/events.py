@@ -194,8 +194,8 @@ class VitalsBatch:
             return cls(
                 patient=PatientKey(str(content["patient"])),
                 anchor=str(content["m.relates_to"]["event_id"]),
-                first=int(content["first"]),
-                last=int(content["last"]),
+                first=_whole(content["first"]),
+                last=_whole(content["last"]),
                 samples={
                     Kind(kind): [
                         Sample(_from_ms(at), _unscaled(value, series["exponent"]))
@@ -218,7 +218,7 @@ class AlarmBlock:
         patient: opaque key of the patient.
         state: ``started``, ``worsened`` or ``recovered``.
         kind: what is measured.
-        priority: ``medium`` or ``high`` (IEC 60601-1-8).
+        priority: ``low``, ``medium`` or ``high`` (IEC 60601-1-8).
         value: the value that decided.
         limit: the limit that is broken, or was.
         measured_at: when ``value`` was measured.
@@ -301,11 +301,15 @@ def _unscaled(value: object, exponent: object) -> Decimal:
     return Decimal(value).scaleb(exponent)
 
 
+def _whole(number: object) -> int:
+    if type(number) is not int:
+        raise ValueError("not an integer")
+    return number
+
+
 def _to_ms(moment: datetime) -> int:
     return (moment - _EPOCH) // _MS
 
 
 def _from_ms(milliseconds: object) -> datetime:
-    if type(milliseconds) is not int:
-        raise ValueError("not a time")
-    return _EPOCH + milliseconds * _MS
+    return _EPOCH + _whole(milliseconds) * _MS

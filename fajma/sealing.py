@@ -57,7 +57,7 @@ class Key:
         nonce, body = sealed[1 : 1 + NONCE_BYTES], sealed[1 + NONCE_BYTES :]
         try:
             return self._cipher.decrypt(nonce, body, place.encode())
-        except InvalidTag as error:
+        except (InvalidTag, ValueError) as error:  # the latter when it is cut short
             raise BugError(
                 "a sealed value does not open: wrong site key, or the database was altered",
                 code="unsealing_failed",

@@ -2,7 +2,7 @@
 
 Units are UCUM, codes are LOINC as in the HL7 FHIR R4 vital-signs profile
 (https://hl7.org/fhir/R4/observation-vitalsigns.html). Plausible ranges tell an artefact from a
-measurement; they are wide on purpose and are not alarm limits (those are in ``bots.alerts.alarm``).
+measurement; they are wide on purpose and are not alarm limits (see ``bots.alerts.limits``).
 """
 
 from __future__ import annotations

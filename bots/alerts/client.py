@@ -3,7 +3,7 @@
 matrix-nio encrypts, but it knows nothing of cross-signing, believes much of what a server or a
 stranger sends, and its sharing of room keys has races. ``SignedClient`` closes these gaps:
 
-* It signs its own device with an identity of its account (``start_session``).
+* It signs its own device with an identity of its account (``bots.alerts.identity``).
 * An answer to ``/keys/query`` reaches nio only through ``_CheckedKeys``: what is malformed is
   left out, and in the same step each device is marked as verified (signed by its user's identity)
   or blacklisted. There is no third state, so nio never meets a device that nobody judged.
@@ -16,18 +16,14 @@ stranger sends, and its sharing of room keys has races. ``SignedClient`` closes 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import logging
-import os
-import secrets
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
-from urllib.parse import quote
 from uuid import uuid4
 
 from aiohttp import ClientError
@@ -36,7 +32,6 @@ from nio import (
     AsyncClient,
     AsyncClientConfig,
     BadEvent,
-    ErrorResponse,
     Event,
     JoinedMembersResponse,
     KeysClaimResponse,
@@ -44,7 +39,6 @@ from nio import (
     KeysQueryResponse,
     KeysUploadResponse,
     KeyVerificationEvent,
-    LoginResponse,
     MegolmEvent,
     RoomKeyRequest,
     RoomKeyRequestCancellation,
@@ -57,17 +51,12 @@ from nio.crypto import OlmDevice
 from nio.exceptions import EncryptionError
 from nio.store import SqliteStore
 
+from bots.alerts.identity import Identity, OwnKeys, require
 from fajma.errors import BugError, DecodeError, InputError, UnavailableError
 from fajma.trust import (
-    MASTER,
-    SELF_SIGNING,
-    USER_SIGNING,
     CrossSigningSeeds,
     DeviceKeys,
-    SecretStorageKey,
     SignedIdentity,
-    decode_recovery_key,
-    encode_recovery_key,
     self_signed_devices,
     signed_devices,
 )
@@ -135,16 +124,6 @@ class StateEvent:
     content: Mapping[str, Any] = field(repr=False)
     sender: str
     signed: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """What ``session.json`` keeps. ``master_key`` is empty until the device was signed."""
-
-    user_id: str
-    device_id: str
-    access_token: str = field(repr=False)
-    master_key: str = ""
 
 
 @dataclass
@@ -224,7 +203,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         self._claim_again_at: dict[tuple[str, str], float] = {}
 
     # -----------------------------------------------------------------------------------------
-    # Session and identity
+    # Session
 
     async def start_session(self, password: str | None = None) -> None:
         """Log in or resume, publish our keys, and make sure that our device is signed.
@@ -239,20 +218,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 use; the message says what to do.
             UnavailableError: the homeserver does not answer.
         """
-        _make_private_directory(self._directory)
-        session = self._read_session()
-        self._set_pickle_key(new_device=session is None)
-        if session is None:
-            session = await self._log_in(password)
-        elif not self.logged_in:
-            self.restore_login(session.user_id, session.device_id, session.access_token)
-            # Ours, and saved only after a batch was handled; see _handle_sync.
-            self.loaded_sync_token = self.store.load_sync_token() or ""
-        if session.master_key:
-            self._pinned[session.user_id] = session.master_key
-        if self.should_upload_keys:
-            _require(await self.keys_upload(), KeysUploadResponse)
-        await self._sign_ourselves(session, password)
+        await self._identity().start(password)
 
     async def close(self) -> None:
         """Close the connection and the crypto store; the session can be resumed later."""
@@ -260,215 +226,41 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         if self.store:
             self.store.database.close()
 
-    def _read_session(self) -> _Session | None:
-        path = self._directory / "session.json"
-        try:
-            session = _Session(**json.loads(path.read_text()))
-        except FileNotFoundError:
-            return None
-        except (ValueError, TypeError) as error:
-            raise InputError(
-                f"{path} is damaged; delete it and start once with the password.",
-                code="bad_session_file",
-            ) from error
-        if session.user_id != self.user:
-            raise InputError(
-                f"{path} belongs to another account; give each account its own directory.",
-                code="foreign_session_file",
-            )
-        if not (self._directory / "crypto.db").exists():
-            raise InputError(
-                f"The crypto store beside {path} is missing; delete session.json, keep "
-                "recovery-key, and start once with the password.",
-                code="crypto_store_missing",
-            )
-        return session
-
-    def _write_session(self, session: _Session) -> None:
-        text = json.dumps({name: getattr(session, name) for name in _Session.__slots__})
-        _write_private(self._directory / "session.json", text)
-
-    def _set_pickle_key(self, *, new_device: bool) -> None:
-        path = self._directory / "pickle-key"
-        try:
-            key = path.read_text().strip()
-        except FileNotFoundError:
-            if not new_device:
-                raise InputError(
-                    f"{path} is missing and the crypto store cannot be opened without it; restore "
-                    "it, or delete session.json and start once with the password.",
-                    code="pickle_key_missing",
-                ) from None
-            key = secrets.token_urlsafe(32)
-            _write_private(path, key)
-        self.config = replace(self.config, pickle_key=key)
-
-    async def _log_in(self, password: str | None) -> _Session:
-        if password is None:
-            raise InputError(
-                "This account has no session here yet; give its password once.",
-                code="password_needed",
-            )
-        # What an unfinished login left behind belongs to a device that we no longer know.
-        for path in self._directory.glob("crypto.db*"):
-            path.unlink()
-        answer = await self.login(password, device_name=self._device_name)
-        _require(answer, LoginResponse)
-        session = _Session(answer.user_id, answer.device_id, answer.access_token)
-        self._write_session(session)
-        return session
-
-    async def _sign_ourselves(self, session: _Session, password: str | None) -> None:
-        """Have our device signed by an identity of ours: adopt it, or create it.
-
-        Each step can be repeated, so an interruption anywhere heals at the next start.
-        """
-        keys = await self._own_keys()
-        device = self._own_device(keys)
-        if session.master_key and self.device_id in self._signed_by_us(keys):
-            return
-        recovery = self._read_recovery_key()
-        masters = keys.raw.get("master_keys")
-        published = masters.get(self.user_id) if isinstance(masters, dict) else None
-        default = await self._account_data("m.secret_storage.default_key")
-        if recovery is None and (published is not None or default is not None):
-            raise InputError(
-                "This account already has a cross-signing identity or secret storage; put its "
-                f"recovery key into {self._directory / 'recovery-key'} (mode 0600), or reset the "
-                "identity in Element.",
-                code="recovery_key_needed",
-            )
-        if default is not None and recovery is not None:
-            seeds = await self._stored_seeds(str(default.get("key")), recovery)
-        elif published is None and not session.master_key:
-            seeds = await self._new_seeds(recovery)
-        else:
-            raise InputError(
-                "The secret storage of this account is gone; restore it in Element, or reset the "
-                "account's identity and delete session.json.",
-                code="no_secret_storage",
-            )
-        if session.master_key not in ("", seeds.master_key):
-            _refuse_identity()
-        if published is None:
-            await self._publish_identity(seeds, password)
-        else:
-            identity = keys.identities.get(self.user_id)
-            found = identity and (identity.master_key, identity.self_signing_key)
-            if found != (seeds.master_key, seeds.self_signing_key):
-                _refuse_identity()
-        answer = await self._call(
-            "POST", "keys/signatures/upload", seeds.signatures_body(self.user_id, device)
+    def _identity(self) -> Identity:
+        return Identity(
+            self,
+            self._directory,
+            device_name=self._device_name,
+            pinned=self._pinned,
+            request=self._request,
+            own_keys=self._own_keys,
         )
-        self._pinned[self.user_id] = seeds.master_key
-        keys = await self._own_keys()
-        if answer.get("failures") or self.device_id not in self._signed_by_us(keys):
-            raise UnavailableError(
-                "The homeserver did not keep the signature of our device; start again.",
-                code="signature_refused",
-            )
-        self._write_session(replace(session, master_key=seeds.master_key))
 
-    def _signed_by_us(self, keys: _CheckedKeys) -> Mapping[str, DeviceKeys]:
-        identity = keys.identities.get(self.user_id)
-        return identity.devices if identity else {}
+    # The old names of what moved to Identity; they go once no test calls them.
 
-    async def _own_keys(self) -> _CheckedKeys:
-        self._ask_again_at.pop(self.user_id, None)
-        self.olm.users_for_key_query.add(self.user_id)
-        keys = await self.keys_query()
-        _require(keys, _CheckedKeys)
-        if not isinstance(keys, _CheckedKeys):  # for the type checker
-            raise BugError("The answer about our own keys was not checked.", code="unchecked_keys")
-        return keys
-
-    def _own_device(self, keys: _CheckedKeys) -> dict[str, Any]:
-        """Our device as the server has it, after making sure that it is ours and unaltered."""
-        device = keys.device_keys.get(self.user_id, {}).get(self.device_id)
-        ours = self.olm.account.identity_keys
-        if device is None or (
-            device["keys"][f"ed25519:{self.device_id}"] != ours["ed25519"]
-            or device["keys"][f"curve25519:{self.device_id}"] != ours["curve25519"]
-        ):
-            raise InputError(
-                "The homeserver no longer knows this device; delete session.json, keep "
-                "recovery-key, and start once with the password.",
-                code="device_unknown",
-            )
-        return dict(device)
-
-    def _read_recovery_key(self) -> bytes | None:
-        try:
-            return decode_recovery_key((self._directory / "recovery-key").read_text())
-        except FileNotFoundError:
-            return None
-
-    async def _stored_seeds(self, key_id: str, recovery: bytes) -> CrossSigningSeeds:
-        key = SecretStorageKey(key_id, recovery)
-        description = await self._account_data(f"m.secret_storage.key.{key_id}")
-        if description is None or not key.fits(description):
-            raise InputError(
-                "The file recovery-key does not open the secret storage of this account; replace "
-                "it by the account's present recovery key.",
-                code="wrong_recovery_key",
-            )
-        stored = {}
-        for name in (MASTER, SELF_SIGNING, USER_SIGNING):
-            stored[name] = key.decrypt(name, await self._account_data(name) or {})
-        return CrossSigningSeeds.from_secrets(stored)
-
-    async def _new_seeds(self, recovery: bytes | None) -> CrossSigningSeeds:
-        """A new identity, safe in secret storage before anybody sees it."""
-        key = SecretStorageKey.generate()
-        if recovery is None:
-            # First of all: without this file the identity could never be used again.
-            _write_private(self._directory / "recovery-key", encode_recovery_key(key.key))
-        else:
-            key = replace(key, key=recovery)
-        seeds = CrossSigningSeeds.generate()
-        await self._set_account_data(f"m.secret_storage.key.{key.key_id}", key.description())
-        for name, secret in seeds.to_secrets().items():
-            await self._set_account_data(name, key.encrypt(name, secret))
-        # Last: from here on the storage counts as complete.
-        await self._set_account_data("m.secret_storage.default_key", {"key": key.key_id})
-        return seeds
-
-    async def _publish_identity(self, seeds: CrossSigningSeeds, password: str | None) -> None:
-        path = "keys/device_signing/upload"
-        body = seeds.device_signing_body(self.user_id, self.device_id, self.olm.sign_json)
-        status, answer = await self._request("POST", path, body)
-        if status == 401 and password is not None and "session" in answer:  # noqa: PLR2004
-            # Servers older than MSC3967 ask for the password even for a first identity.
-            body["auth"] = {
-                "type": "m.login.password",
-                "identifier": {"type": "m.id.user", "user": self.user_id},
-                "password": password,
-                "session": answer["session"],
-            }
-            status, answer = await self._request("POST", path, body)
-        _require_ok(status, answer)
+    async def _call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        return await self._identity().call(method, path, body)
 
     async def _account_data(self, kind: str) -> dict[str, Any] | None:
-        status, answer = await self._request("GET", self._account_data_path(kind))
-        # Account data cannot be deleted, only emptied.
-        if status == 404 or not answer:  # noqa: PLR2004
-            return None
-        _require_ok(status, answer)
-        return answer
+        return await self._identity().account_data(kind)
 
-    async def _set_account_data(self, kind: str, content: Mapping[str, Any]) -> None:
-        await self._call("PUT", self._account_data_path(kind), content)
+    async def _stored_seeds(self, key_id: str, recovery: bytes) -> CrossSigningSeeds:
+        return await self._identity().stored_seeds(key_id, recovery)
 
-    def _account_data_path(self, kind: str) -> str:
-        return f"user/{quote(self.user_id, safe='')}/account_data/{quote(kind, safe='')}"
+    async def _own_keys(self) -> OwnKeys:
+        """Ask for our own keys now, whatever happened to an earlier attempt."""
+        self._ask_again_at.pop(self.user_id, None)
+        self.olm.users_for_key_query.add(self.user_id)
+        keys = require(await self.keys_query(), _CheckedKeys)
+        masters = keys.raw.get("master_keys")
+        return OwnKeys(
+            published=isinstance(masters, dict) and masters.get(self.user_id) is not None,
+            identity=keys.identities.get(self.user_id),
+            device=keys.device_keys.get(self.user_id, {}).get(self.device_id),
+        )
 
     # -----------------------------------------------------------------------------------------
     # Requests
-
-    async def _call(self, method: str, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        status, answer = await self._request(method, path, body)
-        _require_ok(status, answer)
-        return answer
 
     async def _request(
         self, method: str, path: str, body: Mapping[str, Any] | None = None
@@ -695,7 +487,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             )
         for _ in range(_SHARE_ATTEMPTS):
             if not room.members_synced:
-                _require(await self.joined_members(room_id), JoinedMembersResponse)
+                require(await self.joined_members(room_id), JoinedMembersResponse)
             if self.should_query_keys and not isinstance(await self.keys_query(), _CheckedKeys):
                 raise UnavailableError(
                     "The homeserver refused to tell who may read this room; trying again later.",
@@ -774,7 +566,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                     full_state=first or None,
                 )
                 await self.run_response_callbacks([answer])
-                _require(answer, SyncResponse)
+                require(answer, SyncResponse)
                 await self._keep_up()
             except UnavailableError as error:
                 _log.warning("%s Next attempt in %.0f s (%s).", error, pause_s, error.code)
@@ -956,75 +748,8 @@ def _with_timeout(path: str) -> str:
     return f"{path}{'&' if '?' in path else '?'}timeout={_REMOTE_TIMEOUT_MS}"
 
 
-def _require(answer: Any, expected: type) -> None:
-    """Turn an error answer of nio into an exception."""
-    if isinstance(answer, expected):
-        return
-    code = (
-        str(getattr(answer, "status_code", "") or "") if isinstance(answer, ErrorResponse) else ""
-    )
-    _raise_refusal(code)
-
-
-def _require_ok(status: int, answer: Mapping[str, Any]) -> None:
-    """Turn an HTTP error into an exception."""
-    if status != 200:  # noqa: PLR2004
-        _raise_refusal(str(answer.get("errcode", "")))
-
-
-def _raise_refusal(code: str) -> NoReturn:
-    """Raise what a Matrix error code means to us."""
-    if code in ("M_UNKNOWN_TOKEN", "M_MISSING_TOKEN"):
-        raise InputError(
-            "The homeserver ended our session; delete session.json, keep recovery-key, "
-            "and start once with the password.",
-            code="logged_out",
-        )
-    if code in ("M_FORBIDDEN", "M_USER_DEACTIVATED"):
-        raise InputError(
-            "The homeserver refuses this account; check its name, its password and its rooms.",
-            code="refused",
-        )
-    raise UnavailableError(
-        f"The homeserver answers with an error ({code or 'no Matrix error code'}); "
-        "look at its health.",
-        code="homeserver_error",
-    )
-
-
-def _refuse_identity() -> NoReturn:
-    raise InputError(
-        "The cross-signing identity of this account is not the one that our recovery key belongs "
-        "to; find out who replaced it, and put the present recovery key in place.",
-        code="identity_changed",
-    )
-
-
 def _no_answer() -> UnavailableError:
     return UnavailableError(
         "The homeserver does not answer; look whether it runs and can be reached.",
         code="homeserver_unavailable",
     )
-
-
-def _make_private_directory(path: Path) -> None:
-    path.mkdir(parents=True, exist_ok=True)
-    path.chmod(0o700)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file with mode 0600, completely or not at all, also across a power cut."""
-    temporary = path.with_name(f".{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -15,15 +15,9 @@ from typing import Any, Final
 import structlog
 from mautrix.util.async_db import Connection
 
-from bots.alerts.alarm import (
-    Confirmation,
-    Decision,
-    PatientState,
-    ReadingFact,
-    Rules,
-    default_rules,
-    step,
-)
+from bots.alerts.alarm import Decision, ReadingFact, step
+from bots.alerts.alarm_state import PatientState
+from bots.alerts.limits import Confirmation, Rules, default_rules
 from bots.alerts.text import render
 from fajma.config import Alarms
 from fajma.errors import BugError
@@ -75,15 +69,17 @@ class AlarmEngine:
         """
         records = self._records
         position = await records.followers.position(FOLLOWER)
-        new = await records.readings.after(position, limit=MAX_STEP)
+        # Not the readings themselves: one that cannot be opened is its patient's trouble alone.
+        new = await records.readings.whose(position, limit=MAX_STEP)
         if not new:
             return 0
-        patients = list(dict.fromkeys(logged.patient for logged in new))
+        until = new[-1][0]
+        patients = list(dict.fromkeys(patient for _, patient in new))
         try:
-            announced = await self._judge_together(patients, new[-1].position)
+            announced = await self._judge_together(patients, until)
         except Exception as error:  # noqa: BLE001 - one patient's trouble must not stop the others
             log.error("judging_together_failed", error=type(error).__name__)
-            announced = await self._judge_apart(patients, new[-1].position)
+            announced = await self._judge_apart(patients, until)
         if announced:
             records.store.hints.notify("outbox")
             log.info("alarms_decided", count=announced)

@@ -17,7 +17,8 @@ from zoneinfo import ZoneInfo
 
 from babel.numbers import format_decimal
 
-from bots.alerts.alarm import Decision, Direction, Limit, Priority, Reason
+from bots.alerts.alarm import Decision, Reason
+from bots.alerts.limits import Direction, Limit, Priority
 from fajma.errors import BugError
 from fajma.language import Language, translator
 from fajma.vitals import Kind
@@ -99,21 +100,10 @@ def render(
     )
 
 
-def room_notice(language: Language) -> Text:
-    """What is said once in each room before the first alarm: what FAJMA is not."""
-    _ = translator(language).gettext
-    return _joined(
-        (_("Alarms in this room are a secondary notification."), ""),
-        ("", _("FAJMA is investigational and not a certified medical device.")),
-        ("", _("It must never be the only monitoring of a patient.")),
-        separator=" ",
-    )
-
-
-def _joined(*parts: tuple[str, str], separator: str = _SEPARATOR) -> Text:
+def _joined(*parts: tuple[str, str]) -> Text:
     """Parts made of a bold text and a plain one; either may be empty."""
-    body = separator.join(bold + plain for bold, plain in parts)
-    html = separator.join(
+    body = _SEPARATOR.join(bold + plain for bold, plain in parts)
+    html = _SEPARATOR.join(
         (f"<strong>{escape(bold)}</strong>" if bold else "") + escape(plain)
         for bold, plain in parts
     )
@@ -124,7 +114,9 @@ def _title(priority: Priority, _: Callable[[str], str]) -> str:
     # "HIGH ALARM" could be read as "value too high", so English says what is high.
     if priority is Priority.HIGH:
         return _("HIGH PRIORITY ALARM")
-    return _("MEDIUM PRIORITY ALARM")
+    if priority is Priority.MEDIUM:
+        return _("MEDIUM PRIORITY ALARM")
+    return _("LOW PRIORITY ALARM")
 
 
 def _signal(signal: Signal, _: Callable[[str], str]) -> str:

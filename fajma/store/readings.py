@@ -112,6 +112,16 @@ class Readings:
             )
         return [await self._logged(row) for row in rows]
 
+    async def whose(self, position: int, *, limit: int) -> list[tuple[int, PatientKey]]:
+        """Position and patient of what follows a position, in order; nothing sealed is opened."""
+        rows = await self._store.db.fetch(
+            "SELECT position, patient_key FROM reading WHERE position>$1"
+            " ORDER BY position LIMIT $2",
+            position,
+            limit,
+        )
+        return [(row["position"], PatientKey(row["patient_key"])) for row in rows]
+
     async def latest(self, patient: PatientKey, *, limit: int) -> list[LoggedReading]:
         """A patient's newest readings, in order."""
         rows = await self._store.db.fetch(

@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from bots.alerts.alarm import (
+from bots.alerts.alarm import Decision, ReadingFact, Reason, step
+from bots.alerts.alarm_state import PatientState
+from bots.alerts.limits import (
     CUFF_GAP,
     DEFAULT_LIMITS,
     DWELL,
@@ -26,17 +28,12 @@ from bots.alerts.alarm import (
     Bands,
     Comparison,
     Confirmation,
-    Decision,
     Direction,
     Limit,
-    PatientState,
     Priority,
-    ReadingFact,
-    Reason,
     Rules,
     TrackKey,
     default_rules,
-    step,
 )
 from fajma.errors import InputError
 from fajma.vitals import Clock, DeviceId, Kind, Reading
@@ -45,7 +42,7 @@ START = datetime(2026, 3, 1, 14, 2, tzinfo=UTC)
 DEVICE = DeviceId("A4CF12F03B7E")
 EVERY = timedelta(seconds=5)
 AT_ONCE = default_rules(confirmation=Confirmation(needed=1))
-MEDIUM, HIGH = Priority.MEDIUM, Priority.HIGH
+LOW, MEDIUM, HIGH = Priority.LOW, Priority.MEDIUM, Priority.HIGH
 LOW_SIDE, HIGH_SIDE = Direction.LOW, Direction.HIGH
 
 
@@ -105,7 +102,9 @@ def announced(decisions: Sequence[Decision]) -> list[Decision]:
         (Kind.SPO2, "91.9", MEDIUM, LOW_SIDE, "< 92"),
         (Kind.SPO2, "90", MEDIUM, LOW_SIDE, "< 92"),
         (Kind.SPO2, "89.9", HIGH, LOW_SIDE, "< 90"),
-        (Kind.TEMPERATURE, "38.6", MEDIUM, HIGH_SIDE, "> 38.5"),
+        (Kind.TEMPERATURE, "38.6", LOW, HIGH_SIDE, "> 38.5"),
+        (Kind.TEMPERATURE, "39.0", LOW, HIGH_SIDE, "> 38.5"),
+        (Kind.TEMPERATURE, "39.1", MEDIUM, HIGH_SIDE, "> 39.0"),
         (Kind.TEMPERATURE, "35.0", MEDIUM, LOW_SIDE, "≤ 35.0"),
         (Kind.SYSTOLIC, "90", HIGH, LOW_SIDE, "≤ 90"),
         (Kind.SYSTOLIC, "220", HIGH, HIGH_SIDE, "≥ 220"),
@@ -418,6 +417,15 @@ def test_a_short_visit_to_the_milder_band_is_not_announced_as_worsening() -> Non
     assert reasons(decisions) == [Reason.STARTED] + [Reason.ALREADY_OPEN] * 5
 
 
+def test_a_mild_fever_is_a_low_priority_alarm_that_worsens_above_39() -> None:
+    decisions = announced(run(Kind.TEMPERATURE, ["38.8"] * 4 + ["39.2"] * 4))
+
+    assert [(each.reason, each.priority) for each in decisions] == [
+        (Reason.STARTED, LOW),
+        (Reason.WORSENED, MEDIUM),
+    ]
+
+
 def test_both_directions_of_a_kind_have_their_own_episode() -> None:
     decisions = run(Kind.HEART_RATE, [45, 125, *[80] * 7], AT_ONCE)
 
@@ -532,7 +540,7 @@ def _spo2_bands() -> Bands:
 VALUES = {
     Kind.SPO2: ["84", "85", "88", "89", "90", "91", "92", "93", "97"],
     Kind.HEART_RATE: ["28", "40", "45", "50", "55", "80", "115", "120", "125", "131", "155"],
-    Kind.TEMPERATURE: ["34.9", "35.0", "35.3", "37", "38.2", "38.5", "38.6"],
+    Kind.TEMPERATURE: ["34.9", "35.0", "35.3", "37", "38.2", "38.5", "38.6", "39.0", "39.1"],
     Kind.SYSTOLIC: ["85", "90", "95", "120", "215", "220", "230"],
     Kind.DIASTOLIC: ["60", "80"],
 }

@@ -33,10 +33,10 @@ from console.device import (
     Options,
     device,
     make_distinctive,
-    read_recording,
     scenario_values,
     simulate,
 )
+from console.recording import read_recording
 from fajma.errors import InputError, UnavailableError
 from fajma.vitals import Clock, DeviceId, Kind, is_plausible
 from fajma.wire import decode_v1

@@ -16,16 +16,10 @@ from babel.messages.pofile import read_po
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bots.alerts.alarm import (
-    DEFAULT_LIMITS,
-    AlarmId,
-    Comparison,
-    Decision,
-    Limit,
-    Priority,
-    Reason,
-)
-from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, render, room_notice
+from bots.alerts.alarm import Decision, Reason
+from bots.alerts.alarm_state import AlarmId
+from bots.alerts.limits import DEFAULT_LIMITS, Comparison, Limit, Priority
+from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, render
 from fajma.errors import BugError
 from fajma.language import DEFAULT_LANGUAGE, Language, translator
 from fajma.vitals import Kind
@@ -128,14 +122,22 @@ def test_the_end_is_told_with_the_value_and_without_a_limit() -> None:
     )
 
 
-def test_a_medium_alarm_names_its_priority_and_the_limit_that_is_broken() -> None:
-    told = decision(Kind.HEART_RATE, "128", Limit(Comparison.ABOVE, Decimal(120), Priority.MEDIUM))
+@pytest.mark.parametrize(
+    ("priority", "french", "english"),
+    [
+        (Priority.LOW, "ALARME BASSE", "LOW PRIORITY ALARM"),
+        (Priority.MEDIUM, "ALARME MOYENNE", "MEDIUM PRIORITY ALARM"),
+        (Priority.HIGH, "ALARME HAUTE", "HIGH PRIORITY ALARM"),
+    ],
+)
+def test_an_alarm_names_its_priority_and_the_limit_that_is_broken(
+    priority: Priority, french: str, english: str
+) -> None:
+    told = decision(Kind.HEART_RATE, "128", Limit(Comparison.ABOVE, Decimal(120), priority))
 
-    assert say(told).body.startswith(
-        f"ALARME MOYENNE · Lit 4 A.D. · FC 128{NB}/min (>{NB}120 depuis"
-    )
+    assert say(told).body.startswith(f"{french} · Lit 4 A.D. · FC 128{NB}/min (>{NB}120 depuis")
     assert say(told, language=ENGLISH).body.startswith(
-        f"MEDIUM PRIORITY ALARM · Bed 4 A.D. · HR 128{NB}/min (>{NB}120 for"
+        f"{english} · Bed 4 A.D. · HR 128{NB}/min (>{NB}120 for"
     )
 
 
@@ -163,7 +165,7 @@ def test_each_kind_has_its_clinical_name_and_unit(
     [("38.5625", "38,6"), ("38.51", "38,6"), ("38.6", "38,6"), ("39.00", "39,0")],
 )
 def test_a_value_above_its_limit_is_never_rounded_onto_it(value: str, shown: str) -> None:
-    (limit,) = DEFAULT_LIMITS[Kind.TEMPERATURE][1]
+    limit = DEFAULT_LIMITS[Kind.TEMPERATURE][1][0]
     assert (
         f"T° {shown}{NB}°C (>{NB}38,5 depuis" in say(decision(Kind.TEMPERATURE, value, limit)).body
     )
@@ -280,19 +282,6 @@ def test_no_typed_text_changes_the_rest_of_the_line(
     read = words_of(told.html)
     assert read.text == told.body
     assert read.tags == {"strong"}
-
-
-# The notice of a room
-
-
-def test_a_room_is_told_once_what_fajma_is_not() -> None:
-    french, english = room_notice(FRENCH), room_notice(ENGLISH)
-
-    for phrase in ("secondary notification", "investigational", "not a certified", "only monitor"):
-        assert phrase in english.body
-    for phrase in ("notification secondaire", "expérimental", "certifié", "seule surveillance"):
-        assert phrase in french.body
-    assert words_of(french.html).text == french.body
 
 
 # The languages
