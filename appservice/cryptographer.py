@@ -50,8 +50,8 @@ class Cryptographer(OlmMachine):
         store: where its keys are.
         state: who is in which room.
         never_for: users that never get room keys (our other senders, who have no need of them).
-        trust_changed: called with a person whose set of trusted devices has changed, after the
-            sessions of shared rooms were dropped.
+        trust_changed: called with a person whose set of trusted devices has changed; all our
+            senders must then ``forget_sessions_with`` that person.
     """
 
     def __init__(
@@ -117,16 +117,20 @@ class Cryptographer(OlmMachine):
 
         mautrix drops a session when a device appears or disappears. A device that becomes signed
         (a phone just verified) or loses its signature changes nothing in the list, so this looks
-        at trust itself.
+        at trust itself. Our senders share one table of devices, so a change is seen by whoever
+        looks first, and by nobody after him.
         """
         known = await self.crypto_store.filter_tracked_users(device_lists.changed)
         before = {user: await self._trusted_devices(user) for user in known}
         await super().handle_device_lists(device_lists)
         for user in known:
             if await self._trusted_devices(user) != before[user]:
-                rooms = await self.state_store.find_shared_rooms(user)
-                await self.crypto_store.remove_outbound_group_sessions(rooms)
                 await self._trust_changed(user)
+
+    async def forget_sessions_with(self, user: UserID) -> None:
+        """The next event in each room of this user goes out under a new key."""
+        rooms = await self.state_store.find_shared_rooms(user)
+        await self.crypto_store.remove_outbound_group_sessions(rooms)
 
     async def refresh(self, users: Collection[str]) -> None:
         """Look at the devices of these users afresh (after a time in which we heard nothing)."""
@@ -173,9 +177,11 @@ class Cryptographer(OlmMachine):
         if session is not None and session.shared and not session.expired:
             return session
         members = await self._state.get_members(room_id)
-        await self.share_group_session(
-            room_id, [user for user in members if user not in self._never_for]
-        )
+        readers = [user for user in members if user not in self._never_for]
+        # The homeserver may tell us seconds late of a new device, and who is left out of a key
+        # cannot read what it opens, ever.
+        await self.refresh(readers)
+        await self.share_group_session(room_id, readers)
         session = await self.crypto_store.get_outbound_group_session(room_id)
         if session is None:
             raise BugError("a room key that was just shared is gone", code="room_key_gone")

@@ -17,6 +17,7 @@ from mautrix.api import Path as ApiPath
 from mautrix.appservice import AppService
 from mautrix.client.state_store.asyncpg import PgStateStore
 from mautrix.crypto import PgCryptoStore
+from mautrix.errors import MatrixRequestError
 from mautrix.types import (
     ASToDeviceEvent,
     DeviceID,
@@ -49,6 +50,9 @@ SCHEMAS: Final[tuple[UpgradeTable, ...]] = (PgStateStore.upgrade_table, PgCrypto
 """Schemas of mautrix that live in our database."""
 
 RESYNC_RETRY_S: Final = 5.0
+
+PING_AGAIN_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
+"""Pauses after pings that failed; then we give up."""
 
 AudienceChanged = Callable[[str], Awaitable[None]]
 """Called with a room id when somebody there can read from now on and could not before."""
@@ -87,7 +91,7 @@ class MatrixService:
         self._az.synchronous_handlers = True
         self._az.event_handlers[:] = [self._on_event]
         self.web = self._az.app
-        names = {"host": (host, "FAJMA"), "vitals": (vitals, "FAJMA constantes")}
+        names = ((host, "FAJMA"), (vitals, "FAJMA constantes"))
         ours = {host, vitals, self.alerts_mxid}
         self.host, self.vitals = (
             Sender(
@@ -99,9 +103,9 @@ class MatrixService:
                 site_key=records.site_key,
                 recovery_key_file=_recovery_key_file(settings.secrets.directory, mxid),
                 never_for=ours - {mxid},
-                trust_changed=self._trust_changed if role == "vitals" else _nobody_waits,
+                trust_changed=self._trust_changed,
             )
-            for role, (mxid, display_name) in names.items()
+            for mxid, display_name in names
         )
         self._senders = (self.host, self.vitals)
         self._audience_changed: list[AudienceChanged] = []
@@ -128,8 +132,7 @@ class MatrixService:
                 code="port_in_use",
             ) from error
         self._listening = True
-        # A homeserver that gave up on us waits longer and longer; a ping makes it try again now.
-        await self._az.ping_self()
+        await self._be_heard()
         await self._resync_members()
         for sender in self._senders:
             await sender.catch_up()
@@ -162,6 +165,29 @@ class MatrixService:
         await self.vitals.client.join_room_by_id(RoomID(room_id))
         await self._resync(room_id)
         return room_id
+
+    async def _be_heard(self) -> None:
+        """Have the homeserver deliver to us now: once it gave up it waits longer and longer.
+
+        Synapse also answers a ping with an error when it is just trying again by itself (it
+        cancels a timer that has already gone off), so one refusal says nothing.
+
+        Raises:
+            UnavailableError: it cannot reach us.
+        """
+        for pause in PING_AGAIN_S:
+            try:
+                await self._az.ping_self()
+            except MatrixRequestError as error:
+                log.warning("ping_failed", status=error.http_status, retry_s=pause)
+                await asyncio.sleep(pause)
+            else:
+                return
+        raise UnavailableError(
+            "the homeserver cannot reach us: compare url in its registration of fajma with"
+            " homeserver.listen_host and listen_port",
+            code="homeserver_does_not_reach_us",
+        )
 
     async def _resync_members(self) -> None:
         """Refresh who is in our rooms and their devices; an empty list would share no keys."""
@@ -228,6 +254,8 @@ class MatrixService:
 
     async def _trust_changed(self, user: UserID) -> None:
         log.info("trusted_devices_changed", user=user)
+        for sender in self._senders:
+            await sender.cryptographer.forget_sessions_with(user)
         for room_id in await self._state.find_shared_rooms(user):
             await self._tell(room_id)
 
@@ -245,10 +273,6 @@ class MatrixService:
         task = asyncio.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-async def _nobody_waits(_: UserID) -> None:
-    """The host publishes no snapshots, so nothing is sent again for it."""
 
 
 def _recovery_key_file(directory: Path, mxid: str) -> Path:
