@@ -8,12 +8,17 @@ Mosquitto.
 
 from __future__ import annotations
 
+import asyncio
+import ssl
 from collections.abc import Mapping
+from io import BytesIO
 from typing import Any, Final
 
 import structlog
+from amqtt.adapters import ReaderAdapter, StreamReaderAdapter, StreamWriterAdapter
 from amqtt.broker import Broker
-from amqtt.contexts import Action, BrokerConfig
+from amqtt.contexts import Action, BrokerConfig, ListenerConfig
+from amqtt.mqtt.connect import ConnectPacket
 from amqtt.plugins.base import BaseAuthPlugin, BaseTopicPlugin
 from amqtt.session import Session
 
@@ -24,6 +29,9 @@ log = structlog.get_logger()
 
 INGEST: Final = "fajma-ingest"
 """Common name of the bridge's own certificate."""
+
+CONNECT_WITHIN_S: Final = 10.0
+"""Whoever has said nothing by then is disconnected."""
 
 _DEVICE_MAY: Final[Mapping[Action, tuple[str, ...]]] = {
     Action.PUBLISH: ("fajma/sensors/{}", "fajma/v2/{}/vitals", "fajma/v2/{}/status"),
@@ -66,12 +74,67 @@ class CertificatePlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]
         return may(session.client_id, action, topic)
 
 
+class _TwiceReader(ReaderAdapter):  # type: ignore[misc]
+    """A stream whose beginning can be read twice."""
+
+    def __init__(self, reader: asyncio.StreamReader) -> None:
+        self._reader = StreamReaderAdapter(reader)
+        self._begun = BytesIO()
+        self._again = False
+
+    async def read(self, n: int = -1) -> bytes:
+        if self._again and (data := self._begun.read(n)):
+            return data
+        data = bytes(await self._reader.read(n))
+        if not self._again:
+            self._begun.write(data)
+        return data
+
+    def rewind(self) -> None:
+        self._begun.seek(0)
+        self._again = True
+
+    def feed_eof(self) -> None:
+        self._reader.feed_eof()
+
+
+class _CertifiedBroker(Broker):  # type: ignore[misc]
+    """amqtt, to which nobody comes but under the name in his certificate.
+
+    By itself amqtt resumes or ends the session that a client names before it asks any plugin, and
+    then asks about the certificate of whoever opened that session: anybody could name another's.
+    """
+
+    @staticmethod
+    def _create_ssl_context(listener: ListenerConfig) -> ssl.SSLContext:
+        context: ssl.SSLContext = Broker._create_ssl_context(listener)  # noqa: SLF001 - see above
+        context.verify_mode = ssl.CERT_REQUIRED
+        return context
+
+    async def stream_connected(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, listener_name: str
+    ) -> None:
+        twice = _TwiceReader(reader)
+        try:
+            async with asyncio.timeout(CONNECT_WITHIN_S):
+                said = (await ConnectPacket.from_stream(twice)).client_id
+        except Exception:  # noqa: BLE001 - whatever a stranger sends
+            said = None
+        name = _common_name(writer.get_extra_info("ssl_object").getpeercert() or {})
+        if name is None or said != name:
+            log.warning("client_without_matching_certificate")
+            writer.close()
+            return
+        twice.rewind()
+        await self.external_connected(twice, StreamWriterAdapter(writer), listener_name)
+
+
 class EmbeddedBroker:
     """amqtt with our rules."""
 
     def __init__(self, settings: Mqtt) -> None:
         self._settings = settings
-        self._broker: Broker | None = None
+        self._broker: _CertifiedBroker | None = None
 
     async def start(self) -> None:
         """Listen.
@@ -95,7 +158,7 @@ class EmbeddedBroker:
                 "plugins": {f"{__name__}.{CertificatePlugin.__name__}": {}},
             }
         )
-        broker = Broker(config)
+        broker = _CertifiedBroker(config)
         try:
             await broker.start()
         except Exception as error:

@@ -16,7 +16,6 @@ from typing import Final
 from zoneinfo import ZoneInfo
 
 import structlog
-from mautrix.errors import MatrixError
 
 from appservice.sender import Sender
 from bridges.mqtt_vitals.snapshot import Snapshot
@@ -105,7 +104,7 @@ class Publisher:
                 room = self._rooms[consultation.id] = await self._opened(consultation)
             room.not_before = None
             await self._publish(consultation, room)
-        except (MatrixError, OSError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the other rooms go on
             log.warning(
                 "publishing_failed",
                 consultation=consultation.id,

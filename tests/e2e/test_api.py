@@ -1,0 +1,122 @@
+"""The REST API as hospital software meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+import pytest
+
+from console.clinic import DOCTOR
+from fajma.config import read_secret
+from tests.e2e.ward import Ward
+
+
+def booking(ward: Ward, **changes: Any) -> dict[str, Any]:
+    mark = secrets.token_hex(6).upper()
+    return {
+        "number": f"API-{mark}",
+        "initials": "N.S.",
+        "bed": "12",
+        "clinicians": [ward.clinic.mxid(DOCTOR)],
+        "device": mark,
+    } | changes
+
+
+def token(ward: Ward) -> str:
+    return read_secret(ward.clinic.secrets_directory / "api-token", purpose="API token")
+
+
+async def post(
+    ward: Ward, body: bytes | Mapping[str, Any], authorization: str | None
+) -> tuple[int, dict[str, Any]]:
+    url = f"http://127.0.0.1:{ward.clinic.options.ports.appservice}/fajma/v1/consultations"
+    headers = {"Authorization": authorization} if authorization is not None else {}
+    data = body if isinstance(body, bytes) else json.dumps(body).encode()
+    async with (
+        aiohttp.ClientSession(headers=headers) as session,
+        session.post(url, data=data) as response,
+    ):
+        return response.status, await response.json()
+
+
+@pytest.mark.parametrize(
+    "authorization", [None, "", "Bearer ", "Bearer wrong", "Basic d3Jvbmc=", "Bearer ÿé"]
+)
+async def test_who_does_not_show_the_token_is_refused(
+    ward: Ward, authorization: str | None
+) -> None:
+    status, answer = await post(ward, booking(ward), authorization)
+    assert status == 401
+    assert answer["error"] == "show the site's API token"
+
+
+async def test_the_homeservers_tokens_do_not_open_the_api(ward: Ward) -> None:
+    site = ward.clinic.synapse.site
+    for path in (site.as_token_file, site.hs_token_file):
+        stolen = read_secret(path, purpose="token")
+        status, _ = await post(ward, booking(ward), f"Bearer {stolen}")
+        assert status == 401
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"number": ""}, "number"),
+        ({"initials": "far too long for initials"}, "initials"),
+        ({"clinicians": []}, "clinicians"),
+        ({"clinicians": ["awa"]}, "write Matrix user ids like @awa:hospital.example"),
+        ({"clinicians": "@awa:clinic.test"}, "clinicians"),
+        ({"patient_account": "not an account"}, "write Matrix user ids"),
+        ({"device": "A4:CF:12:F0:3B:7E"}, "device"),
+        ({"language": "xx"}, "language"),
+        ({"note": "unknown"}, "note"),
+        ({"bed": None}, "bed"),
+    ],
+)
+async def test_a_wrong_field_is_named_and_not_quoted(
+    ward: Ward, changes: dict[str, Any], says: str
+) -> None:
+    status, answer = await post(ward, booking(ward, **changes), f"Bearer {token(ward)}")
+    assert status == 400
+    assert answer["code"] == "body_invalid"
+    assert says in answer["error"]
+    for value in changes.values():
+        if isinstance(value, str) and len(value) > 3:
+            assert value not in answer["error"]
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"{", "body_invalid"),
+        (b"[]", "body_invalid"),
+        (b"\xff\xfe", "body_invalid"),
+        (b"", "body_invalid"),
+        (b'{"number": "' + b"x" * 70_000 + b'"}', "body_too_large"),
+    ],
+)
+async def test_a_body_that_is_no_booking_is_refused(ward: Ward, body: bytes, code: str) -> None:
+    status, answer = await post(ward, body, f"Bearer {token(ward)}")
+    assert (status, answer["code"]) == (400, code)
+    assert len(answer["error"]) < 300
+
+
+async def test_booking_again_gives_the_same_consultation(ward: Ward) -> None:
+    body = booking(ward)
+    first = await ward.clinic.api("consultations", body)
+    assert await ward.clinic.api("consultations", body) == first
+    assert await ward.clinic.api("consultations", body | {"device": None}) == first
+
+
+async def test_bookings_at_the_same_moment_share_one_room(ward: Ward) -> None:
+    body = booking(ward)
+    answers = await asyncio.gather(*(ward.clinic.api("consultations", body) for _ in range(5)))
+    assert all(answer == answers[0] for answer in answers)
+    other = await ward.clinic.api("consultations", booking(ward))
+    assert other["room_id"] != answers[0]["room_id"]
+    assert other["patient"] != answers[0]["patient"]

@@ -1,0 +1,426 @@
+"""The alarm engine over the log: each announced decision is promised once, whatever dies when."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from bots.alerts.alarm import Decision, ReadingFact, step
+from bots.alerts.alarm_state import PatientState
+from bots.alerts.engine import FOLLOWER, AlarmEngine, rules_from
+from fajma.config import Alarms, DatabaseSettings
+from fajma.events import ALARM, AlarmBlock
+from fajma.sealing import SiteKey
+from fajma.store import Records
+from fajma.store.alarms import AlarmStates, Delivery
+from fajma.store.consultations import Consultation
+from fajma.store.readings import NewReading
+from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+
+Admit = Callable[..., Awaitable[Consultation]]
+
+ROOT = Path(__file__).parents[2]
+MINE = DeviceId("A4CF12F03B7E")
+OTHER = DeviceId("A4CF12F03B7F")
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+SETTINGS = Alarms()
+
+EPISODE = (97, *(88,) * 4, *(97,) * 8)
+"""Falls under 90 % long enough to be confirmed, and recovers long enough to be over."""
+
+
+def readings(device: DeviceId, spo2: Sequence[int], *, start: int = 0) -> list[Reading]:
+    """One reading every 5 s."""
+    moments = [NOON + timedelta(seconds=5 * (start + number)) for number in range(len(spo2))]
+    return [
+        Reading(device, at, at, Clock.DEVICE, {Kind.SPO2: Decimal(value)})
+        for at, value in zip(moments, spo2, strict=True)
+    ]
+
+
+async def log(records: Records, patient: PatientKey, new: Sequence[Reading]) -> None:
+    async with records.store.transaction() as connection:
+        await records.readings.append(
+            connection,
+            [NewReading(one.measured_at.isoformat().encode()[-16:], patient, one) for one in new],
+        )
+    records.store.hints.notify("readings")
+
+
+async def judge_all(records: Records) -> int:
+    engine = AlarmEngine(SETTINGS, records, now=lambda: NOON)
+    judged = 0
+    while count := await engine.advance():
+        judged += count
+    return judged
+
+
+async def expected(records: Records, patient: PatientKey) -> list[Decision]:
+    """What the pure rules announce about a patient's part of the log."""
+    state, announced = PatientState(), []
+    for logged in await records.readings.after(0, limit=100_000, patient=patient):
+        fact = ReadingFact(logged.position, logged.reading)
+        state, decisions = step(state, fact, rules_from(SETTINGS))
+        announced += [one for one in decisions if one.announce]
+    return announced
+
+
+async def promised(records: Records, patient: PatientKey | None = None) -> list[Delivery]:
+    waiting = await records.outbox.waiting(limit=100_000)
+    return [one for one in waiting if patient in {None, one.patient}]
+
+
+async def agrees_with_the_rules(records: Records, patient: PatientKey) -> None:
+    blocks = [
+        AlarmBlock.from_content(one.content[ALARM]) for one in await promised(records, patient)
+    ]
+    assert [
+        (one.state, one.kind, one.priority, one.value, one.alarm_id, one.measured_at)
+        for one in blocks
+    ] == [
+        (one.reason, one.kind, one.priority.name.lower(), one.value, one.alarm_id, one.measured_at)
+        for one in await expected(records, patient)
+    ]
+
+
+# --- one for each --------------------------------------------------------------------------------
+
+
+async def test_each_announced_decision_is_promised_once(records: Records, admit: Admit) -> None:
+    consultation = await admit(records, MINE)
+    await log(records, consultation.patient, readings(MINE, EPISODE * 2))
+    woken = records.store.hints.subscribe("outbox")
+    assert await judge_all(records) == 2 * len(EPISODE)
+    assert woken.is_set()
+    deliveries = await promised(records)
+    blocks = [AlarmBlock.from_content(one.content[ALARM]) for one in deliveries]
+    assert [one.state for one in blocks] == ["started", "recovered"] * 2
+    assert len({one.alarm_id for one in blocks}) == 2
+    await agrees_with_the_rules(records, consultation.patient)
+    for one, block in zip(deliveries, blocks, strict=True):
+        assert one.room_id == consultation.room_id
+        assert one.content["m.mentions"] == {"user_ids": ["@doctor:clinic.test"]}
+        assert "A.D." in one.content["body"]
+        assert block.delivery_id == one.delivery_id
+        assert block.patient == consultation.patient
+
+    assert await judge_all(records) == 0
+    assert await promised(records) == deliveries
+
+
+async def test_where_the_log_is_cut_changes_nothing(records: Records, admit: Admit) -> None:
+    patients = [(await admit(records, device)).patient for device in (MINE, OTHER)]
+    chance = random.Random(3)
+    runs = [[chance.choice((97, 95, 91, 88, 84))] * chance.randint(1, 12) for _ in range(30)]
+    values = {MINE: [value for run in runs for value in run], OTHER: EPISODE * 15}
+    for start in range(0, len(values[OTHER]), 7):
+        for device, patient in zip((MINE, OTHER), patients, strict=True):
+            part = values[device][start : start + 7]
+            await log(records, patient, readings(device, part, start=start))
+        if chance.random() < 0.7:
+            await judge_all(records)
+    await judge_all(records)
+    for patient in patients:
+        await agrees_with_the_rules(records, patient)
+    states = {one.content[ALARM]["state"] for one in await promised(records, patients[0])}
+    assert states == {"started", "worsened", "recovered"}
+    assert len(await promised(records, patients[1])) == 30
+
+
+async def test_silence_is_kept_about_what_is_not_announced(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    patient = (await admit(sqlite_records, MINE)).patient
+    await log(sqlite_records, patient, readings(MINE, (97, 88, 97, 96, 88, 97)))
+    woken = sqlite_records.store.hints.subscribe("outbox")
+    await judge_all(sqlite_records)
+    assert await promised(sqlite_records) == []
+    assert not woken.is_set()
+    assert await sqlite_records.alarm_states.changed_at(patient) == 0
+
+
+async def test_the_publisher_learns_when_an_alarm_changed(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    patient = (await admit(sqlite_records, MINE)).patient
+    await log(sqlite_records, patient, readings(MINE, EPISODE))
+    await judge_all(sqlite_records)
+    assert await sqlite_records.alarm_states.changed_at(patient) == NOON.timestamp() * 1000
+
+
+async def test_the_engine_follows_the_log_by_itself(sqlite_records: Records, admit: Admit) -> None:
+    patient = (await admit(sqlite_records, MINE)).patient
+    woken = sqlite_records.store.hints.subscribe("outbox")
+    following = asyncio.create_task(AlarmEngine(SETTINGS, sqlite_records).run())
+    try:
+        for start, part in ((0, EPISODE[:5]), (5, EPISODE[5:])):
+            woken.clear()
+            await log(sqlite_records, patient, readings(MINE, part, start=start))
+            await asyncio.wait_for(woken.wait(), 10)
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+    assert len(await promised(sqlite_records)) == 2
+    await agrees_with_the_rules(sqlite_records, patient)
+
+
+# --- identity ------------------------------------------------------------------------------------
+
+
+async def test_delivery_ids_are_opaque_and_the_same_when_the_log_is_replayed(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    for device in (MINE, OTHER):
+        patient = (await admit(records, device)).patient
+        await log(records, patient, readings(device, EPISODE * 3))
+    await judge_all(records)
+    ids = [one.delivery_id for one in await promised(records)]
+    assert len(set(ids)) == len(ids) == 12
+    for one in ids:
+        # The homeserver sees it: nothing of kind, direction, patient or time can be in it.
+        assert re.fullmatch(r"[0-9a-f]{32}", one)
+
+    for table in ("outbox", "alarm_state", "follower"):
+        await records.store.db.execute(f"DELETE FROM {table}")  # noqa: S608
+    await judge_all(records)
+    assert [one.delivery_id for one in await promised(records)] == ids
+
+
+async def test_delivery_ids_cannot_be_guessed_without_the_site_key(
+    sqlite_records: Records,
+) -> None:
+    decision = (await expected_of(EPISODE))[0]
+    patient = PatientKey("9f" * 16)
+    ids = {
+        AlarmEngine(SETTINGS, Records(sqlite_records.store, SiteKey(raw * 32)))._delivery_id(
+            patient, decision
+        )
+        for raw in (b"a", b"b")
+    }
+    assert len(ids) == 2
+
+
+async def expected_of(spo2: Sequence[int]) -> list[Decision]:
+    state, announced = PatientState(), []
+    for position, reading in enumerate(readings(MINE, spo2), 1):
+        state, decisions = step(state, ReadingFact(position, reading), rules_from(SETTINGS))
+        announced += [one for one in decisions if one.announce]
+    return announced
+
+
+# --- whatever dies when --------------------------------------------------------------------------
+
+
+class DiskFullError(Exception):
+    """What keeping a state fails with."""
+
+
+async def test_a_promise_is_kept_only_together_with_the_state_that_made_it(
+    records: Records, admit: Admit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patient = (await admit(records, MINE)).patient
+    await log(records, patient, readings(MINE, EPISODE))
+    put = AlarmStates.put
+
+    async def put_and_fail(self: AlarmStates, *args: Any, **options: Any) -> None:
+        await put(self, *args, **options)
+        raise DiskFullError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(AlarmStates, "put", put_and_fail)
+        await AlarmEngine(SETTINGS, records).advance()
+    assert await promised(records) == []
+    assert await records.alarm_states.get(patient) is None
+
+    # The next reading finds what was missed.
+    await log(records, patient, readings(MINE, (97,), start=len(EPISODE)))
+    await judge_all(records)
+    await agrees_with_the_rules(records, patient)
+    assert len(await promised(records)) == 2
+
+
+async def test_an_engine_that_is_cancelled_at_any_moment_promises_everything_once(
+    records: Records, admit: Admit
+) -> None:
+    patient = (await admit(records, MINE)).patient
+    for episode in range(3):
+        await log(records, patient, readings(MINE, EPISODE, start=episode * len(EPISODE)))
+        outcome: object = None
+        turns = 0
+        while not isinstance(outcome, int):
+            task = asyncio.create_task(AlarmEngine(SETTINGS, records).advance())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            task.cancel()
+            [outcome] = await asyncio.gather(task, return_exceptions=True)
+            assert isinstance(outcome, int | asyncio.CancelledError)
+            turns += 1 + turns // 8
+    assert await judge_all(records) == 0
+    assert len(await promised(records)) == 6
+    await agrees_with_the_rules(records, patient)
+
+
+ENGINE = """
+import asyncio, sys
+from pathlib import Path
+from bots.alerts import engine
+from fajma.config import Alarms, DatabaseSettings
+from fajma.sealing import SiteKey
+from fajma.store import Records, Store
+
+engine.MAX_STEP = 3
+
+async def main():
+    store = await Store.open(DatabaseSettings(url=sys.argv[1]))
+    records = Records(store, SiteKey.from_file(Path(sys.argv[2])))
+    judge = engine.AlarmEngine(Alarms(), records)
+    while await judge.advance():
+        print("at", await records.followers.position(engine.FOLLOWER), flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def test_an_engine_that_is_killed_promises_everything_once(
+    database: DatabaseSettings, records: Records, site_key_file: Path, admit: Admit
+) -> None:
+    patients = [(await admit(records, device)).patient for device in (MINE, OTHER)]
+    rounds = 12
+    for number in range(rounds):
+        for device, patient in zip((MINE, OTHER), patients, strict=True):
+            start = number * len(EPISODE)
+            await log(records, patient, readings(device, EPISODE, start=start))
+    chance = random.Random(5)
+    reported = 0
+    for _ in range(3):
+        engine = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", ENGINE, database.url, str(site_key_file)),
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        assert engine.stdout is not None
+        steps = chance.randint(1, 12)
+        while steps:
+            line = await asyncio.wait_for(engine.stdout.readline(), 30)
+            if line.startswith(b"at "):  # the rest is its log
+                reported = int(line.split()[1])
+                steps -= 1
+        engine.kill()
+        await engine.stdout.read()
+        assert await asyncio.wait_for(engine.wait(), 10) == -9
+        assert await records.followers.position(FOLLOWER) >= reported
+    left = await judge_all(records)
+    assert 0 < left < 2 * rounds * len(EPISODE)
+    for patient in patients:
+        await agrees_with_the_rules(records, patient)
+        assert len(await promised(records, patient)) == 2 * rounds
+
+
+# --- one patient's trouble -----------------------------------------------------------------------
+
+
+@pytest.fixture
+async def two(records: Records, admit: Admit) -> tuple[PatientKey, PatientKey]:
+    """Two patients who were judged before."""
+    patients = [(await admit(records, device)).patient for device in (MINE, OTHER)]
+    for device, patient in zip((MINE, OTHER), patients, strict=True):
+        await log(records, patient, readings(device, (97,)))
+    await judge_all(records)
+    return patients[0], patients[1]
+
+
+async def fall_and_judge(records: Records, two: tuple[PatientKey, PatientKey]) -> list[Any]:
+    """Both patients fall at the same time; returns what is logged about it."""
+    for device, patient in zip((MINE, OTHER), two, strict=True):
+        await log(records, patient, readings(device, (88,) * 4, start=1))
+    with capture_logs() as logged:
+        assert await judge_all(records) == 8
+    return logged
+
+
+@pytest.mark.parametrize("spoiled", ["sealed", "newer"])
+async def test_a_state_that_cannot_be_read_does_not_silence_the_other_patient(
+    records: Records, two: tuple[PatientKey, PatientKey], spoiled: str
+) -> None:
+    first, second = two
+    state = await records.alarm_states.get(first)
+    assert state is not None
+    if spoiled == "sealed":
+        await records.store.db.execute(
+            "UPDATE alarm_state SET sealed=$2 WHERE patient_key=$1", first, b"\x01" * 64
+        )
+    else:
+        await put(records, first, '{"version":99}')
+    logged = await fall_and_judge(records, two)
+    await agrees_with_the_rules(records, second)
+    assert len(await promised(records, second)) == 1
+    assert await promised(records, first) == []
+    assert [one["patient"] for one in logged if one["log_level"] == "critical"] == [first]
+
+    # Repaired, nothing of what happened meanwhile is missed.
+    await put(records, first, state)
+    await log(records, first, readings(MINE, (88,), start=5))
+    await judge_all(records)
+    await agrees_with_the_rules(records, first)
+    assert len(await promised(records, first)) == 1
+    assert len(await promised(records, second)) == 1
+
+
+async def put(records: Records, patient: PatientKey, state: str) -> None:
+    async with records.store.transaction() as connection:
+        await records.alarm_states.put(connection, patient, state, announced_at=None)
+
+
+async def test_a_reading_that_cannot_be_read_does_not_silence_the_other_patient(
+    records: Records, two: tuple[PatientKey, PatientKey]
+) -> None:
+    first, second = two
+    await log(records, first, readings(MINE, (88,), start=9))
+    await records.store.db.execute("UPDATE reading SET sealed=$1 WHERE position=3", b"\x01" * 64)
+    for device, patient in zip((MINE, OTHER), two, strict=True):
+        await log(records, patient, readings(device, (88,) * 4, start=10))
+    await judge_all(records)
+    assert len(await promised(records, second)) == 1
+    assert await promised(records, first) == []
+
+
+async def test_a_patient_without_a_room_does_not_silence_the_other_patient(
+    records: Records, two: tuple[PatientKey, PatientKey]
+) -> None:
+    first, second = two
+    await records.store.db.execute(
+        "UPDATE consultation SET room_id=NULL WHERE patient_key=$1", first
+    )
+    await fall_and_judge(records, two)
+    assert len(await promised(records, second)) == 1
+    assert await promised(records, first) == []
+
+    consultation = await records.consultations.of_patient(first)
+    assert consultation is not None
+    await records.consultations.open_in(consultation.id, "!late:clinic.test")
+    await log(records, first, readings(MINE, (88,), start=5))
+    await judge_all(records)
+    [late] = await promised(records, first)
+    assert late.room_id == "!late:clinic.test"
+
+
+async def test_nothing_clinical_is_logged_about_alarms(
+    records: Records, two: tuple[PatientKey, PatientKey]
+) -> None:
+    logged = str(await fall_and_judge(records, two))
+    assert "alarms_decided" in logged
+    for secret in ("88", "spo2", "A.D.", "Lit", "ALARME"):
+        assert secret not in logged

@@ -1,0 +1,280 @@
+"""From messages to the readings log: every refusal is counted, sealed and explained."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from structlog.testing import capture_logs
+
+from bridges.mqtt_vitals.ingest import UNKNOWN_DEVICE, Ingest, Message, Outcome
+from fajma.store import Records
+from fajma.store.consultations import Consultation
+from fajma.store.quarantine import MAX_PAYLOAD_BYTES, Quarantine
+from fajma.vitals import Clock, DeviceId, Kind
+from fajma.wire import V1_TOPIC, encode_v1
+
+Admit = Callable[..., Awaitable[Consultation]]
+
+SAMPLES = sorted((Path(__file__).parents[1] / "samples" / "v1").glob("*.json"))
+CODES = re.compile(r"^\| `(\w+)` \| ", re.MULTILINE)
+WIRE_PAGE = Path(__file__).parents[2] / "docs" / "wire.md"
+
+DEVICE = DeviceId("A4CF12F03B7E")
+STRANGER = DeviceId("A4CF12F03B7F")
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+SENT = re.compile(r'"(?:heart_rate|spo2|temperature|systolic|diastolic)":\s*"?([^",}\s]{2,})')
+
+
+def not_acknowledged() -> None:
+    raise AssertionError("committing is not acknowledging")
+
+
+def message(payload: bytes, *, topic: str | None = None, received_at: datetime = NOON) -> Message:
+    topic = V1_TOPIC.format(device=DEVICE) if topic is None else topic
+    return Message(topic, payload, received_at, not_acknowledged)
+
+
+def good(number: int, *, device: DeviceId = DEVICE) -> Message:
+    at = NOON + timedelta(seconds=5 * number)
+    payload = encode_v1(
+        device,
+        int(at.timestamp() * 1000),
+        {Kind.HEART_RATE: Decimal(78), Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal("37.2")},
+    )
+    return message(payload, topic=V1_TOPIC.format(device=device), received_at=at)
+
+
+def sample(path: Path) -> tuple[Message, dict[str, Any]]:
+    stated = json.loads(path.read_text(encoding="utf-8"))
+    payload = (
+        base64.b64decode(stated["payload_base64"])
+        if "payload_base64" in stated
+        else stated["payload"].encode()
+    )
+    received_at = datetime.fromisoformat(stated["received_at"])
+    return message(payload, topic=stated["topic"], received_at=received_at), stated["expect"]
+
+
+def refusals(expect: dict[str, Any]) -> Counter[str]:
+    if "error" in expect:
+        return Counter([expect["error"]])
+    return Counter(f"{one['kind']}_{one['reason']}" for one in expect.get("rejected", ()))
+
+
+@pytest.fixture
+async def sqlite_ward(sqlite_records: Records, admit: Admit) -> Records:
+    await admit_early(sqlite_records, admit)
+    return sqlite_records
+
+
+async def admit_early(records: Records, admit: Admit) -> None:
+    """Some samples were measured a week before they came."""
+    await admit(records, DEVICE)
+    await records.store.db.execute("UPDATE device_link SET linked_from=0")
+
+
+async def quarantined(records: Records) -> list[tuple[str, str, bytes]]:
+    """Reason, topic and payload of everything that was kept, opened with the site key."""
+    found = []
+    for row in await records.store.db.fetch("SELECT * FROM quarantine"):
+        sealed, place = bytes(row["sealed"]), f"quarantine/{row['quarantine_id']}"
+        content = json.loads(records.site_key.site.open(sealed, place=place))
+        payload = bytes.fromhex(content["payload"])
+        assert len(payload) < 6 or payload not in sealed
+        found.append((row["reason"], content["topic"], payload))
+    return sorted(found)
+
+
+def explained_without_values(logged: Sequence[Any], messages: Sequence[Message]) -> None:
+    text = json.dumps(logged, default=str)
+    for one in messages:
+        for value in SENT.findall(one.payload.decode(errors="replace")):
+            assert not re.search(rf"(?<![\w.]){re.escape(value)}(?![\w.])", text)
+        assert len(one.payload) < 6 or one.payload.decode(errors="replace") not in text
+
+
+# --- the golden samples --------------------------------------------------------------------------
+
+
+def test_there_is_a_sample_of_every_refusal_that_the_page_describes() -> None:
+    page = WIRE_PAGE.read_text(encoding="utf-8")
+    described = set(CODES.findall(page.split("### Refusals")[1].split("## ")[0]))
+    assert described == {sample(path)[1].get("error") for path in SAMPLES} - {None}
+
+
+@pytest.mark.parametrize("path", SAMPLES, ids=lambda path: path.stem)
+async def test_a_sample_is_stored_or_counted_kept_and_explained(
+    sqlite_ward: Records, path: Path
+) -> None:
+    records = sqlite_ward
+    one, expect = sample(path)
+    expected = refusals(expect)
+    with capture_logs() as logged:
+        outcome = await Ingest(records).commit([one])
+    explained_without_values(logged, [one])
+
+    stored = await records.readings.after(0, limit=10)
+    if "error" in expect:
+        assert stored == []
+    else:
+        [reading] = [logged.reading for logged in stored]
+        wanted = expect["reading"]
+        assert {kind.value: str(value) for kind, value in reading.values.items()} == wanted[
+            "values"
+        ]
+        assert reading.measured_at == datetime.fromisoformat(wanted["measured_at"])
+        assert reading.clock == wanted["clock"]
+    assert outcome == Outcome(len(stored), 0, expected)
+    assert await records.quarantine.counts() == dict(expected)
+    # One line for each refusal, and none for what is in order.
+    assert [entry["log_level"] for entry in logged] == ["warning"] * expected.total()
+    kept = (one.topic, one.payload[:MAX_PAYLOAD_BYTES])
+    assert await quarantined(records) == sorted((reason, *kept) for reason in expected)
+
+
+async def test_bad_messages_do_not_hold_up_the_good_ones_of_their_batch(
+    records: Records, admit: Admit
+) -> None:
+    await admit_early(records, admit)
+    samples = [sample(path) for path in SAMPLES]
+    batch = [one for one, _ in samples]
+    for place, number in enumerate(range(0, len(batch), 3)):
+        batch.insert(number, good(place))
+    readings = len(batch) - sum("error" in expect for _, expect in samples)
+    expected = sum((refusals(expect) for _, expect in samples), Counter[str]())
+
+    with capture_logs() as logged:
+        outcome = await Ingest(records).commit(batch)
+    explained_without_values(logged, [one for one, _ in samples])
+    assert outcome == Outcome(readings, 0, expected)
+    assert await records.readings.count() == readings
+    assert await records.quarantine.counts() == dict(expected)
+
+    # The broker delivers it all again, to an ingest that was started anew.
+    again = await Ingest(records).commit(batch)
+    assert (again.stored, again.repeated) == (0, readings)
+    assert await records.readings.count() == readings
+
+
+# --- who it is from ------------------------------------------------------------------------------
+
+
+async def test_a_reading_of_a_monitor_that_nobody_wears_is_kept_apart(
+    records: Records, admit: Admit
+) -> None:
+    await admit(records, DEVICE)
+    before = good(-12 * 60 * 5)  # five hours before noon, one hour before it was linked
+    batch = [good(1, device=STRANGER), before, good(2)]
+    with capture_logs() as logged:
+        outcome = await Ingest(records).commit(batch)
+    assert outcome == Outcome(1, 0, Counter({UNKNOWN_DEVICE: 2}))
+    assert [(one["reason"], one["device"]) for one in logged] == [
+        (UNKNOWN_DEVICE, STRANGER),
+        (UNKNOWN_DEVICE, DEVICE),
+    ]
+    explained_without_values(logged, batch)
+    assert await quarantined(records) == sorted(
+        (UNKNOWN_DEVICE, one.topic, one.payload) for one in batch[:2]
+    )
+
+
+async def test_a_reading_belongs_to_the_patient_who_wore_the_monitor_then(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    first, second = await admit(records, DEVICE), await admit(records, STRANGER)
+    await records.consultations.link_device(DEVICE, second, now=NOON)
+    await Ingest(records).commit([good(0), good(-1), good(1)])
+    stored = await records.readings.after(0, limit=10)
+    assert [one.patient for one in stored] == [second.patient, first.patient, second.patient]
+
+
+async def test_a_topic_that_is_no_text_is_refused_like_any_other(sqlite_ward: Records) -> None:
+    # What the subscriber makes of a topic that is not UTF-8.
+    outcome = await Ingest(sqlite_ward).commit([message(good(0).payload, topic="")])
+    assert outcome.refused == Counter(["bad_topic"])
+
+
+# --- what counts as the same ---------------------------------------------------------------------
+
+
+async def test_the_same_payload_is_one_reading_however_often_it_comes(
+    sqlite_ward: Records,
+) -> None:
+    ingest = Ingest(sqlite_ward)
+    late = message(good(0).payload, received_at=NOON + timedelta(seconds=7))
+    assert await ingest.commit([good(0), good(0), late]) == Outcome(1, 2, Counter())
+    assert await ingest.commit([late, good(1)]) == Outcome(1, 1, Counter())
+
+
+async def test_equal_values_of_another_moment_or_monitor_are_another_reading(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    for device in (DEVICE, STRANGER):
+        await admit(sqlite_records, device)
+    batch = [good(0), good(1), good(0, device=STRANGER)]
+    assert (await Ingest(sqlite_records).commit(batch)).stored == 3
+
+
+# --- clocks --------------------------------------------------------------------------------------
+
+
+async def test_a_clock_that_is_steadily_behind_is_placed_by_arrival(sqlite_ward: Records) -> None:
+    behind = timedelta(hours=2)
+    batch = [
+        message(good(number).payload, received_at=good(number).received_at + behind)
+        for number in range(3)
+    ]
+    await Ingest(sqlite_ward).commit(batch)
+    stored = await sqlite_ward.readings.after(0, limit=10)
+    assert [one.reading.clock for one in stored] == [Clock.DEVICE, Clock.WRONG, Clock.WRONG]
+    assert stored[2].reading.measured_at == batch[2].received_at
+
+
+# --- when the database fails ---------------------------------------------------------------------
+
+
+class DiskFullError(Exception):
+    """What the quarantine fails with."""
+
+
+async def test_a_commit_that_fails_keeps_nothing_and_can_be_repeated(
+    records: Records, admit: Admit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await admit(records, DEVICE)
+    batch = [good(0), message(b"{"), good(1)]
+    ingest = Ingest(records)
+    keep = Quarantine.keep
+
+    async def keep_and_fail(self: Quarantine, *args: Any) -> None:
+        await keep(self, *args)
+        raise DiskFullError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Quarantine, "keep", keep_and_fail)
+        with pytest.raises(DiskFullError):
+            await ingest.commit(batch)
+    assert await records.readings.count() == 0
+    assert await records.quarantine.counts() == {}
+    assert await ingest.commit(batch) == Outcome(2, 0, Counter(["not_json"]))
+
+
+async def test_followers_are_woken_only_by_what_is_new(sqlite_ward: Records) -> None:
+    woken = sqlite_ward.store.hints.subscribe("readings")
+    ingest = Ingest(sqlite_ward)
+    await ingest.commit([message(b"{")])
+    assert not woken.is_set()
+    await ingest.commit([good(0)])
+    assert woken.is_set()
+    woken.clear()
+    await ingest.commit([good(0)])
+    assert not woken.is_set()

@@ -1,0 +1,112 @@
+"""The latest value of each kind, and where it is going."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridges.mqtt_vitals.snapshot import NOISE, TREND_AT_LEAST, TREND_OVER, Snapshot
+from fajma.events import Latest, Quality, Trend
+from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+
+PATIENT = PatientKey("9f" * 16)
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+
+
+def reading(after_s: float, **values: object) -> Reading:
+    at = NOON + timedelta(seconds=after_s)
+    return Reading(
+        DeviceId("A4CF12F03B7E"),
+        at,
+        at,
+        Clock.DEVICE,
+        {Kind(kind): Decimal(str(value)) for kind, value in values.items()},
+    )
+
+
+def latest(readings: Sequence[Reading], kind: Kind) -> Latest:
+    snapshot = Snapshot(PATIENT)
+    for one in readings:
+        snapshot.take(one)
+    return snapshot.vitals(NOON).latest[kind]
+
+
+def test_before_the_first_reading_a_snapshot_is_empty() -> None:
+    snapshot = Snapshot(PATIENT)
+    assert snapshot.is_empty
+    assert snapshot.vitals(NOON).latest == {}
+    snapshot.take(reading(0, spo2=97))
+    assert not snapshot.is_empty
+
+
+def test_each_kind_keeps_its_own_latest_value_and_time() -> None:
+    snapshot = Snapshot(PATIENT)
+    snapshot.take(reading(0, spo2=97, heart_rate=78))
+    snapshot.take(reading(5, spo2="96.5"))
+    vitals = snapshot.vitals(NOON + timedelta(minutes=1))
+    assert vitals.patient == PATIENT
+    assert vitals.as_of == NOON + timedelta(minutes=1)
+    assert {kind: (one.value, one.measured_at) for kind, one in vitals.latest.items()} == {
+        Kind.SPO2: (Decimal("96.5"), NOON + timedelta(seconds=5)),
+        Kind.HEART_RATE: (Decimal(78), NOON),
+    }
+    assert {one.quality for one in vitals.latest.values()} == {Quality.UNKNOWN}
+
+
+def test_a_late_reading_does_not_hide_a_newer_one() -> None:
+    one = latest([reading(0, spo2=97), reading(60, spo2=95), reading(30, spo2=80)], Kind.SPO2)
+    assert (one.value, one.measured_at) == (Decimal(95), NOON + timedelta(seconds=60))
+
+
+def test_of_two_readings_of_one_moment_the_one_that_came_last_counts() -> None:
+    assert latest([reading(0, spo2=97), reading(0, spo2=95)], Kind.SPO2).value == 95
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize(
+    ("noises", "trend"),
+    [
+        (Decimal("1.001"), Trend.RISING),
+        (Decimal("-1.001"), Trend.FALLING),
+        (Decimal(1), Trend.STEADY),
+        (Decimal(-1), Trend.STEADY),
+        (Decimal(0), Trend.STEADY),
+    ],
+)
+def test_a_trend_is_a_difference_beyond_the_noise_of_its_kind(
+    kind: Kind, noises: Decimal, trend: Trend
+) -> None:
+    before = Decimal(100)
+    readings = [reading(0, **{kind: before}), reading(120, **{kind: before + noises * NOISE[kind]})]
+    assert latest(readings, kind).trend is trend
+
+
+def test_a_trend_needs_a_minute() -> None:
+    almost = TREND_AT_LEAST.total_seconds() - 1
+    assert latest([reading(0, spo2=97)], Kind.SPO2).trend is Trend.UNKNOWN
+    for after_s, trend in ((almost, Trend.UNKNOWN), (almost + 1, Trend.FALLING)):
+        readings = [reading(0, spo2=97), reading(after_s, spo2=80)]
+        assert latest(readings, Kind.SPO2).trend is trend
+
+
+def test_a_trend_looks_back_five_minutes_and_no_further() -> None:
+    over = TREND_OVER.total_seconds()
+    fallen = [reading(0, spo2=97), *(reading(60 + n * 30, spo2=90) for n in range(9))]
+    assert latest(fallen, Kind.SPO2).trend is Trend.FALLING
+    assert latest([*fallen, reading(over, spo2=90)], Kind.SPO2).trend is Trend.FALLING
+    assert latest([*fallen, reading(over + 1, spo2=90)], Kind.SPO2).trend is Trend.STEADY
+
+
+@given(st.lists(st.tuples(st.integers(0, 900), st.integers(50, 100)), min_size=1))
+def test_in_whatever_order_readings_come_the_newest_is_shown(
+    samples: list[tuple[int, int]],
+) -> None:
+    one = latest([reading(after_s, spo2=value) for after_s, value in samples], Kind.SPO2)
+    newest = max(after_s for after_s, _ in samples)
+    assert one.measured_at == NOON + timedelta(seconds=newest)
+    assert one.value == [value for after_s, value in samples if after_s == newest][-1]
