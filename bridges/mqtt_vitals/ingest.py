@@ -201,10 +201,11 @@ class Subscriber:
         return client
 
     def _disconnect(self) -> None:
-        if self._client is not None:
-            self._client.disconnect()
-            self._client.loop_stop()
-            self._client = None
+        # Forgotten first: its thread may be waiting for room, and looks whether it is still ours.
+        client, self._client = self._client, None
+        if client is not None:
+            client.disconnect()
+            client.loop_stop()
         self.subscribed.clear()
 
     async def _commit_forever(self) -> None:

@@ -81,6 +81,16 @@ class Hints:
         event.clear()
 
 
+def _probe(path: Path) -> None:
+    """Raise what is wrong with a SQLite file before mautrix opens it.
+
+    When mautrix fails on it, it forgets the connection, whose thread then keeps the process alive.
+    """
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        for pragma in SQLITE_PRAGMAS:
+            connection.execute(pragma)
+
+
 class Store:
     """An open database.
 
@@ -122,8 +132,9 @@ class Store:
         db = Database.create(url, upgrade_table=upgrade_table, db_args=args)
         try:
             if db.scheme == Scheme.SQLITE:
-                directory = Path(urlsplit(url).path).parent
-                directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+                path = Path(urlsplit(url).path)
+                path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                _probe(path)
             await db.start()
             for table in also_upgrade:
                 await table.upgrade(db)

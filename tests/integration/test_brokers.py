@@ -225,6 +225,15 @@ class WatchedIngest(Ingest):
                 self._committed.clear()
 
 
+class HangingIngest(WatchedIngest):
+    """Never comes to the end of a batch."""
+
+    async def commit(self, _: Sequence[Message]) -> Outcome:
+        self.attempts.release()
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 @contextlib.asynccontextmanager
 async def subscribed(settings: Mqtt, ingest: Ingest) -> AsyncIterator[Subscriber]:
     subscriber = Subscriber(settings, ingest)
@@ -406,12 +415,6 @@ async def test_a_bridge_that_was_killed_gets_what_was_sent_meanwhile(
 async def test_a_bridge_that_is_stopped_before_it_committed_gets_the_message_again(
     broker: Site, records: Records
 ) -> None:
-    class HangingIngest(WatchedIngest):
-        async def commit(self, _: Sequence[Message]) -> Outcome:
-            self.attempts.release()
-            await asyncio.Event().wait()
-            raise AssertionError
-
     hanging = HangingIngest(records)
     async with monitor(broker) as mine:
         async with subscribed(broker.settings, hanging):
@@ -422,6 +425,24 @@ async def test_a_bridge_that_is_stopped_before_it_committed_gets_the_message_aga
         async with subscribed(broker.settings, ingest):
             await ingest.until(readings=1)
     assert await stored(records) == [1]
+
+
+async def test_a_bridge_whose_database_hangs_can_be_stopped_with_more_waiting(
+    broker: Site, records: Records
+) -> None:
+    settings = broker.settings.model_copy(update={"queue_max": 10})
+    hanging = HangingIngest(records)
+    async with monitor(broker) as mine:
+        async with subscribed(settings, hanging):
+            for number in range(30):
+                await mine.publish(topic(), payload(number))
+            await asyncio.wait_for(hanging.attempts.acquire(), WITHIN_S)
+        if broker.settings.embedded:
+            return
+        ingest = WatchedIngest(records)
+        async with subscribed(settings, ingest):
+            await ingest.until(readings=30)
+    assert sorted(await stored(records)) == list(range(30))
 
 
 async def test_a_commit_that_fails_is_tried_again_and_nothing_is_lost(

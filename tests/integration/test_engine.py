@@ -59,8 +59,8 @@ async def log(records: Records, patient: PatientKey, new: Sequence[Reading]) -> 
     records.store.hints.notify("readings")
 
 
-async def judge_all(records: Records) -> int:
-    engine = AlarmEngine(SETTINGS, records, now=lambda: NOON)
+async def judge_all(records: Records, *, now: datetime = NOON) -> int:
+    engine = AlarmEngine(SETTINGS, records, now=lambda: now)
     judged = 0
     while count := await engine.advance():
         judged += count
@@ -195,7 +195,7 @@ async def test_delivery_ids_are_opaque_and_the_same_when_the_log_is_replayed(
 
     for table in ("outbox", "alarm_state", "follower"):
         await records.store.db.execute(f"DELETE FROM {table}")  # noqa: S608
-    await judge_all(records)
+    await judge_all(records, now=NOON + timedelta(days=1))
     assert [one.delivery_id for one in await promised(records)] == ids
 
 

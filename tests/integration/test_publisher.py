@@ -316,9 +316,12 @@ async def test_what_the_homeserver_sees_in_clear_holds_no_value(
     await measure(sqlite_records, mine, 3)
     async with desk.open():
         pass
-    for transaction_id, _ in desk.sender.attempts:
-        for word in ("spo2", "heart", "97", "70."):
-            assert word not in transaction_id.removeprefix(f"batch-{mine.id}-")
+    # Identities, positions and the day; of the state it sees the opaque key of the patient.
+    assert [transaction_id for transaction_id, _ in desk.sender.attempts] == [
+        f"day-{mine.id}-2026-03-02",
+        f"batch-{mine.id}-1-3",
+    ]
+    assert [one.key for one in desk.sender.of_type(mine, VITALS)] == [mine.patient]
 
 
 # --- whatever dies when --------------------------------------------------------------------------

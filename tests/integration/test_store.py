@@ -9,6 +9,7 @@ import secrets
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
@@ -244,6 +245,29 @@ async def test_cancelling_at_any_moment_leaves_all_of_a_batch_or_none(
     assert await append(records, [new(20_000, patient)]) == 1
 
 
+async def test_a_transaction_that_is_cancelled_before_it_began_is_not_left_open(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    patient = (await admit(records, DEVICE)).patient
+    database: Any = records.store.db
+    [connection] = database._pool._queue
+    go_on = threading.Event()
+    await connection.create_function("hold", 0, lambda: go_on.wait(10))
+    holding = asyncio.create_task(connection.execute("SELECT hold()"))
+    task = asyncio.create_task(append(records, [new(1, patient)]))
+    for _ in range(10):  # its BEGIN stands behind the other statement
+        await asyncio.sleep(0)
+    task.cancel()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    go_on.set()
+    await asyncio.wait({task, holding}, timeout=10)
+    assert task.cancelled()
+    assert await append(records, [new(2, patient)]) == 1
+    assert await numbers(records) == [2]
+
+
 async def test_a_second_cancellation_does_not_interrupt_the_undoing(
     records: Records, patient: PatientKey
 ) -> None:
@@ -321,18 +345,20 @@ async def test_two_writers_of_the_same_readings_store_each_once(
 async def test_a_writer_with_much_to_do_lets_another_in_between(
     records: Records, patient: PatientKey
 ) -> None:
-    stop = asyncio.Event()
+    begun, stop = asyncio.Event(), asyncio.Event()
 
     async def busy() -> int:
         number = 0
         while not stop.is_set():
             await append(records, [new(number, patient)])
             number += 1
+            begun.set()
         return number
 
     writing = asyncio.create_task(busy())
     try:
         async with asyncio.timeout(10):
+            await begun.wait()
             for number in range(5):
                 await append(records, [new(number, patient, device=OTHER)])
     finally:
