@@ -10,6 +10,7 @@ Only v1 needs this; v2 devices say how old a reading is by their monotonic time 
 
 from __future__ import annotations
 
+from collections import ChainMap
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -37,7 +38,20 @@ class Clocks:
     """Remembers the last delay of each monitor."""
 
     def __init__(self) -> None:
-        self._seen: dict[DeviceId, _Seen] = {}
+        self._seen: ChainMap[DeviceId, _Seen] = ChainMap()
+
+    def tried(self) -> Clocks:
+        """A copy to place a batch with; ``keep`` it once the batch is committed.
+
+        A batch whose commit fails is placed again, and must come out the same.
+        """
+        copy = Clocks()
+        copy._seen = ChainMap({}, *self._seen.maps)
+        return copy
+
+    def keep(self, tried: Clocks) -> None:
+        """Remember what a committed batch has shown."""
+        self._seen.update(tried._seen.maps[0])
 
     def place(self, reading: Reading) -> Reading:
         """The reading, placed by its arrival if its clock is wrong by a steady amount."""

@@ -82,17 +82,23 @@ class Ingest:
         records = self._records
         readings: list[NewReading] = []
         refused: list[Refused] = []
+        clocks = self._clocks.tried()
         async with records.store.transaction() as connection:
             for message in batch:
-                await self._sort(message, readings, refused)
+                await self._sort(message, clocks, readings, refused)
             stored = await records.readings.append(connection, readings) if readings else 0
             await records.quarantine.keep(connection, refused)
+        self._clocks.keep(clocks)
         if stored:
             records.store.hints.notify("readings")
         return Outcome(stored, len(readings) - stored, Counter(one.reason for one in refused))
 
     async def _sort(
-        self, message: Message, readings: list[NewReading], refused: list[Refused]
+        self,
+        message: Message,
+        clocks: Clocks,
+        readings: list[NewReading],
+        refused: list[Refused],
     ) -> None:
         def refuse(reason: str) -> None:
             refused.append(Refused(reason, message.topic, message.payload, message.received_at))
@@ -111,7 +117,7 @@ class Ingest:
                 kind=rejected.kind.value,
                 reason=rejected.reason.value,
             )
-        reading = self._clocks.place(decoded.reading)
+        reading = clocks.place(decoded.reading)
         worn = await self._records.consultations.wearing(reading.device, reading.measured_at)
         if worn is None:
             refuse(UNKNOWN_DEVICE)

@@ -89,8 +89,11 @@ class Publisher:
     async def run(self) -> None:
         """Publish until cancelled."""
         while True:
-            for consultation in await self._records.consultations.open_ones():
-                await self._guarded(consultation)
+            try:
+                for consultation in await self._records.consultations.open_ones():
+                    await self._guarded(consultation)
+            except Exception as error:  # noqa: BLE001 - a database that is away comes back
+                log.error("publisher_failed", error=type(error).__name__)
             await self._records.store.hints.wait(self._hint)
 
     async def _guarded(self, consultation: Consultation) -> None:

@@ -66,3 +66,20 @@ def test_a_reading_placed_by_arrival_already_is_left_alone() -> None:
     clocks = Clocks()
     one = reading(0, 0, Clock.ARRIVAL)
     assert clocks.place(one) is one
+
+
+def test_a_batch_that_is_placed_again_comes_out_the_same() -> None:
+    clocks = Clocks()
+    clocks.keep(_placed(clocks, [reading(0, 7200)]))
+    batch = [reading(5, 7200), reading(10, 7200)]
+    failed = [clocks.tried().place(one) for one in batch[:1]]
+    again = clocks.tried()
+    assert [again.place(one) for one in batch[:1]] == failed
+    assert failed[0].clock is Clock.WRONG
+
+
+def _placed(clocks: Clocks, batch: list[Reading]) -> Clocks:
+    tried = clocks.tried()
+    for one in batch:
+        tried.place(one)
+    return tried
