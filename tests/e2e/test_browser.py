@@ -27,14 +27,18 @@ async def test_the_browser_decrypts_state_batches_and_alarm_and_finds_nothing_to
             def is_ours(event: SeenEvent, kind: str) -> bool:
                 return event.room_id == bedside.room_id and event.type == kind
 
-            state = await doctor.wait_for(
-                lambda event: (
-                    is_ours(event, VITALS)
-                    and Vitals.from_content(event.content).latest[Kind.SPO2].measured_at.timestamp()
-                    * 1000
-                    == last.at_ms
+            async def state_of(at_ms: int) -> SeenEvent:
+                return await doctor.wait_for(
+                    lambda event: (
+                        is_ours(event, VITALS)
+                        and milliseconds(
+                            Vitals.from_content(event.content).latest[Kind.SPO2].measured_at
+                        )
+                        == at_ms
+                    )
                 )
-            )
+
+            state = await state_of(last.at_ms)
             alarm = await doctor.wait_for(
                 lambda event: is_ours(event, "m.room.message") and ALARM in event.content
             )
@@ -51,6 +55,7 @@ async def test_the_browser_decrypts_state_batches_and_alarm_and_finds_nothing_to
                     and AlarmBlock.from_content(event.content[ALARM]).state == "recovered"
                 )
             )
+            await state_of(monitor.sent[-1].at_ms)
         SCREENSHOTS.mkdir(parents=True, exist_ok=True)
         picture = SCREENSHOTS / "doctor.png"
         picture.unlink(missing_ok=True)

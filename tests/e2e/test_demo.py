@@ -32,7 +32,7 @@ from console.processes import (
     require_port_free,
 )
 from fajma.errors import InputError
-from tests.e2e.ward import fajma
+from tests.e2e.ward import fajma, log_says
 
 STARTED_WITHIN_S = 90.0
 STOPPED_WITHIN_S = 30.0
@@ -132,6 +132,10 @@ class Terminal:
     def press(self, keys: bytes) -> None:
         os.write(self._terminal, keys)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def kill(self) -> None:
         self._process.send_signal(signal.SIGKILL)
 
@@ -155,7 +159,7 @@ def release(tmp_path: Path) -> Path:
     return path
 
 
-async def test_the_demo_starts_is_used_by_hand_stops_and_resumes(
+async def test_the_demo_is_used_by_hand_and_ctrl_c_stops_all_of_it(
     tmp_path: Path, release: Path
 ) -> None:
     directory = tmp_path / "demo"
@@ -164,11 +168,9 @@ async def test_the_demo_starts_is_used_by_hand_stops_and_resumes(
     async with Terminal(*arguments, "--element-web", str(release)) as terminal:
         await terminal.shows("by hand:", STARTED_WITHIN_S)
         assert f"http://127.0.0.1:{ports.homeserver}" in terminal.text
-        accounts = dict(re.findall(r"(@[a-z.]+:clinique\.test)\s+(\S+)", terminal.text))
-        assert set(accounts) == {
-            "@dr.awa:clinique.test", "@patient.a:clinique.test", "@patient.m:clinique.test"
-        }  # fmt: skip
-        for mxid, password in accounts.items():
+        people = accounts(terminal)
+        assert {mxid.split(":")[0] for mxid in people} == {"@dr.awa", "@patient.a", "@patient.m"}
+        for mxid, password in people.items():
             assert await can_log_in(ports.homeserver, mxid, password)
 
         async with aiohttp.ClientSession() as session:
@@ -178,20 +180,19 @@ async def test_the_demo_starts_is_used_by_hand_stops_and_resumes(
             async with session.get(f"{element}/config.json") as answer:
                 config = await answer.json()
         assert config["default_server_config"]["m.homeserver"] == {
-            "base_url": f"http://127.0.0.1:{ports.homeserver}", "server_name": "clinique.test"
-        }  # fmt: skip
+            "base_url": f"http://127.0.0.1:{ports.homeserver}",
+            "server_name": "clinique.test",
+        }
         assert config["default_theme"] == "custom-FAJMA"
 
         # One reading of each monitor, the next after ten minutes; then one by hand.
-        await terminal.shows(r"bed 4\s+monitor sends", STARTED_WITHIN_S)
-        await terminal.shows(r"bed 7\s+monitor sends", STARTED_WITHIN_S)
-        await terminal.shows(r"bed 4\s+batch decrypted\s+1 readings", 15)
-        await terminal.shows(r"bed 7\s+batch decrypted\s+1 readings", 15)
-        line = await terminal.shows(r"^mosquitto_pub .*$", 5)
-        pasted = await asyncio.create_subprocess_shell(line[0], stderr=asyncio.subprocess.PIPE)
-        _, complaints = await pasted.communicate()
-        assert pasted.returncode == 0, complaints
-        await terminal.shows(r"bed 4\s+state decrypted\s+FC 88 /min\s+SpO2 97 %", 30)
+        for bed in (4, 7):
+            await terminal.shows(rf"bed {bed}\s+monitor sends", STARTED_WITHIN_S)
+            await terminal.shows(rf"bed {bed}\s+batch decrypted\s+1 readings", 15)
+        log = directory / "fajma.log"
+        mark = log.stat().st_size
+        await paste(terminal)
+        await log_says(log, "readings_committed", mark)
         code, counted = await fajma("readings", "count", "--config", f"{directory / 'fajma.toml'}")
         assert (code, counted) == (0, "stored 3\n")
 
@@ -204,21 +205,50 @@ async def test_the_demo_starts_is_used_by_hand_stops_and_resumes(
     for port in (ports.homeserver, ports.broker, ports.appservice, ports.element):
         require_port_free(port, "")
 
-    rooms = rooms_of(directory)
-    assert len(rooms) == 2
+
+@pytest.mark.slow
+async def test_the_demo_resumes_with_the_same_accounts_and_rooms(tmp_path: Path) -> None:
+    directory = tmp_path / "demo"
+    arguments = [*options(Ports.free(), directory), "--broker", "mosquitto", "--every", "600"]
     async with Terminal(*arguments) as terminal:
         await terminal.shows("by hand:", STARTED_WITHIN_S)
-        again = dict(re.findall(r"(@[a-z.]+:clinique\.test)\s+(\S+)", terminal.text))
-        assert again == accounts
-        assert rooms_of(directory) == rooms
         assert "No Element Web at hand" in terminal.text
+        people = accounts(terminal)
+        assert len(people) == 3
+        for bed in (4, 7):
+            await terminal.shows(rf"bed {bed}\s+monitor sends", STARTED_WITHIN_S)
+        await paste(terminal)
+        await terminal.shows(r"bed 4\s+state decrypted\s+FC 88 /min\s+SpO2 97 %", 30)
+        terminal.press(CTRL_C)
+        assert await terminal.ended() == 0
+    rooms = rooms_of(directory)
+    assert len(rooms) == 2
+
+    async with Terminal(*arguments) as terminal:
+        await terminal.shows("by hand:", STARTED_WITHIN_S)
+        assert accounts(terminal) == people
+        assert rooms_of(directory) == rooms
         await terminal.shows(r"bed 7\s+state decrypted", 30)
         # Killed without a word, it still leaves nothing behind.
-        others = [one for one in processes_in(tmp_path) if one.pid != terminal._process.pid]
+        others = [one for one in processes_in(tmp_path) if one.pid != terminal.pid]
+        assert len(others) >= 5
         terminal.kill()
         await terminal.ended()
         _, alive = await asyncio.to_thread(psutil.wait_procs, others, STOPPED_WITHIN_S)
         assert alive == []
+
+
+def accounts(terminal: Terminal) -> dict[str, str]:
+    """Password by user id, as shown."""
+    return dict(re.findall(r"(@[a-z.]+:clinique\.test)\s+(\S+)", terminal.text))
+
+
+async def paste(terminal: Terminal) -> None:
+    """The line for sending a reading by hand, into a shell."""
+    line = await terminal.shows(r"^mosquitto_pub .*$", 5)
+    shell = await asyncio.create_subprocess_shell(line[0], stderr=asyncio.subprocess.PIPE)
+    _, complaints = await shell.communicate()
+    assert shell.returncode == 0, complaints
 
 
 async def test_ctrl_c_while_it_starts_leaves_nothing_behind(tmp_path: Path) -> None:

@@ -314,10 +314,7 @@ class Ward:
 
     async def log_says(self, event: str, since: int) -> None:
         """Wait for an event in FAJMA's log."""
-        async with asyncio.timeout(PATIENCE_S):
-            async for line in follow(self.clinic.fajma_log, since):
-                if line.startswith("{") and json.loads(line).get("event") == event:
-                    return
+        await log_says(self.clinic.fajma_log, event, since)
 
     def log_since(self, mark: int) -> list[dict[str, Any]]:
         with self.clinic.fajma_log.open("rb") as log:
@@ -412,6 +409,14 @@ async def fajma(*arguments: str) -> tuple[int, str]:
     )
     output, _ = await process.communicate()
     return process.returncode or 0, output.decode()
+
+
+async def log_says(log: Path, event: str, since: int) -> None:
+    """Wait for an event in a log of ``fajma run``, from a byte on."""
+    async with asyncio.timeout(PATIENCE_S):
+        async for line in follow(log, since):
+            if line.startswith("{") and json.loads(line).get("event") == event:
+                return
 
 
 async def lines_sent(path: Path, count: int) -> None:
