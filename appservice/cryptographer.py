@@ -35,7 +35,7 @@ from mautrix.types import (
 )
 
 from appservice.state import RoomState
-from fajma.errors import BugError, InputError
+from fajma.errors import InputError, UnavailableError
 
 ALGORITHM = "m.megolm.v1.aes-sha2"
 
@@ -173,6 +173,10 @@ class Cryptographer(OlmMachine):
             ) from error
 
     async def _usable_session(self, room_id: RoomID) -> OutboundGroupSession:
+        if room_id in self._state.unsure:
+            raise UnavailableError(
+                "who is in this room is not known yet; trying again later", code="room_unsure"
+            )
         session = await self.crypto_store.get_outbound_group_session(room_id)
         if session is not None and session.shared and not session.expired:
             return session
@@ -184,7 +188,8 @@ class Cryptographer(OlmMachine):
         await self.share_group_session(room_id, readers)
         session = await self.crypto_store.get_outbound_group_session(room_id)
         if session is None:
-            raise BugError("a room key that was just shared is gone", code="room_key_gone")
+            # Somebody's devices changed at this very moment, so the key was dropped again.
+            raise UnavailableError("a room key was dropped; trying again", code="room_key_dropped")
         return session
 
     async def _trusted_devices(self, user: UserID) -> frozenset[DeviceID]:

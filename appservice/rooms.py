@@ -103,7 +103,8 @@ def power_levels(
         "invite": BOT_POWER,
         "kick": CLINICIAN_POWER,
         "ban": BOT_POWER,
-        "redact": CLINICIAN_POWER,
+        # Everyone may take back his own words, nobody the monitor's.
+        "redact": BOT_POWER,
         "notifications": {"room": CLINICIAN_POWER},
     }
 

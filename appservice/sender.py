@@ -94,6 +94,12 @@ class Sender:
                 code="homeserver_unavailable",
             ) from error
         except MatrixRequestError as error:
+            if error.http_status >= 500:  # noqa: PLR2004
+                raise UnavailableError(
+                    f"the homeserver at {self._api.base_url} is in trouble (HTTP"
+                    f" {error.http_status}): look at its log",
+                    code="homeserver_in_trouble",
+                ) from error
             raise InputError(
                 f"the homeserver refuses {self.mxid} (HTTP {error.http_status}): is our"
                 " registration file in its app_service_config_files?",
@@ -117,7 +123,7 @@ class Sender:
         elif not await self._device_is_known():
             raise InputError(
                 f"the homeserver no longer knows the device of {self.mxid}: was its database"
-                " restored from before? see docs/operate.md",
+                " restored from an older backup? restore FAJMA's of the same time",
                 code="device_lost",
             )
         await self.cryptographer.sign_ourselves(self._recovery_key_file)

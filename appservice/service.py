@@ -17,7 +17,7 @@ from mautrix.api import Path as ApiPath
 from mautrix.appservice import AppService
 from mautrix.client.state_store.asyncpg import PgStateStore
 from mautrix.crypto import PgCryptoStore
-from mautrix.errors import MatrixRequestError
+from mautrix.errors import MatrixError
 from mautrix.types import (
     ASToDeviceEvent,
     DeviceID,
@@ -110,6 +110,7 @@ class MatrixService:
         self._senders = (self.host, self.vitals)
         self._audience_changed: list[AudienceChanged] = []
         self._listening = False
+        self._started = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
         self._az.to_device_handler = self._on_to_device
         self._az.otk_handler = self._on_one_time_keys
@@ -120,9 +121,11 @@ class MatrixService:
         self._audience_changed.append(callback)
 
     async def start(self) -> None:
-        """Start our users, listen, and take in what was missed while we were away."""
-        for sender in self._senders:
-            await sender.start()
+        """Listen, start our users, and take in what was missed while we were away.
+
+        Listening comes first: a homeserver that finds us silent waits longer and longer. What it
+        delivers waits until our users are there.
+        """
         homeserver = self._settings.homeserver
         try:
             await self._az.start(host=homeserver.listen_host, port=homeserver.listen_port)
@@ -132,15 +135,19 @@ class MatrixService:
                 code="port_in_use",
             ) from error
         self._listening = True
+        for sender in self._senders:
+            await sender.start()
+        self._started.set()
         await self._be_heard()
         await self._resync_members()
         for sender in self._senders:
-            await sender.catch_up()
+            await self._until_done(sender.catch_up, "not_caught_up")
         self._az.ready = True
         log.info("appservice_ready", port=homeserver.listen_port)
 
     async def stop(self) -> None:
         """Stop listening."""
+        self._started.set()  # or what waits for our users would hold up the web server's end
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -178,8 +185,8 @@ class MatrixService:
         for pause in PING_AGAIN_S:
             try:
                 await self._az.ping_self()
-            except MatrixRequestError as error:
-                log.warning("ping_failed", status=error.http_status, retry_s=pause)
+            except MatrixError as error:
+                log.warning("ping_failed", error=type(error).__name__, retry_s=pause)
                 await asyncio.sleep(pause)
             else:
                 return
@@ -193,8 +200,15 @@ class MatrixService:
         """Refresh who is in our rooms and their devices; an empty list would share no keys."""
         people: set[str] = set()
         for consultation in await self._records.consultations.open_ones():
-            if consultation.room_id is not None:
+            if consultation.room_id is None:
+                continue
+            try:
                 people |= await self._resync(consultation.room_id)
+            except Exception as error:  # noqa: BLE001 - one room must not hold up the others
+                log.warning(
+                    "room_not_resynced", room=consultation.room_id, error=type(error).__name__
+                )
+                self._resync_soon(consultation.room_id)
         for sender in self._senders:
             await sender.cryptographer.refresh(people)
 
@@ -215,21 +229,25 @@ class MatrixService:
         return {str(user) for user in now}
 
     async def _on_to_device(self, event: ASToDeviceEvent) -> None:
+        await self._started.wait()
         for sender in self._senders:
             if event.to_user_id == sender.mxid:
                 await sender.to_device(event)
 
     async def _on_one_time_keys(self, counts: dict[UserID, dict[DeviceID, DeviceOTKCount]]) -> None:
+        await self._started.wait()
         for sender in self._senders:
             await sender.one_time_keys(counts)
 
     async def _on_device_lists(self, lists: DeviceLists) -> None:
+        await self._started.wait()
         for sender in self._senders:
             self._in_background(sender.device_lists(lists))
 
     async def _on_event(self, event: Event) -> None:
         if not isinstance(event, StateEvent):
             return
+        await self._started.wait()
         try:
             await self._state.update_state(event)
             if event.type == EventType.ROOM_MEMBER:
@@ -240,14 +258,33 @@ class MatrixService:
         except Exception as error:  # noqa: BLE001 - the events after it still count
             # Who left must not stay in our list of readers: look at the room as it is.
             log.error("room_event_not_handled", error=type(error).__name__)
-            self._in_background(self._resync_until_done(str(event.room_id)))
+            self._resync_soon(str(event.room_id))
+
+    def _resync_soon(self, room_id: str) -> None:
+        """Look at a room until it worked; until then nothing is sent there."""
+        if room_id not in self._state.unsure:
+            self._state.unsure.add(room_id)
+            self._in_background(self._resync_until_done(room_id))
 
     async def _resync_until_done(self, room_id: str) -> None:
+        people: set[str] = set()
+
+        async def look() -> None:
+            people.update(await self._resync(room_id))
+
+        await self._until_done(look, "room_not_resynced")
+        self._state.unsure.discard(room_id)
+        for sender in self._senders:
+            await sender.cryptographer.refresh(people)
+        await self._tell(room_id)
+
+    async def _until_done(self, work: Callable[[], Awaitable[None]], trouble: str) -> None:
+        """Do what must succeed once, through whatever ails homeserver or database."""
         while True:
             try:
-                await self._resync(room_id)
-            except Exception as error:  # noqa: BLE001 - homeserver or database; it must succeed once
-                log.warning("room_not_resynced", room=room_id, error=type(error).__name__)
+                await work()
+            except Exception as error:  # noqa: BLE001 - see above
+                log.warning(trouble, error=type(error).__name__, retry_s=RESYNC_RETRY_S)
                 await asyncio.sleep(RESYNC_RETRY_S)
             else:
                 return

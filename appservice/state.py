@@ -12,3 +12,5 @@ class RoomState(PgASStateStore, PgCryptoStateStore):  # type: ignore[misc]
 
     def __init__(self, db: Database) -> None:
         PgASStateStore.__init__(self, db)
+        self.unsure: set[str] = set()
+        """Rooms of which we do not know who is in them now; nothing is sent there meanwhile."""

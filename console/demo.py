@@ -262,13 +262,17 @@ def _where(clinic: Clinic, element: ElementServer | None) -> Panel:
 
 
 def _by_hand(clinic: Clinic) -> str:
-    """A line to paste into another terminal; not in the panel, whose frame would be copied too."""
+    """A line to paste into another terminal; not in the panel, whose frame would be copied too.
+
+    The shell puts in the time, so that pasting it again is another reading and not the same one
+    delivered twice.
+    """
     if shutil.which("mosquitto_pub") is None:
         return "To send a reading by hand: apt-get install mosquitto-clients, and start again."
     values = {"heart_rate": 88, "spo2": 97, "temperature": 36.9}
-    payload = json.dumps({"device_id": SPARE_DEVICE, "timestamp": 1000} | values)
-    line = escape(clinic.publish_command(SPARE_DEVICE, payload))
-    return f"Send a reading for bed {PATIENTS[0].bed} by hand:\n{line}\n"
+    payload = json.dumps({"device_id": SPARE_DEVICE, "timestamp": "NOW"} | values)
+    line = clinic.publish_command(SPARE_DEVICE, payload).replace('"NOW"', "'$(date +%s%3N)'")
+    return f"Send a reading for bed {PATIENTS[0].bed} by hand:\n{escape(line)}\n"
 
 
 class _Live:

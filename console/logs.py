@@ -1,6 +1,7 @@
 """Structured logs: one JSON object a line, or readable lines. Never a vital, a name or a secret.
 
-Libraries that would write event contents or addresses at lower levels are kept at WARNING.
+Libraries write event contents, addresses and statements with their parameters at lower levels, so
+all of them are kept at WARNING whatever ``log.level`` says; it is for our own words.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import structlog
 
 from fajma.config import Log
 
-_TALKATIVE: Final = ("mau", "nio", "aiohttp", "amqtt", "transitions", "peewee", "paho", "asyncio")
+_OURS: Final = ("fajma", "appservice", "bridges", "bots", "console")
 
 
 def configure(settings: Log) -> None:
@@ -50,6 +51,6 @@ def configure(settings: Log) -> None:
     )
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    root.setLevel(level)
-    for name in _TALKATIVE:
-        logging.getLogger(name).setLevel(max(level, logging.WARNING))
+    root.setLevel(max(level, logging.WARNING))
+    for name in _OURS:
+        logging.getLogger(name).setLevel(level)

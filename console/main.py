@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 from pathlib import Path
 from typing import Final
@@ -98,6 +99,7 @@ cli.add_command(demo)
 
 def main() -> None:
     """Entry point: one clear line for what a person can mend, a traceback for our bugs."""
+    os.umask(0o077)  # whatever we or our servers write is for us alone
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Abort:

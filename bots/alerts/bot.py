@@ -4,6 +4,9 @@ A delivery is sent under its own id as transaction id, so repeating a send whose
 is answered by the homeserver with the event that is already there (it remembers for a day, per
 device; what is older is a later issue). It is marked delivered only when the homeserver named the
 event.
+
+Each room is delivered to by a task of its own: a room that is stuck, slow or broken never holds up
+the alarms of another. Within a room the order is kept.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import nio
 import structlog
 
 from bots.alerts.client import SignedClient
-from fajma.errors import InputError, UnavailableError
+from fajma.errors import BugError, InputError, UnavailableError
 from fajma.events import MESSAGE
 from fajma.store import Records
 from fajma.store.alarms import Delivery
@@ -24,7 +27,7 @@ from fajma.store.alarms import Delivery
 log = structlog.get_logger()
 
 RETRY_S: Final = (0.5, 1.0, 2.0, 5.0, 10.0)
-"""Pauses between attempts to deliver, the last one repeated."""
+"""Pauses between attempts in one room, the last one repeated."""
 
 
 class AlertBot:
@@ -41,47 +44,99 @@ class AlertBot:
         self._records = records
         self._host = host
         self._hint = records.store.hints.subscribe("outbox")
+        self._delivering: dict[str, asyncio.Task[None]] = {}
+        self._failures: dict[str, int] = {}
+        self._not_before: dict[str, float] = {}
+        self._unreadable: set[str] = set()
         client.add_event_callback(self._on_invite, nio.InviteMemberEvent)
 
     async def run(self) -> None:
-        """Follow the rooms and deliver, until cancelled."""
-        async with asyncio.TaskGroup() as both:
-            both.create_task(self._client.run_sync())
-            both.create_task(self._deliver_forever())
+        """Follow the rooms and deliver, until cancelled.
+
+        Raises:
+            InputError: the homeserver ended our session.
+        """
+        parts = [
+            asyncio.create_task(self._follow()),
+            asyncio.create_task(self._deliver_forever()),
+        ]
+        try:
+            done, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
+            for part in done:
+                part.result()
+        finally:
+            working = [*parts, *self._delivering.values()]
+            for part in working:
+                part.cancel()
+            await asyncio.gather(*working, return_exceptions=True)
+
+    async def _follow(self) -> None:
+        await self._client.run_sync()
 
     async def _deliver_forever(self) -> None:
         await self._client.ready.wait()
-        failures = 0
+        await self._join_our_rooms()
         while True:
-            if await self._deliver_waiting():
-                failures = 0
-                await self._records.store.hints.wait(self._hint)
-            else:
-                pause = RETRY_S[min(failures, len(RETRY_S) - 1)]
-                failures += 1
-                await asyncio.sleep(pause)
+            try:
+                for room_id in await self._records.outbox.rooms_waiting():
+                    self._deliver_soon(room_id)
+            except Exception as error:  # noqa: BLE001 - a database that is away comes back
+                log.error("outbox_unavailable", error=type(error).__name__)
+            await self._records.store.hints.wait(self._hint)
 
-    async def _deliver_waiting(self) -> bool:
-        """Try everything that waits, in order per room; whether all of it was delivered."""
-        stuck: set[str] = set()
-        for delivery in await self._records.outbox.waiting():
-            # A room that fails does not hold up the others; within it the order is kept.
-            if delivery.room_id not in stuck and not await self._deliver(delivery):
-                stuck.add(delivery.room_id)
-        return not stuck
+    def _deliver_soon(self, room_id: str) -> None:
+        """Have a task that delivers to this room, unless one does or it must wait."""
+        busy = self._delivering.get(room_id)
+        if busy is not None and not busy.done():
+            return
+        if time.monotonic() >= self._not_before.get(room_id, 0):
+            self._delivering[room_id] = asyncio.create_task(self._deliver_to(room_id))
+
+    async def _deliver_to(self, room_id: str) -> None:
+        """Deliver what waits for a room, in order, up to the first failure."""
+        try:
+            done = await self._deliver_all(room_id)
+        except (InputError, UnavailableError) as error:
+            log.warning("delivery_failed", room=room_id, reason=error.code)
+            done = False
+        except Exception as error:  # noqa: BLE001 - whatever it is, alarms are tried again
+            log.error("delivery_failed", room=room_id, error=type(error).__name__)
+            done = False
+        if done:
+            self._failures.pop(room_id, None)
+            self._not_before.pop(room_id, None)
+        else:
+            failures = self._failures[room_id] = self._failures.get(room_id, 0) + 1
+            pause = RETRY_S[min(failures, len(RETRY_S)) - 1]
+            self._not_before[room_id] = time.monotonic() + pause
+
+    async def _deliver_all(self, room_id: str) -> bool:
+        if room_id not in self._client.rooms:
+            log.warning("not_yet_in_room", room=room_id)
+            await self._join(room_id)
+            return False
+        while ids := await self._waiting(room_id):
+            for delivery_id in ids:
+                try:
+                    delivery = await self._records.outbox.get(delivery_id)
+                except BugError as error:
+                    # It stays undelivered, told at each start; the others must not wait for it.
+                    log.critical("delivery_unreadable", delivery=delivery_id, code=error.code)
+                    self._unreadable.add(delivery_id)
+                    continue
+                if not await self._deliver(delivery):
+                    return False
+        return True
+
+    async def _waiting(self, room_id: str) -> list[str]:
+        waiting = await self._records.outbox.waiting(room_id)
+        return [one for one in waiting if one not in self._unreadable]
 
     async def _deliver(self, delivery: Delivery) -> bool:
-        if delivery.room_id not in self._client.rooms:
-            log.warning("not_yet_in_room", delivery=delivery.delivery_id, room=delivery.room_id)
-            return False
         started = time.monotonic()
-        try:
-            answer = await self._client.room_send(
-                delivery.room_id, MESSAGE, dict(delivery.content), tx_id=delivery.delivery_id
-            )
-        except (InputError, UnavailableError) as error:
-            log.warning("delivery_failed", delivery=delivery.delivery_id, reason=error.code)
-            return False
+        answer = await self._client.room_send(
+            delivery.room_id, MESSAGE, dict(delivery.content), tx_id=delivery.delivery_id
+        )
         if not isinstance(answer, nio.RoomSendResponse):
             log.warning(
                 "delivery_refused", delivery=delivery.delivery_id, status=answer.status_code
@@ -96,13 +151,26 @@ class AlertBot:
         )
         return True
 
+    async def _join_our_rooms(self) -> None:
+        """Be in every room of our records; an invitation may have been lost on the way."""
+        for consultation in await self._records.consultations.open_ones():
+            if consultation.room_id and consultation.room_id not in self._client.rooms:
+                await self._join(consultation.room_id)
+
+    async def _join(self, room_id: str) -> None:
+        try:
+            answer = await self._client.join(room_id)
+        except UnavailableError as error:
+            log.warning("room_not_joined", room=room_id, reason=error.code)
+            return
+        if isinstance(answer, nio.JoinError):
+            log.warning("room_not_joined", room=room_id, status=answer.status_code)
+
     async def _on_invite(self, room: nio.MatrixInvitedRoom, event: nio.InviteMemberEvent) -> None:
         if event.membership != "invite" or event.state_key != self._client.user_id:
             return
         if event.sender != self._host:
             log.warning("invitation_refused", room=room.room_id)
             return
-        answer = await self._client.join(room.room_id)
-        if isinstance(answer, nio.JoinError):
-            # The invitation comes again with the first sync of the next start.
-            log.error("room_not_joined", room=room.room_id, status=answer.status_code)
+        # If it fails it is tried again at the room's first alarm and at each start.
+        await self._join(room.room_id)

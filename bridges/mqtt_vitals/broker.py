@@ -74,8 +74,12 @@ class CertificatePlugin(BaseAuthPlugin, BaseTopicPlugin):  # type: ignore[misc]
         return may(session.client_id, action, topic)
 
 
+MAX_PACKET_BYTES: Final = 66_560
+"""As in our Mosquitto configuration; what is larger ends the connection before it is in memory."""
+
+
 class _TwiceReader(ReaderAdapter):  # type: ignore[misc]
-    """A stream whose beginning can be read twice."""
+    """A stream whose beginning can be read twice, and that takes no huge packets."""
 
     def __init__(self, reader: asyncio.StreamReader) -> None:
         self._reader = StreamReaderAdapter(reader)
@@ -85,6 +89,10 @@ class _TwiceReader(ReaderAdapter):  # type: ignore[misc]
     async def read(self, n: int = -1) -> bytes:
         if self._again and (data := self._begun.read(n)):
             return data
+        if n > MAX_PACKET_BYTES:
+            log.warning("packet_too_large", bytes=n)
+            self._reader.feed_eof()
+            raise ConnectionResetError("a packet that is too large")
         data = bytes(await self._reader.read(n))
         if not self._again:
             self._begun.write(data)

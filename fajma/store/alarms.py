@@ -10,6 +10,7 @@ from typing import Any
 
 from mautrix.util.async_db import Connection
 
+from fajma.errors import BugError
 from fajma.store.database import Store, from_ms, to_ms
 from fajma.store.keys import PatientKeys
 from fajma.store.readings import lock_head, move_head
@@ -105,26 +106,45 @@ class Outbox:
             key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
         )
 
-    async def waiting(self, *, limit: int = 100) -> list[Delivery]:
-        """What is not yet known to be in its room, oldest first."""
+    async def rooms_waiting(self) -> list[str]:
+        """Rooms for which something is not yet known to be delivered, longest waiting first."""
         rows = await self._store.db.fetch(
-            "SELECT * FROM outbox WHERE event_id IS NULL ORDER BY position LIMIT $1", limit
+            "SELECT room_id FROM outbox WHERE event_id IS NULL GROUP BY room_id"
+            " ORDER BY MIN(position)"
         )
-        deliveries = []
-        for row in rows:
-            patient = PatientKey(row["patient_key"])
-            key = await self._keys.get(patient)
-            content = key.open(bytes(row["sealed"]), place=f"outbox/{row['delivery_id']}")
-            deliveries.append(
-                Delivery(
-                    delivery_id=row["delivery_id"],
-                    room_id=row["room_id"],
-                    patient=patient,
-                    content=json.loads(content),
-                    created_at=from_ms(row["created_at"]),
-                )
-            )
-        return deliveries
+        return [row["room_id"] for row in rows]
+
+    async def waiting(self, room_id: str, *, limit: int = 1000) -> list[str]:
+        """Ids of what is not yet known to be in a room, oldest first."""
+        rows = await self._store.db.fetch(
+            "SELECT delivery_id FROM outbox WHERE event_id IS NULL AND room_id=$1"
+            " ORDER BY position LIMIT $2",
+            room_id,
+            limit,
+        )
+        return [row["delivery_id"] for row in rows]
+
+    async def get(self, delivery_id: str) -> Delivery:
+        """One delivery, opened.
+
+        Raises:
+            BugError: there is none, or it does not open.
+        """
+        row = await self._store.db.fetchrow(
+            "SELECT * FROM outbox WHERE delivery_id=$1", delivery_id
+        )
+        if row is None:
+            raise BugError("a delivery that was promised is gone", code="delivery_gone")
+        patient = PatientKey(row["patient_key"])
+        key = await self._keys.get(patient)
+        content = key.open(bytes(row["sealed"]), place=f"outbox/{delivery_id}")
+        return Delivery(
+            delivery_id=delivery_id,
+            room_id=row["room_id"],
+            patient=patient,
+            content=json.loads(content),
+            created_at=from_ms(row["created_at"]),
+        )
 
     async def delivered(self, delivery_id: str, event_id: str) -> None:
         """The homeserver confirmed it: the event is in the room."""

@@ -78,7 +78,11 @@ async def expected(records: Records, patient: PatientKey) -> list[Decision]:
 
 
 async def promised(records: Records, patient: PatientKey | None = None) -> list[Delivery]:
-    waiting = await records.outbox.waiting(limit=100_000)
+    waiting = [
+        await records.outbox.get(delivery_id)
+        for room_id in await records.outbox.rooms_waiting()
+        for delivery_id in await records.outbox.waiting(room_id, limit=100_000)
+    ]
     return [one for one in waiting if patient in {None, one.patient}]
 
 

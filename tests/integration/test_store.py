@@ -566,7 +566,7 @@ async def test_an_alarm_state_is_kept_with_the_time_of_the_last_announcement(
 def delivery(number: int, patient: PatientKey) -> Delivery:
     return Delivery(
         delivery_id=f"id-{9 - number}",
-        room_id=f"!room-{number}:clinic.test",
+        room_id=f"!room-{number % 2}:clinic.test",
         patient=patient,
         content={"msgtype": "m.text", "body": f"é {number}", "n": {"list": [1]}},
         created_at=at(number),
@@ -581,12 +581,19 @@ async def test_the_outbox_keeps_its_order_until_each_delivery_is_confirmed(
     for one in promised:
         async with records.store.transaction() as connection:
             await outbox.add(connection, one)
-    assert await outbox.waiting() == promised
-    assert await outbox.waiting(limit=2) == promised[:2]
-    await outbox.delivered(promised[1].delivery_id, "$event")
+    rooms = ["!room-0:clinic.test", "!room-1:clinic.test"]
+    ids = [one.delivery_id for one in promised]
+    assert await outbox.rooms_waiting() == rooms
+    assert await outbox.waiting(rooms[0]) == ids[0::2]
+    assert await outbox.waiting(rooms[0], limit=2) == [ids[0], ids[2]]
+    assert [await outbox.get(one) for one in ids] == promised
+    await outbox.delivered(ids[0], "$event")
     await outbox.delivered("unknown", "$event")
-    assert await outbox.waiting() == [promised[0], *promised[2:]]
+    assert await outbox.rooms_waiting() == [rooms[1], rooms[0]]
+    assert await outbox.waiting(rooms[0]) == [ids[2], ids[4]]
     assert await outbox.counts() == (5, 1)
+    with pytest.raises(BugError):
+        await outbox.get("unknown")
 
 
 async def test_a_delivery_is_promised_once_and_only_with_its_transaction(
@@ -605,7 +612,8 @@ async def test_a_delivery_is_promised_once_and_only_with_its_transaction(
     await promise(delivery(1, patient))
     with pytest.raises(DATABASE_ERRORS):
         await promise(delivery(2, patient), delivery(1, patient))
-    assert [one.delivery_id for one in await records.outbox.waiting()] == ["id-8"]
+    assert await records.outbox.rooms_waiting() == ["!room-1:clinic.test"]
+    assert await records.outbox.waiting("!room-1:clinic.test") == ["id-8"]
 
 
 # --- quarantine ----------------------------------------------------------------------------------
