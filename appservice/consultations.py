@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from datetime import datetime
+from typing import Final
 
 import structlog
 
@@ -15,11 +16,14 @@ from fajma.errors import InputError
 from fajma.events import CONSULTATION, MESSAGE
 from fajma.language import Language, translator
 from fajma.store import Records, to_ms
-from fajma.store.consultations import Consultation
+from fajma.store.consultations import Consultation, Status
 from fajma.store.patients import Patient
 from fajma.vitals import DeviceId
 
 log = structlog.get_logger()
+
+
+GREET_AFTER_S: Final = 3.0
 
 
 class ConsultationService:
@@ -85,6 +89,40 @@ class ConsultationService:
             raise InputError("the consultation was removed meanwhile", code="consultation_gone")
         return opened
 
+    async def greet(self, room_id: str, user: str) -> None:
+        """Say to somebody who joined what was said before he could read.
+
+        A little later, because a client refuses what comes before it has looked up our device.
+        """
+        await asyncio.sleep(GREET_AFTER_S)
+        consultation = await self._records.consultations.in_room(room_id)
+        if consultation is None:
+            return
+        who = self._records.site_key.fingerprint(b"greeted", user.encode()).hex()
+        await self._describe(room_id, consultation)
+        await self._matrix.host.send(
+            room_id,
+            MESSAGE,
+            {"msgtype": "m.notice", "body": welcome(consultation.language)},
+            transaction_id=f"welcome-{consultation.id}-{who}",
+        )
+
+    async def _describe(self, room_id: str, consultation: Consultation) -> None:
+        await self._matrix.host.set_state(
+            room_id,
+            CONSULTATION,
+            "",
+            {
+                "version": 1,
+                "status": Status.OPEN.value,
+                "patient": consultation.patient,
+                "clinicians": list(consultation.clinicians),
+                "time_zone": consultation.time_zone,
+                "language": consultation.language.value,
+                "since": to_ms(consultation.opened_at),
+            },
+        )
+
     async def _make_room(self, consultation: Consultation, patient: Patient) -> str:
         matrix = self._matrix
         request = room_request(
@@ -96,20 +134,7 @@ class ConsultationService:
             room_version=self._settings.homeserver.room_version,
         )
         room_id = await matrix.create_room(request)
-        await matrix.host.set_state(
-            room_id,
-            CONSULTATION,
-            "",
-            {
-                "version": 1,
-                "status": "open",
-                "patient": patient.key,
-                "clinicians": list(consultation.clinicians),
-                "time_zone": consultation.time_zone,
-                "language": consultation.language.value,
-                "since": to_ms(consultation.opened_at),
-            },
-        )
+        await self._describe(room_id, consultation)
         await matrix.host.send(
             room_id,
             MESSAGE,

@@ -7,7 +7,7 @@ name of its own so that a push rule can mute it. Alarms have a third account (``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,7 @@ from appservice.state import RoomState
 from fajma.config import Settings, read_secret
 from fajma.errors import UnavailableError
 from fajma.store import Records
+from fajma.tasks import end
 
 log = structlog.get_logger()
 
@@ -56,6 +57,10 @@ PING_AGAIN_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 
 AudienceChanged = Callable[[str], Awaitable[None]]
 """Called with a room id when somebody there can read from now on and could not before."""
+
+
+Joined = Callable[[str, str], Coroutine[Any, Any, None]]
+"""Called with a room id and the user id of a person who joined."""
 
 
 class MatrixService:
@@ -109,6 +114,7 @@ class MatrixService:
         )
         self._senders = (self.host, self.vitals)
         self._audience_changed: list[AudienceChanged] = []
+        self._joined: list[Joined] = []
         self._listening = False
         self._started = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,6 +125,10 @@ class MatrixService:
     def on_audience_changed(self, callback: AudienceChanged) -> None:
         """Be told when a room has new readers (a join, a newly trusted device)."""
         self._audience_changed.append(callback)
+
+    def on_joined(self, callback: Joined) -> None:
+        """Be told of each person who joined."""
+        self._joined.append(callback)
 
     async def start(self) -> None:
         """Listen, start our users, and take in what was missed while we were away.
@@ -148,9 +158,7 @@ class MatrixService:
     async def stop(self) -> None:
         """Stop listening."""
         self._started.set()  # or what waits for our users would hold up the web server's end
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         if self._listening:
             await self._az.stop()
         for sender in self._senders:
@@ -254,11 +262,25 @@ class MatrixService:
                 for sender in self._senders:
                     await sender.membership(event)
                 if event.content.membership == Membership.JOIN:
-                    await self._tell(str(event.room_id))
+                    await self._welcome_reader(str(event.room_id), UserID(event.state_key))
         except Exception as error:  # noqa: BLE001 - the events after it still count
             # Who left must not stay in our list of readers: look at the room as it is.
             log.error("room_event_not_handled", error=type(error).__name__)
             self._resync_soon(str(event.room_id))
+
+    async def _welcome_reader(self, room_id: str, user: UserID) -> None:
+        """Somebody joined: from now on there is a key for him.
+
+        Who had no device when he was invited got no key then, and the homeserver does not tell us
+        of the devices of people who are only invited. So the next event makes a new key, for which
+        the devices of everybody are looked up.
+        """
+        for sender in self._senders:
+            await sender.cryptographer.crypto_store.remove_outbound_group_session(RoomID(room_id))
+        await self._tell(room_id)
+        if user not in {self.host.mxid, self.vitals.mxid, self.alerts_mxid}:
+            for callback in self._joined:
+                self._in_background(callback(room_id, str(user)))
 
     def _resync_soon(self, room_id: str) -> None:
         """Look at a room until it worked; until then nothing is sent there."""

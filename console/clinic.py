@@ -17,11 +17,11 @@ import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TextIO
 
 import aiohttp
 
-from console.files import write_private
+from console.files import only_here, write_private
 from console.mosquitto import Mosquitto
 from console.pki import ensure_ca, issue_bridge, issue_device, issue_server
 from console.processes import (
@@ -131,6 +131,7 @@ class Clinic:
             self.directory / "mosquitto", options.ports.broker, port_setting="--broker-port"
         )
         self.fajma: Child | None = None
+        self._lock: TextIO | None = None
         self._monitors: list[Child] = []
 
     @property
@@ -164,6 +165,7 @@ class Clinic:
         require_port_free(self.options.ports.appservice, "--appservice-port")
         require_port_free(self.options.ports.broker, "--broker-port")
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self._lock = only_here(self.directory)
         try:
             self._report("homeserver")
             await self.synapse.start()
@@ -185,6 +187,9 @@ class Clinic:
         await self.stop_fajma()
         await self.mosquitto.stop()
         await self.synapse.stop()
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
 
     async def _have_accounts(self) -> None:
         people = {

@@ -253,6 +253,9 @@ def _where(clinic: Clinic, element: ElementServer | None) -> Panel:
         ]
     )
     where = f"Element Web:  [bold]{element.url}[/]" if element else HOW_TO_GET
+    where += (
+        "\nIn Element: Sign in, Edit (the homeserver), then the address, name and password below."
+    )
     return Panel(
         f"{where}\nHomeserver:   [bold]{clinic.synapse.base_url}[/]\n{people}\n\n"
         "Investigational, a secondary notification: never the only monitoring. Ctrl-C stops.",
@@ -281,6 +284,7 @@ class _Live:
     def __init__(self, console: Console, clinic: Clinic) -> None:
         self._console = console
         self._beds = {one.device: one.bed for one in PATIENTS}
+        self._beds[SPARE_DEVICE] = PATIENTS[0].bed
         self._rooms = {clinic.rooms[one.number]: one.bed for one in PATIENTS}
         self._zone = ZoneInfo(Site().time_zone)
         self._tasks: list[asyncio.Task[None]] = []
@@ -290,9 +294,9 @@ class _Live:
         self._tasks.append(asyncio.create_task(self._readings(self._beds[device], follow(path))))
 
     def follow_log(self, path: Path) -> None:
-        """Show what FAJMA refuses, from its log."""
+        """Show what FAJMA refuses, and what is sent by hand, from its log."""
         lines = follow(path, path.stat().st_size)
-        self._tasks.append(asyncio.create_task(self._refusals(lines)))
+        self._tasks.append(asyncio.create_task(self._log(lines)))
 
     def stop(self) -> None:
         """Show nothing more."""
@@ -308,12 +312,20 @@ class _Live:
             elif line:
                 self._line("yellow", f"bed {bed}", escape(line))
 
-    async def _refusals(self, lines: AsyncIterator[str]) -> None:
+    async def _log(self, lines: AsyncIterator[str]) -> None:
         async for line in lines:
             with contextlib.suppress(ValueError):
                 entry = json.loads(line)
+                bed = f"bed {self._beds.get(entry.get('device'), '?')}"
                 if entry.get("event") in {"reading_refused", "value_refused"}:
-                    self._line("yellow", "", f"refused           {entry.get('reason')}")
+                    kind = entry.get("kind", "")
+                    self._line("yellow", bed, f"refused           {kind} {entry.get('reason')}")
+                elif entry.get("device") == SPARE_DEVICE and entry.get("stored"):
+                    self._line("cyan", bed, "sent by hand      stored")
+                elif entry.get("device") == SPARE_DEVICE and entry.get("repeated"):
+                    self._line(
+                        "yellow", bed, "sent by hand      the same reading again: not counted"
+                    )
 
     def seen(self, one: Seen) -> None:
         """Show what the clinician's client has decrypted."""

@@ -16,7 +16,7 @@ import signal
 import ssl
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -166,7 +166,10 @@ def simulate(
         InputError: an option or a file is unusable.
         UnavailableError: the broker's certificate is not the one to trust.
     """
-    pace = _replay(options) if options.replay else _play(options)
+    # Read before anything is sent: a file that is unusable is told at once.
+    pace = (
+        _replay(options, list(read_recording(options.replay))) if options.replay else _play(options)
+    )
     chance = random.Random()  # noqa: S311 - values to search for, not secrets
     topic = V1_TOPIC.format(device=options.device)
     sent = 0
@@ -373,12 +376,12 @@ def _play(options: Options) -> Iterator[tuple[float, dict[Kind, Decimal]]]:
         yield pause_s, scenario_values(options.scenario, turn * options.every_s, seed=seed)
 
 
-def _replay(options: Options) -> Iterator[tuple[float, dict[Kind, Decimal]]]:
+def _replay(
+    options: Options, recording: Iterable[tuple[float | None, dict[Kind, Decimal]]]
+) -> Iterator[tuple[float, dict[Kind, Decimal]]]:
     """The readings of a recording, at its own pace: seconds to wait, and values."""
-    if options.replay is None:
-        return
     before: float | None = None
-    for turn, (seconds, values) in enumerate(read_recording(options.replay)):
+    for turn, (seconds, values) in enumerate(recording):
         if seconds is None:
             pause_s = options.every_s if turn else 0.0
         else:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 from pathlib import Path
+from typing import TextIO
+
+from fajma.errors import UnavailableError
 
 
 def base_file(name: str) -> str:
@@ -29,3 +33,20 @@ def write_private(path: Path, content: str | bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def only_here(directory: Path) -> TextIO:
+    """Hold a directory for this process alone; close what is returned to let it go.
+
+    Raises:
+        UnavailableError: another process holds it.
+    """
+    lock = (directory / "running.lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise UnavailableError(
+            f"another process runs in {directory}: stop it first", code="already_running"
+        ) from error
+    return lock

@@ -16,8 +16,9 @@ from console.device import device
 from console.logs import configure
 from console.run import opened, run
 from fajma import __version__
-from fajma.config import Settings, keys, load
+from fajma.config import SECRET_FILES, Settings, files_named, keys, load, read_secret
 from fajma.errors import FajmaError, InputError
+from fajma.sealing import SiteKey
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -57,8 +58,20 @@ def config_group() -> None:
 @config_group.command("check")
 @_config_option
 def config_check(config_path: Path) -> None:
-    """Say whether the settings are right; every problem on a line of its own."""
-    load(config_path)
+    """Say whether the settings and the files that they name are right; a line for each problem."""
+    settings = load(config_path)
+    problems = []
+    for name, path in files_named(settings):
+        try:
+            read_secret(path, purpose=name) if name in SECRET_FILES else path.read_bytes()
+        except InputError as error:
+            problems.append(str(error))
+        except OSError as error:
+            problems.append(f"{name} cannot be read from {path}: {error.strerror}")
+    if not problems:
+        SiteKey.from_file(settings.secrets.site_key_file)
+    if problems:
+        raise InputError("\n".join(problems), code="config_files")
     click.echo(f"{config_path}: the settings are right")
 
 

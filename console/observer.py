@@ -27,6 +27,7 @@ from fajma.events import (
     Vitals,
     VitalsBatch,
 )
+from fajma.tasks import end
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,8 +103,7 @@ class Observer:
     async def stop(self) -> None:
         """End the client; it can be started again later."""
         if self._following is not None:
-            self._following.cancel()
-            await asyncio.gather(self._following, return_exceptions=True)
+            await end([self._following])
         await self.client.close()
 
     async def wait_for(self, wanted: Callable[[Seen], bool], timeout_s: float) -> Seen:
@@ -122,7 +122,8 @@ class Observer:
             looked_at = len(self.seen)
             remaining = deadline - time.monotonic()
             try:
-                await asyncio.wait_for(self._news.wait(), max(remaining, 0))
+                async with asyncio.timeout(max(remaining, 0)):
+                    await self._news.wait()
             except TimeoutError as error:
                 raise UnavailableError(
                     f"nothing of the kind was decrypted within {timeout_s:.0f} s", code="not_seen"

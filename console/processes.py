@@ -247,7 +247,8 @@ class Child:
             os.kill(self.pid, signal.SIGTERM)
             try:
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._exited(), timeout_s)
+                    async with asyncio.timeout(timeout_s):
+                        await self._exited()
             finally:
                 if self._process.returncode is None:
                     with contextlib.suppress(ProcessLookupError):

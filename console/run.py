@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import fcntl
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator
-from pathlib import Path
+from collections.abc import AsyncIterator, Callable
 
 import structlog
 
@@ -20,10 +18,11 @@ from bots.alerts.engine import AlarmEngine
 from bridges.mqtt_vitals.broker import EmbeddedBroker
 from bridges.mqtt_vitals.ingest import Ingest, Subscriber
 from bridges.mqtt_vitals.publisher import Publisher
+from console.files import only_here
 from fajma.config import Settings, read_secret
-from fajma.errors import UnavailableError
 from fajma.sealing import SiteKey
 from fajma.store import Records, Store
+from fajma.tasks import end
 
 log = structlog.get_logger()
 
@@ -54,7 +53,9 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
     async with contextlib.AsyncExitStack() as stack:
-        stack.enter_context(_alone(settings.secrets.directory))
+        # Two processes with one Matrix device would use message keys twice.
+        settings.secrets.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        stack.enter_context(only_here(settings.secrets.directory))
         records = await stack.enter_async_context(opened(settings))
 
         matrix = MatrixService(settings, records)
@@ -63,6 +64,7 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
         add_routes(matrix.web, consultations, api_token=api_token)
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
+        matrix.on_joined(consultations.greet)
         stack.push_async_callback(matrix.stop)
         await matrix.start()
 
@@ -99,30 +101,13 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
         try:
             done, _ = await asyncio.wait([*parts, stopping], return_when=asyncio.FIRST_COMPLETED)
         finally:
-            # In this order nothing that is taken from the broker is left uncommitted for long:
-            # what is not acknowledged comes again.
-            for task in (readiness, stopping, *parts):
-                task.cancel()
-            await asyncio.gather(readiness, stopping, *parts, return_exceptions=True)
+            # What is taken from the broker and not acknowledged comes again.
+            await end([readiness, stopping, *parts])
         for task in done:
             if task is not stopping:
                 log.error("part_ended", part=task.get_name())
                 task.result()
     log.info("stopped")
-
-
-@contextlib.contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Two processes with one Matrix device would use message keys twice: only one may run."""
-    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with (directory / "running.lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UnavailableError(
-                f"another `fajma run` uses {directory}: stop it first", code="already_running"
-            ) from error
-        yield
 
 
 async def _report(subscriber: Subscriber, client: SignedClient, ready: Callable[[], None]) -> None:

@@ -344,9 +344,33 @@ def read_secret(path: Path, *, purpose: str) -> str:
             f"{path} ({purpose}) can be read by others: run `chmod 600 {path}`",
             code="secret_exposed",
         )
-    if not secret or secret.upper().startswith(("CHANGEME", "TODO")):
+    if not secret:
+        raise InputError(f"{path} ({purpose}) is empty", code="secret_missing")
+    if secret.upper().startswith(("CHANGEME", "TODO")):
         raise InputError(f"{path} ({purpose}) holds no real secret", code="secret_placeholder")
     return secret
+
+
+SECRET_FILES: Final = frozenset(
+    {
+        "homeserver.as_token_file",
+        "homeserver.hs_token_file",
+        "database.password_file",
+        "secrets.site_key_file",
+        "secrets.api_token_file",
+        "secrets.alert_bot_password_file",
+    }
+)
+"""Settings that name the file of a secret."""
+
+
+def files_named(settings: Settings) -> Iterator[tuple[str, Path]]:
+    """Every file that the settings name, with its key."""
+    for key, _, _ in keys():
+        section, name = key.split(".")
+        value = getattr(getattr(settings, section), name)
+        if name.endswith("_file") and value is not None:
+            yield key, value
 
 
 def _problems(error: ValidationError) -> str:

@@ -23,6 +23,7 @@ from fajma.errors import BugError, InputError, UnavailableError
 from fajma.events import MESSAGE
 from fajma.store import Records
 from fajma.store.alarms import Delivery
+from fajma.tasks import end
 
 log = structlog.get_logger()
 
@@ -65,10 +66,7 @@ class AlertBot:
             for part in done:
                 part.result()
         finally:
-            working = [*parts, *self._delivering.values()]
-            for part in working:
-                part.cancel()
-            await asyncio.gather(*working, return_exceptions=True)
+            await end([*parts, *self._delivering.values()])
 
     async def _follow(self) -> None:
         await self._client.run_sync()

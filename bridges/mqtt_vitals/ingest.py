@@ -34,6 +34,8 @@ from fajma.errors import DecodeError
 from fajma.store import Records
 from fajma.store.quarantine import Refused
 from fajma.store.readings import NewReading
+from fajma.tasks import end
+from fajma.vitals import DeviceId
 
 log = structlog.get_logger()
 
@@ -107,7 +109,12 @@ class Ingest:
             decoded = wire.decode_v1(message.topic, message.payload, message.received_at)
         except DecodeError as error:
             refuse(error.code)
-            log.warning("reading_refused", reason=error.code, why=str(error))
+            log.warning(
+                "reading_refused",
+                reason=error.code,
+                why=str(error),
+                device=_device(message.topic),
+            )
             return
         for rejected in decoded.rejected:
             refuse(f"{rejected.kind}_{rejected.reason}")
@@ -127,6 +134,14 @@ class Ingest:
             b"v1 reading", reading.device.encode(), message.payload
         )
         readings.append(NewReading(record, worn.patient, reading))
+
+
+def _device(topic: str) -> DeviceId | None:
+    """Whose topic it is; the broker lets nobody else write there."""
+    try:
+        return wire.parse_topic(topic)
+    except DecodeError:
+        return None
 
 
 class Subscriber:
@@ -168,9 +183,7 @@ class Subscriber:
                     committing.result()  # a bug: let it be seen
                 log.info("broker_does_not_accept", protocol=protocol.name)
             finally:
-                for task in (committing, refused):
-                    task.cancel()
-                await asyncio.gather(committing, refused, return_exceptions=True)
+                await end([committing, refused])
                 self._disconnect()
 
     def _connect(self, protocol: MQTTProtocolVersion) -> paho.Client:
@@ -225,6 +238,7 @@ class Subscriber:
                 self._room.release()
             log.info(
                 "readings_committed",
+                device=_device(batch[0].topic) if len(batch) == 1 else None,
                 stored=outcome.stored,
                 repeated=outcome.repeated,
                 refused=dict(outcome.refused),

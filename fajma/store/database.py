@@ -76,8 +76,10 @@ class Hints:
 
     async def wait(self, event: asyncio.Event, timeout_s: float = POLL_S) -> None:
         """Wait for a hint, at most ``timeout_s``."""
+        # Not wait_for, which in Python 3.11 may drop a cancellation.
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(event.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await event.wait()
         event.clear()
 
 

@@ -97,3 +97,31 @@ def times(batch: VitalsBatch) -> set[int]:
     return {
         milliseconds(sample.measured_at) for samples in batch.samples.values() for sample in samples
     }
+
+
+async def test_a_doctor_whose_first_login_comes_after_the_invitation_reads_from_then_on(
+    ward: Ward,
+) -> None:
+    localpart, mxid, password = await ward.account("dr.demo")
+    bedside = await ward.admit(mxid)
+    async with ward.monitor(bedside) as monitor:
+        await monitor.send(WELL, WELL)
+        await ward.all_published(bedside.room_id, monitor.sent)
+        async with BrowserDoctor(ward.clinic.synapse.base_url, localpart, password) as doctor:
+            await doctor.ready()
+
+            def ours(event: SeenEvent, kind: str) -> bool:
+                return event.room_id == bedside.room_id and event.type == kind
+
+            await doctor.wait_for(lambda event: ours(event, VITALS))
+            await monitor.send(*[BREATHLESS] * 4)
+            last = monitor.sent[-1].at_ms
+            await doctor.wait_for(
+                lambda event: (
+                    ours(event, VITALS_BATCH)
+                    and last in times(VitalsBatch.from_content(event.content))
+                )
+            )
+            await doctor.wait_for(
+                lambda event: ours(event, "m.room.message") and ALARM in event.content
+            )

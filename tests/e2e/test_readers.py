@@ -32,6 +32,27 @@ async def test_a_clinician_who_is_invited_later_gets_the_snapshot_without_a_new_
         assert await late.vitals(bedside.room_id) == shown
 
 
+async def test_a_doctor_who_was_invited_before_his_first_login_reads_from_then_on(
+    ward: Ward,
+) -> None:
+    localpart, mxid, password = await ward.account("dr.first")
+    bedside = await ward.admit(mxid)
+    room_id = bedside.room_id
+    async with ward.monitor(bedside) as monitor:
+        await monitor.send(WELL)
+        await ward.all_published(room_id, monitor.sent)
+        async with ward.client_of(localpart, password) as first:
+            await ward.snapshot_of(room_id, monitor.sent[-1].at_ms, first)
+            said = await first.wait_for(lambda one: "dispositif" in one.body, PATIENCE_S)
+            assert said.sender == ward.clinic.mxid("fajma")
+            await monitor.send(*[BREATHLESS] * 4)
+            alarm = await ward.alarm(room_id, "started")
+            await first.wait_for(lambda one: one.event_id == alarm.event_id, PATIENCE_S)
+            await ward.all_published(room_id, monitor.sent)
+            last = ward.events(room_id)[-1]
+            await first.wait_for(lambda one: one.event_id == last.event_id, PATIENCE_S)
+
+
 async def test_a_second_signed_device_of_a_doctor_reads_the_snapshot_and_the_next_alarm(
     ward: Ward,
 ) -> None:
