@@ -35,7 +35,6 @@ from fajma.store import Records
 from fajma.store.quarantine import Refused
 from fajma.store.readings import NewReading
 from fajma.tasks import end
-from fajma.vitals import DeviceId
 
 log = structlog.get_logger()
 
@@ -136,12 +135,12 @@ class Ingest:
         readings.append(NewReading(record, worn.patient, reading))
 
 
-def _device(topic: str) -> DeviceId | None:
-    """Whose topic it is; the broker lets nobody else write there."""
+def _device(topic: str) -> str:
+    """Whose topic it is, for the log; the broker lets nobody else write there."""
     try:
         return wire.parse_topic(topic)
     except DecodeError:
-        return None
+        return "unknown"
 
 
 class Subscriber:
@@ -238,7 +237,7 @@ class Subscriber:
                 self._room.release()
             log.info(
                 "readings_committed",
-                device=_device(batch[0].topic) if len(batch) == 1 else None,
+                device=_device(batch[0].topic) if len(batch) == 1 else "several",
                 stored=outcome.stored,
                 repeated=outcome.repeated,
                 refused=dict(outcome.refused),

@@ -309,7 +309,7 @@ def test_a_secret_that_others_can_reach_is_refused(tmp_path: Path, mode: int) ->
     assert read_secret(path, purpose="API token") == "correct-horse"
 
 
-@pytest.mark.parametrize("content", [b"", b" \n", b"changeme\n", b"CHANGEME-please", b"todo"])
+@pytest.mark.parametrize("content", [b"changeme\n", b"CHANGEME-please", b"todo"])
 def test_a_placeholder_is_not_a_secret(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "token"
     path.touch(mode=0o600)
@@ -317,6 +317,15 @@ def test_a_placeholder_is_not_a_secret(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(InputError) as caught:
         read_secret(path, purpose="API token")
     assert caught.value.code == "secret_placeholder"
+
+
+@pytest.mark.parametrize("content", [b"", b" \n"])
+def test_an_empty_file_is_not_a_secret(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_bytes(content)
+    with pytest.raises(InputError, match="is empty"):
+        read_secret(path, purpose="API token")
 
 
 @pytest.mark.parametrize("kind", ["absent", "directory", "binary"])

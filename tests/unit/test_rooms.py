@@ -100,7 +100,11 @@ def test_only_our_bots_invite_and_ban(version: str) -> None:
     levels = powers(version)
     assert levels["invite"] == 100
     assert levels["ban"] == 100
-    assert levels["kick"] == levels["redact"] == 50
+    assert levels["kick"] == 50
+
+
+def test_nobody_but_our_bots_takes_back_what_others_said(version: str) -> None:
+    assert powers(version)["redact"] == 100
 
 
 def test_encrypted_messages_are_for_everyone_and_encrypted_state_for_bots(version: str) -> None:
