@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Mapping
 from pathlib import Path
@@ -36,6 +35,7 @@ from mautrix.types import (
 
 from appservice.state import RoomState
 from fajma.errors import InputError, UnavailableError
+from fajma.files import write_private
 
 ALGORITHM = "m.megolm.v1.aes-sha2"
 
@@ -151,7 +151,8 @@ class Cryptographer(OlmMachine):
         identity = await self.get_own_cross_signing_public_keys()
         if identity is None:
             key = SecretStorageKey.generate()
-            _write_secret(recovery_key_file, key.recovery_key)
+            recovery_key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            write_private(recovery_key_file, key.recovery_key + "\n")
             await self.ssss.set_key_data(key.id, key.metadata)
             seeds = CrossSigningSeeds.generate()
             await self._upload_cross_signing_keys_to_ssss(key, seeds)
@@ -204,12 +205,3 @@ class Cryptographer(OlmMachine):
 
     async def _refuse_key_request(self, _: DeviceIdentity, __: RequestedKeyInfo) -> bool:
         raise RejectKeyShare("room keys are never forwarded", code=None)
-
-
-def _write_secret(path: Path, secret: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(secret + "\n")
-        file.flush()
-        os.fsync(file.fileno())

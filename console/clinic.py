@@ -21,7 +21,7 @@ from typing import Any, Final, Literal, TextIO
 
 import aiohttp
 
-from console.files import only_here, write_private
+from console.files import only_here
 from console.mosquitto import Mosquitto
 from console.pki import ensure_ca, issue_bridge, issue_device, issue_server
 from console.processes import (
@@ -34,6 +34,7 @@ from console.processes import (
 from console.synapse import Synapse, SynapseSite
 from fajma.config import as_toml, read_secret
 from fajma.errors import UnavailableError
+from fajma.files import write_private
 from fajma.sealing import generate_site_key
 from fajma.wire import V1_TOPIC
 

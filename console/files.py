@@ -1,9 +1,8 @@
-"""Files that the console reads and writes: our base configuration, and what only we may read."""
+"""Files of the console: our base configuration, and a lock on a directory."""
 
 from __future__ import annotations
 
 import fcntl
-import os
 from pathlib import Path
 from typing import TextIO
 
@@ -20,19 +19,6 @@ def base_file(name: str) -> str:
     installed = here / "_synapse_config"
     directory = installed if installed.is_dir() else here.parent / "synapse-config"
     return (directory / name).read_text(encoding="utf-8")
-
-
-def write_private(path: Path, content: str | bytes) -> None:
-    """Write a file that only we may read (mode 0600), whole or not at all."""
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.unlink(missing_ok=True)
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
 
 
 def only_here(directory: Path) -> TextIO:

@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 from typing import Final
 
-from console.files import base_file, write_private
+from console.files import base_file
 from console.pki import (
     Credentials,
     ensure_ca,
@@ -24,6 +24,7 @@ from console.processes import (
     tcp_open,
 )
 from fajma.errors import InputError
+from fajma.files import write_private
 
 _READY_WITHIN_S: Final = 15.0
 

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from console.files import write_private
 from fajma.errors import InputError
+from fajma.files import write_private
 
 BRIDGE_NAME: Final = "fajma-ingest"
 """Common name of the bridge's client certificate; the broker's access list names it."""

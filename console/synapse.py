@@ -23,7 +23,7 @@ from urllib.parse import quote
 import aiohttp
 import yaml
 
-from console.files import base_file, write_private
+from console.files import base_file
 from console.processes import (
     LOOPBACK,
     Child,
@@ -33,6 +33,7 @@ from console.processes import (
 )
 from fajma.config import read_secret
 from fajma.errors import InputError, UnavailableError
+from fajma.files import write_private
 
 REGISTRATION_FILE: Final = "fajma-registration.yaml"
 OPERATOR: Final = "fajma-operator"

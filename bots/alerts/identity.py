@@ -9,9 +9,7 @@ One directory keeps what must survive a restart: ``session.json``, ``pickle-key`
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,6 +20,7 @@ from urllib.parse import quote
 from nio import AsyncClient, ErrorResponse, KeysUploadResponse, LoginResponse
 
 from fajma.errors import InputError, UnavailableError
+from fajma.files import write_private
 from fajma.trust import (
     MASTER,
     SELF_SIGNING,
@@ -149,7 +148,7 @@ class Identity:
 
     def _write_session(self, session: _Session) -> None:
         text = json.dumps({name: getattr(session, name) for name in _Session.__slots__})
-        _write_private(self._directory / "session.json", text)
+        write_private(self._directory / "session.json", text)
 
     def _set_pickle_key(self, *, new_device: bool) -> None:
         path = self._directory / "pickle-key"
@@ -163,7 +162,7 @@ class Identity:
                     code="pickle_key_missing",
                 ) from None
             key = secrets.token_urlsafe(32)
-            _write_private(path, key)
+            write_private(path, key)
         self._client.config = replace(self._client.config, pickle_key=key)
 
     async def _log_in(self, password: str | None) -> _Session:
@@ -303,7 +302,7 @@ class Identity:
         key = SecretStorageKey.generate()
         if recovery is None:
             # First of all: without this file the identity could never be used again.
-            _write_private(self._directory / "recovery-key", encode_recovery_key(key.key))
+            write_private(self._directory / "recovery-key", encode_recovery_key(key.key))
         else:
             key = replace(key, key=recovery)
         seeds = CrossSigningSeeds.generate()
@@ -397,21 +396,3 @@ def _refuse_identity() -> NoReturn:
 def _make_private_directory(path: Path) -> None:
     path.mkdir(parents=True, exist_ok=True)
     path.chmod(0o700)
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Write a file with mode 0600, completely or not at all, also across a power cut."""
-    temporary = path.with_name(f".{path.name}.new")
-    with contextlib.suppress(FileNotFoundError):
-        temporary.unlink()
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
