@@ -1,16 +1,19 @@
-"""The REST API for hospital software. Small for now: one call that opens a consultation.
+"""The REST API: for hospital software, and for the ``fajma`` command.
 
-Every request carries the site's API token (``Authorization: Bearer ...``). Bodies are validated
-by one declaration each; unknown fields are refused.
+Two tokens (``Authorization: Bearer ...``): hospital software opens consultations and keeps patient
+records; the operator's token may do everything. Bodies are validated by one declaration each;
+unknown fields are refused.
 """
 
 from __future__ import annotations
 
 import hmac
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, TypeVar
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import structlog
 from aiohttp import web
@@ -18,8 +21,14 @@ from mautrix.errors import MatrixError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from appservice.consultations import ConsultationService
+from appservice.patients import PatientService
+from appservice.staff import StaffService
+from appservice.wards import WardService
 from fajma.errors import FajmaError, InputError
 from fajma.language import Language
+from fajma.store.patients import AgeBand, Patient
+from fajma.store.people import Role, Staff
+from fajma.store.wards import Ward
 from fajma.vitals import DeviceId
 
 log = structlog.get_logger()
@@ -31,57 +40,209 @@ _USER_ID: Final = re.compile(r"@[a-z0-9._=/+-]{1,200}:[A-Za-z0-9.:\[\]-]{1,200}"
 """Matrix user identifiers (specification, appendix "User identifiers")."""
 
 Text = Annotated[str, Field(min_length=1, max_length=64)]
+Who = Annotated[str, Field(min_length=1, max_length=255)]
+DeviceText = Annotated[str, Field(pattern=r"^[0-9A-F]{12}$")]
+
+_Body = TypeVar("_Body", bound=BaseModel)
 
 
-class ConsultationRequest(BaseModel):
-    """Body of ``POST /fajma/v1/consultations``."""
+def _user_id(value: str) -> str:
+    if not _USER_ID.fullmatch(value):
+        raise ValueError("write Matrix user ids like @awa:hospital.example")
+    return value
 
+
+def _zone(value: str | None) -> str | None:
+    if value is not None:
+        try:
+            ZoneInfo(value)
+        except (ZoneInfoNotFoundError, ValueError, OSError) as error:
+            raise ValueError("not an IANA time zone such as Africa/Dakar") from error
+    return value
+
+
+class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+class ConsultationRequest(_Strict):
+    """Body of ``POST /fajma/v1/consultations``."""
 
     number: Text
     initials: Annotated[str, Field(min_length=1, max_length=12)]
     bed: Annotated[str, Field(min_length=1, max_length=24)]
     clinicians: Annotated[list[str], Field(min_length=1, max_length=50)]
     patient_account: str | None = None
-    device: Annotated[str, Field(pattern=r"^[0-9A-F]{12}$")] | None = None
+    device: DeviceText | None = None
     language: Language | None = None
 
     @field_validator("clinicians", "patient_account")
     @classmethod
     def _user_ids(cls, value: list[str] | str | None) -> list[str] | str | None:
         for one in [value] if isinstance(value, str) else value or []:
-            if not _USER_ID.fullmatch(one):
-                raise ValueError("write Matrix user ids like @awa:hospital.example")
+            _user_id(one)
         return value
 
 
-def add_routes(app: web.Application, service: ConsultationService, *, api_token: str) -> None:
+class WardRequest(_Strict):
+    """Body of ``POST /fajma/v1/wards``."""
+
+    name: Text
+    language: Language | None = None
+    time_zone: str | None = None
+
+    _known_zone = field_validator("time_zone")(_zone)
+
+
+class StaffRequest(_Strict):
+    """Body of ``POST /fajma/v1/staff``."""
+
+    who: Who
+    name: Text
+    role: Role
+    ward: Text | None = None
+    language: Language | None = None
+    existing: bool = False
+
+
+class StaffChange(_Strict):
+    """Body of ``POST /fajma/v1/staff/role``: what is left out stays; an empty ward is none."""
+
+    who: Who
+    role: Role | None = None
+    ward: Annotated[str, Field(max_length=64)] | None = None
+    language: Language | None = None
+
+
+class WhoRequest(_Strict):
+    """Body of ``POST /fajma/v1/staff/leave``."""
+
+    who: Who
+
+
+class LostPhoneRequest(_Strict):
+    """Body of ``POST /fajma/v1/staff/lost-phone``."""
+
+    who: Who
+    devices: Annotated[list[Text], Field(max_length=50)] = []
+    every: bool = False
+    stolen: bool = False
+
+
+class TrustRequest(_Strict):
+    """Body of ``POST /fajma/v1/staff/trust``."""
+
+    who: Who
+    code: Text
+
+
+class PatientRequest(_Strict):
+    """Body of ``POST /fajma/v1/patients``."""
+
+    number: Text
+    initials: Annotated[str, Field(min_length=1, max_length=12)]
+    bed: Annotated[str, Field(min_length=1, max_length=24)]
+    ward: Text | None = None
+    age_band: AgeBand = AgeBand.UNKNOWN
+    pregnant: bool | None = None
+    language: Language | None = None
+    time_zone: str | None = None
+
+    _known_zone = field_validator("time_zone")(_zone)
+
+
+class PatientChange(_Strict):
+    """Body of ``POST /fajma/v1/patients/change``: what is left out stays."""
+
+    number: Text
+    initials: Annotated[str, Field(min_length=1, max_length=12)] | None = None
+    bed: Annotated[str, Field(min_length=1, max_length=24)] | None = None
+    ward: Text | None = None
+    age_band: AgeBand | None = None
+    pregnant: bool | None = None
+    language: Language | None = None
+    time_zone: str | None = None
+
+    _known_zone = field_validator("time_zone")(_zone)
+
+
+class PatientAccount(_Strict):
+    """Body of ``POST /fajma/v1/patients/account``: no account unlinks the present one."""
+
+    number: Text
+    account: str | None = None
+
+    @field_validator("account")
+    @classmethod
+    def _one(cls, value: str | None) -> str | None:
+        return _user_id(value) if value is not None else None
+
+
+class PatientMonitor(_Strict):
+    """Body of ``POST /fajma/v1/patients/monitor``."""
+
+    number: Text
+    device: DeviceText
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """Who may call."""
+
+    hospital: str
+    operator: str
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What is called."""
+
+    consultations: ConsultationService
+    wards: WardService
+    staff: StaffService
+    patients: PatientService
+
+
+Handler = Callable[[web.Request], Awaitable[Any]]
+
+
+def add_routes(app: web.Application, services: Services, tokens: Tokens) -> None:
     """Put the API under ``/fajma/v1`` of the application service's web server."""
+    api = _Api(services)
+    everybody = (tokens.hospital, tokens.operator)
+    operators = (tokens.operator,)
+    for method, path, handler, may in (
+        ("POST", "consultations", api.open_consultation, everybody),
+        ("GET", "patients", api.patients, everybody),
+        ("POST", "patients", api.add_patient, everybody),
+        ("POST", "patients/change", api.change_patient, everybody),
+        ("POST", "patients/account", api.patient_account, everybody),
+        ("POST", "patients/monitor", api.patient_monitor, everybody),
+        ("GET", "wards", api.wards, operators),
+        ("POST", "wards", api.open_ward, operators),
+        ("GET", "staff", api.staff, operators),
+        ("POST", "staff", api.add_staff, operators),
+        ("POST", "staff/role", api.change_staff, operators),
+        ("POST", "staff/leave", api.leave, operators),
+        ("POST", "staff/lost-phone", api.lost_phone, operators),
+        ("POST", "staff/trust", api.trust, operators),
+        ("POST", "staff/check", api.check, operators),
+    ):
+        app.router.add_route(method, f"{PREFIX}/{path}", _guarded(handler, may))
 
-    def guarded(
-        handler: Callable[[web.Request], Awaitable[web.Response]],
-    ) -> Callable[[web.Request], Awaitable[web.Response]]:
-        async def checked(request: web.Request) -> web.Response:
-            offered = request.headers.get("Authorization", "").removeprefix("Bearer ")
-            if not hmac.compare_digest(offered.encode(), api_token.encode()):
-                log.warning("api_token_refused", remote=request.remote)
-                return _error(401, "token_refused", "show the site's API token")
-            try:
-                return await handler(request)
-            except InputError as error:
-                return _error(400, error.code, str(error))
-            except MatrixError as error:
-                log.error("homeserver_refused", error=type(error).__name__)
-                return _error(502, "homeserver_refused", "the homeserver refuses; see the log")
-            except FajmaError as error:
-                log.error("api_request_failed", code=error.code)
-                return _error(503, error.code, str(error))
 
-        return checked
+class _Api:
+    """One method for each route: from JSON to a service and back."""
 
-    async def open_consultation(request: web.Request) -> web.Response:
-        body = await _body(request)
-        consultation = await service.open(
+    def __init__(self, services: Services) -> None:
+        self._consultations = services.consultations
+        self._wards = services.wards
+        self._staff = services.staff
+        self._patients = services.patients
+
+    async def open_consultation(self, request: web.Request) -> Any:
+        body = await _body(request, ConsultationRequest)
+        consultation = await self._consultations.open(
             number=body.number,
             initials=body.initials,
             bed=body.bed,
@@ -89,24 +250,188 @@ def add_routes(app: web.Application, service: ConsultationService, *, api_token:
             clinicians=body.clinicians,
             device=DeviceId(body.device) if body.device else None,
             language=body.language,
-            now=datetime.now(UTC),
+            now=_now(),
         )
-        return web.json_response(
-            {
-                "consultation": consultation.id,
-                "room_id": consultation.room_id,
-                "patient": consultation.patient,
-            }
+        return {
+            "consultation": consultation.id,
+            "room_id": consultation.room_id,
+            "patient": consultation.patient,
+        }
+
+    async def wards(self, _: web.Request) -> Any:
+        return {"wards": [_ward(one) for one in await self._wards.all()]}
+
+    async def open_ward(self, request: web.Request) -> Any:
+        body = await _body(request, WardRequest)
+        return _ward(
+            await self._wards.open(
+                body.name, language=body.language, time_zone=body.time_zone, now=_now()
+            )
         )
 
-    app.router.add_post(f"{PREFIX}/consultations", guarded(open_consultation))
+    async def staff(self, request: web.Request) -> Any:
+        found = await self._staff.all(left="left" in request.query)
+        return {"staff": [_staff(one) for one in found]}
+
+    async def add_staff(self, request: web.Request) -> Any:
+        body = await _body(request, StaffRequest)
+        joined = await self._staff.add(
+            body.who,
+            name=body.name,
+            role=body.role,
+            ward=body.ward,
+            language=body.language,
+            existing=body.existing,
+            now=_now(),
+        )
+        return _staff(joined.person) | {"letter": joined.letter}
+
+    async def change_staff(self, request: web.Request) -> Any:
+        body = await _body(request, StaffChange)
+        return _staff(
+            await self._staff.change(
+                body.who, role=body.role, ward=body.ward, language=body.language, now=_now()
+            )
+        )
+
+    async def leave(self, request: web.Request) -> Any:
+        body = await _body(request, WhoRequest)
+        left = await self._staff.leave(body.who, now=_now())
+        return {
+            "ended_here": left.ended_here,
+            "without_clinician": list(left.without_clinician),
+        }
+
+    async def lost_phone(self, request: web.Request) -> Any:
+        body = await _body(request, LostPhoneRequest)
+        letter = await self._staff.lost_phone(
+            body.who, devices=body.devices, every=body.every, stolen=body.stolen, now=_now()
+        )
+        return {"letter": letter}
+
+    async def trust(self, request: web.Request) -> Any:
+        body = await _body(request, TrustRequest)
+        return _staff(await self._staff.trust(body.who, body.code, now=_now()))
+
+    async def check(self, _: web.Request) -> Any:
+        return {
+            "staff": [
+                _staff(one.person)
+                | {"troubles": list(one.troubles), "rings": one.rings, "code": one.code}
+                for one in await self._staff.check()
+            ]
+        }
+
+    async def patients(self, request: web.Request) -> Any:
+        found = await self._patients.all(request.query.get("ward"))
+        return {"patients": [_patient(one) for one in found]}
+
+    async def add_patient(self, request: web.Request) -> Any:
+        body = await _body(request, PatientRequest)
+        return _patient(
+            await self._patients.add(
+                number=body.number,
+                initials=body.initials,
+                bed=body.bed,
+                ward=body.ward,
+                age_band=body.age_band,
+                pregnant=body.pregnant,
+                language=body.language,
+                time_zone=body.time_zone,
+                now=_now(),
+            )
+        )
+
+    async def change_patient(self, request: web.Request) -> Any:
+        body = await _body(request, PatientChange)
+        changes = {
+            name: getattr(body, name)
+            for name in body.model_fields_set
+            if name != "number" and getattr(body, name) is not None
+        }
+        return _patient(await self._patients.change(body.number, changes, now=_now()))
+
+    async def patient_account(self, request: web.Request) -> Any:
+        body = await _body(request, PatientAccount)
+        if body.account is None:
+            return _patient(await self._patients.unlink_account(body.number, now=_now()))
+        return _patient(await self._patients.link_account(body.number, body.account, now=_now()))
+
+    async def patient_monitor(self, request: web.Request) -> Any:
+        body = await _body(request, PatientMonitor)
+        return _patient(await self._patients.wear(body.number, DeviceId(body.device), now=_now()))
 
 
-async def _body(request: web.Request) -> ConsultationRequest:
+def _ward(ward: Ward) -> dict[str, Any]:
+    return {
+        "name": ward.id,
+        "room_id": ward.room_id,
+        "language": ward.language.value,
+        "time_zone": ward.time_zone,
+        "on_duty": [one.account for one in ward.roster.on_call],
+    }
+
+
+def _staff(person: Staff) -> dict[str, Any]:
+    return {
+        "account": person.account,
+        "name": person.name,
+        "role": person.role.value,
+        "ward": person.ward,
+        "language": person.language.value,
+        "left": person.left_at.isoformat() if person.left_at else None,
+    }
+
+
+def _patient(patient: Patient) -> dict[str, Any]:
+    return {
+        "patient": patient.key,
+        "number": patient.number,
+        "initials": patient.initials,
+        "bed": patient.bed,
+        "ward": patient.ward,
+        "account": patient.account,
+        "age_band": patient.age_band.value,
+        "pregnant": patient.pregnant,
+        "language": patient.language.value if patient.language else None,
+        "time_zone": patient.time_zone,
+    }
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+def _guarded(
+    handler: Handler, tokens: Sequence[str]
+) -> Callable[[web.Request], Awaitable[web.Response]]:
+    """Let only a caller with one of the tokens in, and answer every error as JSON."""
+
+    async def checked(request: web.Request) -> web.Response:
+        offered = request.headers.get("Authorization", "").removeprefix("Bearer ").encode()
+        # Every token is compared, so that the time tells nothing of which one came close.
+        if not any([hmac.compare_digest(offered, one.encode()) for one in tokens]):  # noqa: C419
+            log.warning("api_token_refused", remote=request.remote)
+            return _error(401, "token_refused", "show a token that may do this")
+        try:
+            return web.json_response(await handler(request))
+        except InputError as error:
+            return _error(400, error.code, str(error))
+        except MatrixError as error:
+            log.error("homeserver_refused", error=type(error).__name__)
+            return _error(502, "homeserver_refused", "the homeserver refuses; see the log")
+        except FajmaError as error:
+            log.error("api_request_failed", code=error.code)
+            return _error(503, error.code, str(error))
+
+    return checked
+
+
+async def _body(request: web.Request, model: type[_Body]) -> _Body:
     if request.content_length is None or request.content_length > MAX_BODY_BYTES:
         raise InputError("the body is too large or of unknown length", code="body_too_large")
     try:
-        return ConsultationRequest.model_validate_json(await request.read())
+        return model.model_validate_json(await request.read())
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 import structlog
 
-from appservice.rooms import room_request
+from appservice.rooms import CLINICIAN_POWER, room_request
 from appservice.service import MatrixService
 from fajma.config import Settings
 from fajma.errors import InputError
@@ -18,6 +19,7 @@ from fajma.language import Language, translator
 from fajma.store import Records, to_ms
 from fajma.store.consultations import Consultation, Status
 from fajma.store.patients import Patient
+from fajma.store.pins import new_epoch
 from fajma.vitals import DeviceId
 
 log = structlog.get_logger()
@@ -49,6 +51,9 @@ class ConsultationService:
     ) -> Consultation:
         """Open the patient's consultation, or complete the one that is open.
 
+        Completing makes the room if that was interrupted, and adds clinicians and the patient's
+        account where they are new; nobody is removed.
+
         Args:
             number: record number of the patient; the record is made if it is new.
             initials: shown in alarms.
@@ -60,10 +65,14 @@ class ConsultationService:
             now: aware UTC.
 
         Raises:
-            InputError: no clinician, or an account that is not a Matrix user id.
+            InputError: no clinician, one who has left, or an account that cannot be a patient's.
         """
         if not clinicians:
             raise InputError("name at least one clinician", code="no_clinician")
+        for account in (*clinicians, *([patient_account] if patient_account else [])):
+            person = await self._records.people.get(account)
+            if person is not None and not person.is_active:
+                raise InputError(f"{account} has left the staff", code="clinician_left")
         async with self._one_at_a_time:
             patient = await self._records.patients.by_number(number)
             if patient is None:
@@ -82,12 +91,44 @@ class ConsultationService:
             room_id = consultation.room_id
             if room_id is None:
                 room_id = await self._make_room(consultation, patient)
+            else:
+                await self._complete(consultation, room_id, clinicians, patient, patient_account)
             if device is not None:
                 await self._records.consultations.link_device(device, consultation, now=now)
         opened = await self._records.consultations.get(consultation.id)
         if opened is None:  # nothing deletes consultations
             raise InputError("the consultation was removed meanwhile", code="consultation_gone")
         return opened
+
+    async def _complete(
+        self,
+        consultation: Consultation,
+        room_id: str,
+        clinicians: Sequence[str],
+        patient: Patient,
+        patient_account: str | None,
+    ) -> None:
+        """Bring in who is new: first into our record, which decides who gets keys."""
+        new = [one for one in clinicians if one not in consultation.clinicians]
+        new_account = patient_account if patient_account != patient.account else None
+        if not new and new_account is None:
+            return
+        async with self._records.store.transaction() as connection:
+            for account in new:
+                await self._records.consultations.include(connection, consultation.id, account)
+            if new_account is not None:
+                await self._records.patients.change(
+                    connection, replace(patient, account=new_account)
+                )
+                await new_epoch(connection)
+        for account in new:
+            await self._matrix.invite(room_id, account)
+            await self._matrix.set_power(room_id, account, CLINICIAN_POWER)
+        if new_account is not None:
+            await self._matrix.invite(room_id, new_account)
+        current = await self._records.consultations.get(consultation.id)
+        await self._describe(room_id, current or consultation)
+        self._records.store.hints.notify("trust")
 
     async def greet(self, room_id: str, user: str) -> None:
         """Say to somebody who joined what was said before he could read.

@@ -4,10 +4,9 @@ Added: encrypted state events (MSC4362), one lock per room around sharing and en
 those who must know when the trusted devices of a person change, and a recovery key that is on disk
 before the identity it opens is on the server.
 
-The rule for keys: a room key goes to a device only if it is signed by its owner's cross-signing
-identity, and only while that identity is the one first met (mautrix calls this cross-signed-tofu).
-The acceptance of changed identities by clinicians is a later issue and has its place in
-``fajma/trust.py``.
+The rule for keys: a room key goes to a device only if its owner belongs in the room by our own
+records, and the device is signed by the cross-signing identity that is pinned for him (the one
+first met, or one that was accepted since: ``fajma.store.pins``).
 """
 
 from __future__ import annotations
@@ -24,11 +23,14 @@ from mautrix.crypto import OlmMachine, OutboundGroupSession, PgCryptoStore, Reje
 from mautrix.crypto.cross_signing_key import CrossSigningSeeds
 from mautrix.crypto.ssss.key import Key as SecretStorageKey
 from mautrix.types import (
+    CrossSigner,
+    CrossSigningUsage,
     DeviceID,
     DeviceIdentity,
     DeviceLists,
     RequestedKeyInfo,
     RoomID,
+    SyncToken,
     TrustState,
     UserID,
 )
@@ -36,6 +38,7 @@ from mautrix.types import (
 from appservice.state import RoomState
 from fajma.errors import InputError, UnavailableError
 from fajma.files import write_private
+from fajma.store.pins import Audience, Pins
 
 ALGORITHM = "m.megolm.v1.aes-sha2"
 
@@ -48,7 +51,9 @@ class Cryptographer(OlmMachine):
     Args:
         client: the user's client, whose device is set.
         store: where its keys are.
-        state: who is in which room.
+        state: who is in which room, as the homeserver says.
+        pins: whose identity is which, by our records.
+        audience: who belongs in which room, by our records.
         never_for: users that never get room keys (our other senders, who have no need of them).
         trust_changed: called with a person whose set of trusted devices has changed; all our
             senders must then ``forget_sessions_with`` that person.
@@ -60,10 +65,15 @@ class Cryptographer(OlmMachine):
         store: PgCryptoStore,
         state: RoomState,
         *,
+        pins: Pins,
+        audience: Audience,
         never_for: Collection[str],
         trust_changed: TrustChanged,
     ) -> None:
         super().__init__(client, store, state)
+        self._pins = pins
+        self._audience = audience
+        self._epochs: dict[str, int] = {}
         self.send_keys_min_trust = TrustState.CROSS_SIGNED_TOFU
         self.allow_key_share = self._refuse_key_request
         # We never read our own messages back, so we keep no key that could.
@@ -178,11 +188,15 @@ class Cryptographer(OlmMachine):
             raise UnavailableError(
                 "who is in this room is not known yet; trying again later", code="room_unsure"
             )
+        epoch = await self._audience.epoch()
+        if self._epochs.get(room_id) != epoch:
+            # Somebody left, or an identity was accepted or revoked, since this key was shared.
+            await self.crypto_store.remove_outbound_group_session(room_id)
         session = await self.crypto_store.get_outbound_group_session(room_id)
         if session is not None and session.shared and not session.expired:
             return session
-        members = await self._state.get_members(room_id)
-        readers = [user for user in members if user not in self._never_for]
+        belong = await self._audience.of(room_id) - self._never_for
+        readers = [user for user in await self._state.get_members(room_id) if user in belong]
         # The homeserver may tell us seconds late of a new device, and who is left out of a key
         # cannot read what it opens, ever.
         await self.refresh(readers)
@@ -191,7 +205,63 @@ class Cryptographer(OlmMachine):
         if session is None:
             # Somebody's devices changed at this very moment, so the key was dropped again.
             raise UnavailableError("a room key was dropped; trying again", code="room_key_dropped")
+        self._epochs[room_id] = epoch
         return session
+
+    async def resolve_trust(self, device: DeviceIdentity, allow_fetch: bool = True) -> TrustState:  # noqa: FBT001, FBT002 - mautrix's signature
+        """As mautrix's, but "first met" is what our pins say, and an accepted identity counts."""
+        trust = await super().resolve_trust(device, allow_fetch)
+        if trust < TrustState.CROSS_SIGNED_UNTRUSTED:
+            return trust
+        master = await self._master_key(device.user_id)
+        pinned = (await self._pins.known([device.user_id])).get(device.user_id)
+        if master is None or master != pinned:
+            return TrustState.UNVERIFIED
+        if device.device_id in await self._pins.blocked(device.user_id):
+            return TrustState.BLACKLISTED
+        return TrustState.CROSS_SIGNED_TOFU
+
+    async def unsigned_devices(self, user: str) -> dict[str, str]:
+        """Devices of a person that get no keys: by device id, their Ed25519 key."""
+        devices = await self.crypto_store.get_devices(UserID(user)) or {}
+        trusted = await self._trusted_devices(UserID(user))
+        return {
+            str(device_id): str(device.signing_key)
+            for device_id, device in devices.items()
+            if device_id not in trusted
+        }
+
+    async def look_at(self, users: Collection[str]) -> None:
+        """Fetch the devices of people, also of those whom we have not met in a room yet."""
+        await self._fetch_keys([UserID(user) for user in users], include_untracked=True)
+
+    async def is_readable_by(self, user: str) -> bool:
+        """Whether a person has a device that gets our keys."""
+        return bool(await self._trusted_devices(UserID(user)))
+
+    async def _fetch_keys(
+        self,
+        users: list[UserID],
+        since: SyncToken = SyncToken(""),  # noqa: B008 - mautrix's signature
+        include_untracked: bool = False,  # noqa: FBT001, FBT002
+    ) -> dict[UserID, dict[DeviceID, DeviceIdentity]]:
+        """As mautrix's; who is met for the first time is pinned, who has changed is noted."""
+        devices = await super()._fetch_keys(users, since, include_untracked)
+        masters = {user: await self._master_key(user) for user in devices}
+        await self._pins.meet({user: key for user, key in masters.items() if key is not None})
+        return devices
+
+    async def _master_key(self, user: UserID) -> str | None:
+        """The identity that the homeserver shows, if it vouches for a self-signing key."""
+        keys = await self.crypto_store.get_cross_signing_keys(user)
+        master = keys.get(CrossSigningUsage.MASTER)
+        signer = keys.get(CrossSigningUsage.SELF)
+        if master is None or signer is None:
+            return None
+        vouched = await self.crypto_store.is_key_signed_by(
+            target=CrossSigner(user, signer.key), signer=CrossSigner(user, master.key)
+        )
+        return str(master.key) if vouched else None
 
     async def _trusted_devices(self, user: UserID) -> frozenset[DeviceID]:
         devices = await self.crypto_store.get_devices(user) or {}

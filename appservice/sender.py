@@ -28,6 +28,7 @@ from appservice.state import RoomState
 from fajma.errors import InputError, UnavailableError
 from fajma.events import ENCRYPTED, encrypted_state_key
 from fajma.sealing import SiteKey
+from fajma.store.pins import Audience, Pins
 
 log = structlog.get_logger()
 
@@ -50,6 +51,8 @@ class Sender:
         state: who is in which room.
         site_key: protects its keys at rest.
         recovery_key_file: where its recovery key is kept.
+        pins: whose identity is which, by our records.
+        audience: who belongs in which room, by our records.
         never_for: users that get no room keys of it.
         trust_changed: see ``Cryptographer``.
     """
@@ -64,6 +67,8 @@ class Sender:
         state: RoomState,
         site_key: SiteKey,
         recovery_key_file: Path,
+        pins: Pins,
+        audience: Audience,
         never_for: Collection[str],
         trust_changed: TrustChanged,
     ) -> None:
@@ -75,7 +80,13 @@ class Sender:
         self.client = Client(mxid=UserID(mxid), api=self._api)
         self._state = state
         self.cryptographer = Cryptographer(
-            self.client, self._keys, state, never_for=never_for, trust_changed=trust_changed
+            self.client,
+            self._keys,
+            state,
+            pins=pins,
+            audience=audience,
+            never_for=never_for,
+            trust_changed=trust_changed,
         )
 
     async def start(self) -> None:

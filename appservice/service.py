@@ -17,7 +17,7 @@ from mautrix.api import Path as ApiPath
 from mautrix.appservice import AppService
 from mautrix.client.state_store.asyncpg import PgStateStore
 from mautrix.crypto import PgCryptoStore
-from mautrix.errors import MatrixError
+from mautrix.errors import MatrixError, MForbidden
 from mautrix.types import (
     ASToDeviceEvent,
     DeviceID,
@@ -28,6 +28,7 @@ from mautrix.types import (
     Member,
     Membership,
     MemberStateEventContent,
+    PowerLevelStateEventContent,
     RoomID,
     StateEvent,
     UserID,
@@ -107,6 +108,8 @@ class MatrixService:
                 state=self._state,
                 site_key=records.site_key,
                 recovery_key_file=_recovery_key_file(settings.secrets.directory, mxid),
+                pins=records.pins,
+                audience=records.audience,
                 never_for=ours - {mxid},
                 trust_changed=self._trust_changed,
             )
@@ -165,7 +168,7 @@ class MatrixService:
             await sender.stop()
 
     async def create_room(self, request: Mapping[str, Any]) -> str:
-        """Create a room as ``@fajma`` and bring ``@fajma-vitals`` in.
+        """Create a room as ``@fajma``; if the request invites ``@fajma-vitals``, bring it in.
 
         Returns:
             The room id.
@@ -177,9 +180,52 @@ class MatrixService:
         await self._state.set_encryption_info(
             RoomID(room_id), _initial_state(request, "m.room.encryption")
         )
-        await self.vitals.client.join_room_by_id(RoomID(room_id))
+        if self.vitals.mxid in request["invite"]:
+            await self.vitals.client.join_room_by_id(RoomID(room_id))
         await self._resync(room_id)
         return room_id
+
+    def is_local(self, user: str) -> bool:
+        """Whether an account is on our homeserver."""
+        return user.endswith(f":{self._settings.homeserver.server_name}")
+
+    async def invite(self, room_id: str, user: str) -> None:
+        """Invite somebody who belongs there; nothing if he is in the room or invited already."""
+        if user not in await self._state.get_members(RoomID(room_id)):
+            await self.host.client.invite_user(RoomID(room_id), UserID(user))
+
+    async def remove(self, room_id: str, user: str) -> None:
+        """Take somebody out of a room; nothing if he is not in it."""
+        try:
+            await self.host.client.kick_user(RoomID(room_id), UserID(user))
+        except MForbidden:
+            log.info("not_in_room", room=room_id)
+
+    async def strangers(self, room_id: str) -> frozenset[str]:
+        """Who is in a room of ours, by the homeserver's word, and does not belong there."""
+        ours = {self.host.mxid, self.vitals.mxid, self.alerts_mxid}
+        members = {str(user) for user in await self._state.get_members(RoomID(room_id))}
+        return frozenset(members - await self._records.audience.of(room_id) - ours)
+
+    async def set_power(self, room_id: str, user: str, level: int) -> None:
+        """Give somebody his power in a room."""
+        levels = await self.host.client.get_state_event(
+            RoomID(room_id), EventType.ROOM_POWER_LEVELS
+        )
+        if not isinstance(levels, PowerLevelStateEventContent):
+            raise UnavailableError("the room shows no power levels", code="no_power_levels")
+        if levels.users.get(UserID(user)) == level:
+            return
+        levels.users[UserID(user)] = level
+        await self.host.client.send_state_event(
+            RoomID(room_id), EventType.ROOM_POWER_LEVELS, levels
+        )
+
+    async def trust_changed(self, user: str) -> None:
+        """An identity was accepted or revoked: look at the person's devices afresh."""
+        for sender in self._senders:
+            await sender.cryptographer.refresh([user])
+        await self._trust_changed(UserID(user))
 
     async def _be_heard(self) -> None:
         """Have the homeserver deliver to us now: once it gave up it waits longer and longer.
@@ -207,16 +253,12 @@ class MatrixService:
     async def _resync_members(self) -> None:
         """Refresh who is in our rooms and their devices; an empty list would share no keys."""
         people: set[str] = set()
-        for consultation in await self._records.consultations.open_ones():
-            if consultation.room_id is None:
-                continue
+        for room_id in await self._records.audience.rooms():
             try:
-                people |= await self._resync(consultation.room_id)
+                people |= await self._resync(room_id)
             except Exception as error:  # noqa: BLE001 - one room must not hold up the others
-                log.warning(
-                    "room_not_resynced", room=consultation.room_id, error=type(error).__name__
-                )
-                self._resync_soon(consultation.room_id)
+                log.warning("room_not_resynced", room=room_id, error=type(error).__name__)
+                self._resync_soon(room_id)
         for sender in self._senders:
             await sender.cryptographer.refresh(people)
 

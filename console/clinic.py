@@ -31,7 +31,7 @@ from console.processes import (
     free_port,
     require_port_free,
 )
-from console.synapse import Synapse, SynapseSite
+from console.synapse import OPERATOR, Synapse, SynapseSite
 from fajma.config import as_toml, read_secret
 from fajma.errors import UnavailableError
 from fajma.files import write_private
@@ -92,6 +92,7 @@ class Options:
         broker: Mosquitto, the broker inside FAJMA, or whichever is at hand.
         settings: sections and keys that differ from the defaults, e.g. ``{"publish": {...}}``.
         database_url: FAJMA's database; SQLite in the directory where ``None``.
+        private_push: whether the homeserver may push to a gateway on this machine.
     """
 
     directory: Path
@@ -99,6 +100,7 @@ class Options:
     broker: Literal["auto", "mosquitto", "embedded"] = "auto"
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     database_url: str | None = None
+    private_push: bool = False
 
 
 class Clinic:
@@ -123,6 +125,7 @@ class Clinic:
                 port=options.ports.homeserver,
                 appservice_url=f"http://{LOOPBACK}:{options.ports.appservice}",
                 port_setting="--homeserver-port",
+                private_push=options.private_push,
             )
         )
         self.uses_mosquitto = options.broker == "mosquitto" or (
@@ -217,9 +220,11 @@ class Clinic:
         site = self.synapse.site
         site_key = self.secrets_directory / "site-key"
         api_token = self.secrets_directory / "api-token"
+        operator_token = self.secrets_directory / "operator-token"
         for path, fresh in (
             (site_key, generate_site_key()),
             (api_token, secrets.token_urlsafe(32)),
+            (operator_token, secrets.token_urlsafe(32)),
         ):
             if not path.exists():
                 write_private(path, fresh)
@@ -233,6 +238,8 @@ class Clinic:
                 "as_token_file": site.as_token_file,
                 "hs_token_file": site.hs_token_file,
                 "listen_port": ports.appservice,
+                "admin_account": OPERATOR,
+                "admin_password_file": site.directory / "operator_password",
             },
             "database": {
                 "url": self.options.database_url or f"sqlite:///{self.directory / 'fajma.db'}"
@@ -241,6 +248,7 @@ class Clinic:
                 "directory": self.secrets_directory,
                 "site_key_file": site_key,
                 "api_token_file": api_token,
+                "operator_token_file": operator_token,
                 "alert_bot_password_file": self.secrets_directory / "password-fajma-alerts",
             },
             "mqtt": {
@@ -297,13 +305,20 @@ class Clinic:
             if patient is PATIENTS[0]:
                 await self.api("consultations", body | {"device": SPARE_DEVICE})
 
-    async def api(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def api(
+        self, path: str, body: Mapping[str, Any], *, by: str = "api-token"
+    ) -> dict[str, Any]:
         """Call our REST API.
+
+        Args:
+            path: below ``/fajma/v1/``.
+            body: JSON.
+            by: name of the secret to show: ``api-token`` or ``operator-token``.
 
         Raises:
             UnavailableError: it refuses or does not answer.
         """
-        token = read_secret(self.secrets_directory / "api-token", purpose="API token")
+        token = read_secret(self.secrets_directory / by, purpose="API token")
         url = f"http://{LOOPBACK}:{self.options.ports.appservice}/fajma/v1/{path}"
         async with (
             aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,

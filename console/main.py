@@ -14,6 +14,7 @@ import structlog
 from console.demo import demo
 from console.device import device
 from console.logs import configure
+from console.people import config_option, patient, staff, ward
 from console.run import opened, run
 from fajma import __version__
 from fajma.config import SECRET_FILES, Settings, files_named, keys, load, read_secret
@@ -23,17 +24,6 @@ from fajma.sealing import SiteKey
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 
-_config_option = click.option(
-    "--config",
-    "config_path",
-    type=click.Path(path_type=Path),
-    default=Path("fajma.toml"),
-    envvar="FAJMA_CONFIG",
-    show_default=True,
-    show_envvar=True,
-    help="The settings file.",
-)
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="fajma")
@@ -42,7 +32,7 @@ def cli() -> None:
 
 
 @cli.command("run")
-@_config_option
+@config_option
 def run_command(config_path: Path) -> None:
     """Run FAJMA: application service, ingest, publisher, alarm engine, alert bot."""
     settings = load(config_path)
@@ -56,7 +46,7 @@ def config_group() -> None:
 
 
 @config_group.command("check")
-@_config_option
+@config_option
 def config_check(config_path: Path) -> None:
     """Say whether the settings and the files that they name are right; a line for each problem."""
     settings = load(config_path)
@@ -76,7 +66,7 @@ def config_check(config_path: Path) -> None:
 
 
 @config_group.command("show")
-@_config_option
+@config_option
 def config_show(config_path: Path) -> None:
     """Show the settings in force: file, environment and defaults. Secrets stay in their files."""
     settings = load(config_path)
@@ -92,7 +82,7 @@ def readings_group() -> None:
 
 
 @readings_group.command("count")
-@_config_option
+@config_option
 def readings_count(config_path: Path) -> None:
     """How many readings are stored, and how many were refused for which reason."""
     asyncio.run(_count(load(config_path)))
@@ -106,6 +96,9 @@ async def _count(settings: Settings) -> None:
             click.echo(f"refused {reason} {count}")
 
 
+cli.add_command(ward)
+cli.add_command(staff)
+cli.add_command(patient)
 cli.add_command(device)
 cli.add_command(demo)
 

@@ -9,12 +9,19 @@ from collections.abc import AsyncIterator, Callable
 
 import structlog
 
-from appservice.api import add_routes
+from appservice.api import Services, Tokens, add_routes
 from appservice.consultations import ConsultationService
+from appservice.messenger import Messenger
+from appservice.operator import Operator
+from appservice.patients import PatientService
 from appservice.service import SCHEMAS, MatrixService
+from appservice.staff import StaffService
+from appservice.wards import WardService
+from appservice.watch import Watch
 from bots.alerts.bot import AlertBot
 from bots.alerts.client import SignedClient
-from bots.alerts.engine import AlarmEngine
+from bots.alerts.engine import AlarmEngine, rules_from
+from bots.alerts.orders import Orders
 from bridges.mqtt_vitals.broker import EmbeddedBroker
 from bridges.mqtt_vitals.ingest import Ingest, Subscriber
 from bridges.mqtt_vitals.publisher import Publisher
@@ -59,12 +66,27 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
         records = await stack.enter_async_context(opened(settings))
 
         matrix = MatrixService(settings, records)
+        operator = Operator(
+            settings.homeserver.url,
+            settings.homeserver.admin_account,
+            settings.homeserver.admin_password_file,
+            server_name=settings.homeserver.server_name,
+        )
+        stack.push_async_callback(operator.close)
         consultations = ConsultationService(settings, records, matrix)
-        api_token = read_secret(settings.secrets.api_token_file, purpose="API token")
-        add_routes(matrix.web, consultations, api_token=api_token)
+        wards = WardService(settings, records, matrix)
+        staff = StaffService(settings, records, matrix, operator, wards)
+        patients = PatientService(records, matrix, operator, wards)
+        tokens = Tokens(
+            hospital=read_secret(settings.secrets.api_token_file, purpose="API token"),
+            operator=read_secret(settings.secrets.operator_token_file, purpose="operator's token"),
+        )
+        add_routes(matrix.web, Services(consultations, wards, staff, patients), tokens)
+        watch = Watch(settings.people, records, matrix, operator, staff)
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
         matrix.on_joined(consultations.greet)
+        matrix.on_joined(wards.greet)
         stack.push_async_callback(matrix.stop)
         await matrix.start()
 
@@ -72,6 +94,8 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
             settings.homeserver.url,
             matrix.alerts_mxid,
             settings.secrets.directory / "fajma-alerts",
+            pins=records.pins,
+            audience=records.audience,
         )
         stack.push_async_callback(client.close)
         password = read_secret(
@@ -79,6 +103,12 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
         )
         await client.start_session(password)
         bot = AlertBot(client, records, host=matrix.host.mxid)
+        orders = Orders(
+            client,
+            records,
+            rules_from(settings.alarms),
+            ours=(matrix.host.mxid, matrix.vitals.mxid, matrix.alerts_mxid),
+        )
         engine = AlarmEngine(settings.alarms, records)
 
         if settings.mqtt.embedded:
@@ -92,6 +122,9 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
             for name, part in {
                 "alert bot": bot.run(),
                 "alarm engine": engine.run(),
+                "orders": orders.run(),
+                "messenger": Messenger(records, matrix.host).run(),
+                "watch": watch.run(),
                 "publisher": publisher.run(),
                 "ingest": subscriber.run(),
             }.items()

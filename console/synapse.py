@@ -67,6 +67,7 @@ class SynapseSite:
         database: ``"sqlite"``, or psycopg2's connection arguments (``host``, ``dbname``,
             ``user``, ...) for PostgreSQL.
         port_setting: what a person changes to choose another port, for messages.
+        private_push: whether a push gateway on this machine may be reached (docs/push.md).
     """
 
     directory: Path
@@ -76,6 +77,7 @@ class SynapseSite:
     room_version: str = "12"
     database: Literal["sqlite"] | Mapping[str, str | int] = "sqlite"
     port_setting: str = "the homeserver's port setting"
+    private_push: bool = False
 
     def __post_init__(self) -> None:
         if not _SERVER_NAME.fullmatch(self.server_name):
@@ -157,6 +159,9 @@ def _homeserver(site: SynapseSite) -> dict[str, Any]:
         "macaroon_secret_key_path": str(directory / "macaroon_secret"),
         "form_secret_path": str(directory / "form_secret"),
     }
+    if site.private_push:
+        # Synapse itself keeps pushers, which users choose, away from every inner address.
+        config["ip_range_whitelist"] = [f"{LOOPBACK}/32"]
     return config
 
 

@@ -90,6 +90,10 @@ class Homeserver(_Section):
         description="Client-server API of the homeserver, e.g. `http://127.0.0.1:8008`."
     )
     server_name: str = Field(description="The part after the colon of its user ids.")
+    public_url: str | None = Field(
+        default=None,
+        description="The address that people type in Element, where it is not `url`.",
+    )
     room_version: str = Field(
         default="12",
         description="Room version of new consultations (Matrix 1.16 recommends `12`; old clients "
@@ -97,6 +101,13 @@ class Homeserver(_Section):
     )
     as_token_file: Path = Field(description="File with the application service's token.")
     hs_token_file: Path = Field(description="File with the homeserver's token.")
+    admin_account: str = Field(
+        default="fajma-operator",
+        pattern=r"^[a-z0-9._=/+-]+$",
+        description="Local part of the homeserver's admin account, which makes staff accounts, "
+        "ends sessions and keeps the push rules.",
+    )
+    admin_password_file: Path = Field(description="File with that account's password.")
     listen_host: str = Field(
         default="127.0.0.1", description="Where the application service listens."
     )
@@ -138,6 +149,9 @@ class Secrets(_Section):
     )
     api_token_file: Path = Field(
         description="File with the token that callers of the REST API show."
+    )
+    operator_token_file: Path = Field(
+        description="File with the token of the `fajma` command: people, wards, identities."
     )
     alert_bot_password_file: Path = Field(
         description="File with the password of the alert bot's Matrix account."
@@ -219,6 +233,24 @@ class Alarms(_Section):
         return self
 
 
+class People(_Section):
+    """Duty, reachability and devices of the staff."""
+
+    look_every_s: float = Field(
+        default=30,
+        ge=0.2,
+        le=600,
+        description="Seconds between two looks at who can be reached, and at the push rules.",
+    )
+    unsigned_after_s: float = Field(
+        default=120,
+        ge=0,
+        le=3600,
+        description="How long somebody on duty may take to confirm a new device before the ward is "
+        "told of it (it gets no key meanwhile).",
+    )
+
+
 class Log(_Section):
     """What FAJMA writes to its log; never a vital, a name or a secret."""
 
@@ -247,6 +279,7 @@ class Settings(BaseSettings):
     mqtt: Mqtt
     publish: Publish = Publish()
     alarms: Alarms = Alarms()
+    people: People = People()
     log: Log = Log()
 
     @classmethod
@@ -355,9 +388,11 @@ SECRET_FILES: Final = frozenset(
     {
         "homeserver.as_token_file",
         "homeserver.hs_token_file",
+        "homeserver.admin_password_file",
         "database.password_file",
         "secrets.site_key_file",
         "secrets.api_token_file",
+        "secrets.operator_token_file",
         "secrets.alert_bot_password_file",
     }
 )

@@ -11,6 +11,7 @@ there::
 
 from __future__ import annotations
 
+import unicodedata
 from enum import StrEnum
 from gettext import GNUTranslations, NullTranslations
 from importlib.resources import files
@@ -56,3 +57,30 @@ def translator(language: Language = DEFAULT_LANGUAGE) -> NullTranslations:
         Its ``gettext`` turns a message id into the language's text; ``ngettext`` knows its plurals.
     """
     return _TRANSLATIONS[language]
+
+
+SEPARATOR: Final = " · "
+"""Between the parts of a message of ours."""
+
+_ISOLATE: Final = "\N{FIRST STRONG ISOLATE}"
+_END_ISOLATE: Final = "\N{POP DIRECTIONAL ISOLATE}"
+_RIGHT_TO_LEFT: Final = frozenset({"R", "AL", "AN"})
+
+
+def shown(text: str, longest: int) -> str:
+    """Typed text, made unable to disturb the message around it.
+
+    Control, format and bidirectional characters, and our separator, are dropped; blanks are one
+    space; what runs from right to left is isolated. A long text loses its middle, for beds often
+    differ only at the end. Empty becomes ``?``.
+    """
+    normal = unicodedata.normalize("NFC", text)
+    spaced = (" " if c.isspace() or c == SEPARATOR.strip() else c for c in normal)
+    shown = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
+    words = " ".join(shown.split())
+    if len(words) > longest:
+        head = longest // 2
+        words = f"{words[:head]}…{words[head + 1 - longest :]}"
+    if any(unicodedata.bidirectional(c) in _RIGHT_TO_LEFT for c in words):
+        return f"{_ISOLATE}{words}{_END_ISOLATE}"
+    return words or "?"

@@ -32,6 +32,9 @@ KEY_BYTES: Final = 32
 
 SIGNATURE_BYTES: Final = 64
 
+REVOKED: Final = "-"
+"""Stands before a pinned key that is trusted no more, so that no identity fits the pin."""
+
 # ---------------------------------------------------------------------------------------------
 # Which devices did their users sign?
 
@@ -98,6 +101,23 @@ def signed_devices(
         }
         identities[user_id] = SignedIdentity(master, signer, devices)
     return identities
+
+
+def identity_code(master_key: str) -> str:
+    """Eight characters that tell one identity from another, for people to type: ``K7QF-2MZT``.
+
+    Forty bits of a hash: what is accepted is the whole key that FAJMA has seen; the code only makes
+    sure that people and FAJMA mean the same one.
+
+    Args:
+        master_key: public, unpadded base64.
+    """
+    number = int.from_bytes(hashlib.sha256(master_key.encode()).digest()[:5], "big")
+    text = "".join(_CODE_LETTERS[number >> shift & 31] for shift in range(35, -1, -5))
+    return f"{text[:4]}-{text[4:]}"
+
+
+_CODE_LETTERS: Final = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"  # Crockford's: no I, L, O, U
 
 
 def self_signed_devices(response: Mapping[str, object]) -> dict[str, dict[str, dict[str, Any]]]:

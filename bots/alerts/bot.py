@@ -151,9 +151,9 @@ class AlertBot:
 
     async def _join_our_rooms(self) -> None:
         """Be in every room of our records; an invitation may have been lost on the way."""
-        for consultation in await self._records.consultations.open_ones():
-            if consultation.room_id and consultation.room_id not in self._client.rooms:
-                await self._join(consultation.room_id)
+        for room_id in await self._records.audience.rooms():
+            if room_id not in self._client.rooms:
+                await self._join(room_id)
 
     async def _join(self, room_id: str) -> None:
         try:

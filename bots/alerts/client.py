@@ -5,8 +5,10 @@ stranger sends, and its sharing of room keys has races. ``SignedClient`` closes 
 
 * It signs its own device with an identity of its account (``bots.alerts.identity``).
 * An answer to ``/keys/query`` reaches nio only through ``_CheckedKeys``: what is malformed is
-  left out, and in the same step each device is marked as verified (signed by its user's identity)
-  or blacklisted. There is no third state, so nio never meets a device that nobody judged.
+  left out, and in the same step each device is marked as verified (signed by its user's identity,
+  which is the pinned one) or blacklisted. There is no third state, so nio never meets a device that
+  nobody judged.
+* Keys go only to people who belong in the room by our own records, whoever the homeserver adds.
 * Before each message the set of devices which have the room key is compared with the set that
   should have it (``_is_current``); when they differ, a new key is made and shared.
 * Room keys are never forwarded, and no interactive verification is answered.
@@ -53,6 +55,7 @@ from nio.store import SqliteStore
 
 from bots.alerts.identity import Identity, OwnKeys, require
 from fajma.errors import BugError, DecodeError, InputError, UnavailableError
+from fajma.store.pins import Audience, Pins
 from fajma.trust import (
     CrossSigningSeeds,
     DeviceKeys,
@@ -153,7 +156,8 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     Add nio callbacks, ``await start_session(...)``, then ``await run_sync()``. A callback may see
     an event again after an interruption, never not at all. Events that a callback gets decrypted
     have ``event.verified`` true only when a device signed by its user's identity sent them; a
-    ``state_key`` in their ``source`` was compared with the outer one.
+    ``state_key`` in their ``source`` was compared with the outer one; their ``envelope`` is the
+    ciphertext that they came in.
 
     Args:
         homeserver: base URL, e.g. ``http://127.0.0.1:8008``.
@@ -161,7 +165,9 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         store_dir: directory of this device alone, made with mode 0700. Holds ``session.json``,
             ``pickle-key``, ``recovery-key`` and the crypto store ``crypto.db``.
         device_name: shown to people in their list of devices.
-        pinned: master key by user id; a user with another one gets no keys.
+        pins: whose identity is which; a user who shows another one gets no keys. Without it any
+            signed device is trusted (a person's own client, which follows its homeserver).
+        audience: who belongs in which room; without it everybody who is in it.
     """
 
     config: AsyncClientConfig
@@ -174,7 +180,8 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         store_dir: Path,
         *,
         device_name: str = "FAJMA",
-        pinned: Mapping[str, str] | None = None,
+        pins: Pins | None = None,
+        audience: Audience | None = None,
     ) -> None:
         # nio logs contents and user names, even in warnings; peewee logs every statement.
         logging.getLogger("nio").setLevel(logging.CRITICAL)
@@ -196,7 +203,12 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         """Set after the first complete sync of ``run_sync``."""
         self._directory = store_dir
         self._device_name = device_name
-        self._pinned = dict(pinned or {})
+        self._pinned: dict[str, str] = {}
+        self._blocked: dict[str, frozenset[str]] = {}
+        self._pins = pins
+        self._audience = audience
+        self._belong: dict[str, frozenset[str]] = {}
+        self._epochs: dict[str, int] = {}
         self._query_lock = asyncio.Lock()
         self._room_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ask_again_at: dict[str, float] = {}
@@ -246,6 +258,12 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
 
     async def _stored_seeds(self, key_id: str, recovery: bytes) -> CrossSigningSeeds:
         return await self._identity().stored_seeds(key_id, recovery)
+
+    async def judge_again(self, user: str) -> None:
+        """An identity was accepted or revoked: look at the person's devices now."""
+        self._ask_again_at.pop(user, None)
+        self.olm.users_for_key_query.add(user)
+        await self.keys_query()
 
     async def _own_keys(self) -> OwnKeys:
         """Ask for our own keys now, whatever happened to an earlier attempt."""
@@ -329,15 +347,13 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             users = self._due_for_query()
             if not users:
                 return _CheckedKeys(device_keys={}, failures={})
-            method, path, data = Api.keys_query(self.access_token, users)
             # Taken out now, so that a change told while we ask is asked about again.
             self.olm.users_for_key_query -= users
             answered: set[str] = set()
             try:
-                answer = await self._send(
-                    _CheckedKeys, method, _with_timeout(path), data, (self._pinned,)
-                )
+                answer = await self._ask_for_keys(users)
                 if isinstance(answer, _CheckedKeys):
+                    await self.receive_response(answer)
                     answered = users & answer.device_keys.keys()
             finally:
                 self.olm.users_for_key_query |= users - answered
@@ -348,6 +364,37 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 for user in answered:
                     self._ask_again_at.pop(user, None)
             return answer
+
+    async def _ask_for_keys(self, users: Iterable[str]) -> KeysQueryResponse | KeysQueryError:
+        """The devices of users, judged by the pins; who is met for the first time is pinned."""
+        asked = {"device_keys": {user: [] for user in users}, "timeout": _REMOTE_TIMEOUT_MS}
+        status, raw = await self._request("POST", "keys/query", asked)
+        if status != 200:  # noqa: PLR2004
+            return KeysQueryError.from_dict(raw)
+        if self._pins is not None:
+            met = {user: one.master_key for user, one in signed_devices(raw).items()}
+            met.pop(self.user_id, None)  # ours is known for certain
+            await self._pins.meet(met)
+            self._pinned |= await self._pins.known(met)
+            for user in met:
+                self._blocked[user] = await self._pins.blocked(user)
+        return _CheckedKeys.from_dict(raw, self._pinned)
+
+    async def _look_at_records(self, room_id: str) -> None:
+        """Take in what our own records say of who may read; the next key follows it."""
+        if self._audience is None:
+            return
+        self._belong[room_id] = await self._audience.of(room_id)
+        epoch = await self._audience.epoch()
+        if self._epochs.get(room_id) != epoch:
+            # An identity may have been accepted or revoked: judge everybody's devices afresh.
+            self.olm.users_for_key_query |= self._readers(room_id)
+            self._epochs[room_id] = epoch
+
+    def _readers(self, room_id: str) -> set[str]:
+        """Who is in a room and belongs there."""
+        users = set(self.rooms[room_id].users)
+        return users if self._audience is None else users & self._belong.get(room_id, frozenset())
 
     def _handle_olm_response(self, response: Any) -> None:
         if isinstance(response, ShareGroupSessionResponse):
@@ -379,6 +426,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 # nio keeps the first key of a device id for ever, so compare the keys too.
                 known = DeviceKeys(device.ed25519, device.curve25519)
                 signed = identity is not None and identity.devices.get(device_id) == known
+                signed = signed and device_id not in self._blocked.get(user_id, ())
                 if device.deleted and signed:
                     # It was missing from an earlier answer; nio would never take it back.
                     device.deleted = False
@@ -404,7 +452,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     def get_missing_sessions(self, room_id: str) -> dict[str, list[str]]:
         """Signed devices in a room that we cannot encrypt to yet, by user."""
         missing: dict[str, list[str]] = {}
-        for device in self._devices_of(self.rooms[room_id].users):
+        for device in self._devices_of(self._readers(room_id)):
             if device.verified and not self.olm.session_store.get(device.curve25519):
                 missing.setdefault(device.user_id, []).append(device.id)
         return missing
@@ -497,6 +545,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         for _ in range(_SHARE_ATTEMPTS):
             if not room.members_synced:
                 require(await self.joined_members(room_id), JoinedMembersResponse)
+            await self._look_at_records(room_id)
             if self.should_query_keys and not isinstance(await self.keys_query(), _CheckedKeys):
                 raise UnavailableError(
                     "The homeserver refused to tell who may read this room; trying again later.",
@@ -516,7 +565,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             return False
         entitled = {
             (device.user_id, device.id)
-            for device in self._devices_of(self.rooms[room_id].users)
+            for device in self._devices_of(self._readers(room_id))
             if device.verified and self.olm.session_store.get(device.curve25519)
         }
         shared = self.olm.outbound_group_sessions[room_id].users_shared_with
@@ -530,9 +579,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         """
         self.invalidate_outbound_session(room_id)
         await self._claim_missing(room_id)
-        batches = list(
-            self.olm.share_group_session_parallel(room_id, list(self.rooms[room_id].users))
-        )
+        batches = list(self.olm.share_group_session_parallel(room_id, list(self._readers(room_id))))
         session = self.olm.outbound_group_sessions[room_id]
         for recipients, messages in batches:
             method, path, data = Api.to_device(
@@ -664,6 +711,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         if not _fits(event.source, decrypted.source, room_id):
             _log.warning("Refused an event whose encrypted part does not fit its envelope.")
             return None
+        decrypted.envelope = event.ciphertext
         return decrypted
 
     async def decrypt_state(self, event_source: Mapping[str, Any], room_id: str) -> StateEvent:
@@ -699,6 +747,24 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             )
         signed = await self._is_signed_sender(event.sender, event.sender_key, session)
         return StateEvent(inner["type"], inner["state_key"], inner["content"], event.sender, signed)
+
+    async def is_signed_now(self, event: Event, room_id: str) -> bool:
+        """Whether a decrypted event comes from a device that its sender's identity signs *now*.
+
+        Asks the homeserver and the pins afresh, for what must not rest on an older look: an
+        identity may have been revoked, a device signed, since.
+
+        Raises:
+            UnavailableError: the homeserver does not answer.
+        """
+        session = self.olm.inbound_group_store.get(room_id, event.sender_key, event.session_id)
+        if session is None:
+            return False
+        await self.judge_again(event.sender)
+        try:
+            return await self._is_signed_sender(event.sender, event.sender_key, session)
+        except DecodeError:
+            return False
 
     async def _is_signed_sender(self, sender: str, sender_key: str, session: Any) -> bool:
         """Whether the sender's device behind a Megolm session is signed.

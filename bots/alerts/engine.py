@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
@@ -20,10 +21,13 @@ from bots.alerts.alarm_state import PatientState
 from bots.alerts.limits import Confirmation, Rules, default_rules
 from bots.alerts.text import render
 from fajma.config import Alarms
+from fajma.duty import ringing
 from fajma.errors import BugError
 from fajma.events import ALARM, AlarmBlock
+from fajma.language import Language
 from fajma.store import Records
 from fajma.store.alarms import Delivery
+from fajma.store.patients import Patient
 from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
@@ -33,6 +37,16 @@ MAX_STEP: Final = 500
 """Most readings judged in one transaction."""
 
 RETRY_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Where:
+    """Where an alarm goes, and who is called."""
+
+    room_id: str
+    language: Language
+    time_zone: str
+    called: Sequence[str]
 
 
 class AlarmEngine:
@@ -137,17 +151,15 @@ class AlarmEngine:
     async def _delivery(self, patient_key: PatientKey, decision: Decision) -> Delivery:
         records = self._records
         patient = await records.patients.get(patient_key)
-        consultation = await records.consultations.of_patient(patient_key)
-        if patient is None or consultation is None or consultation.room_id is None:
-            # A monitor is linked to a consultation, and a consultation is linked when its room
-            # exists. Alarms of patients without a room come with the ward room (a later issue).
-            raise BugError("an alarm without a room", code="alarm_without_room")
+        if patient is None:
+            raise BugError("an alarm of nobody", code="alarm_without_patient")
+        where = await self._where(patient)
         text = render(
             decision,
             bed=patient.bed,
             initials=patient.initials,
-            language=consultation.language,
-            zone=consultation.time_zone,
+            language=where.language,
+            zone=where.time_zone,
         )
         delivery_id = self._delivery_id(patient_key, decision)
         block = AlarmBlock(
@@ -166,10 +178,33 @@ class AlarmEngine:
             "body": text.body,
             "format": "org.matrix.custom.html",
             "formatted_body": text.html,
-            "m.mentions": {"user_ids": list(consultation.clinicians)},
+            "m.mentions": {"user_ids": list(where.called)},
             ALARM: block.to_content(),
         }
-        return Delivery(delivery_id, consultation.room_id, patient_key, content, self._now())
+        return Delivery(delivery_id, where.room_id, patient_key, content, self._now())
+
+    async def _where(self, patient: Patient) -> _Where:
+        """The room in which a phone of somebody on duty rings (docs/alarms.md, "Where")."""
+        records = self._records
+        consultation = await records.consultations.of_patient(patient.key)
+        ward = await records.wards.responsible(patient.key)
+        treating = consultation.clinicians if consultation is not None else ()
+        if ward is not None and ward.room_id is not None:
+            team = [one.account for one in await records.people.team(ward.id)]
+            called = ringing(ward.roster, team)
+            here = called & set(treating)
+            if (
+                consultation is None
+                or consultation.room_id is None
+                or patient.account is None
+                or not here
+            ):
+                return _Where(ward.room_id, ward.language, ward.time_zone, sorted(called))
+            treating = tuple(sorted(here))
+        if consultation is None or consultation.room_id is None:
+            # A monitor is linked to a patient who has a consultation's room or a ward's.
+            raise BugError("an alarm without a room", code="alarm_without_room")
+        return _Where(consultation.room_id, consultation.language, consultation.time_zone, treating)
 
     def _delivery_id(self, patient: PatientKey, decision: Decision) -> str:
         """Opaque, for the homeserver sees it as transaction id; the same when replayed."""

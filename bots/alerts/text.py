@@ -5,7 +5,6 @@ Urgency comes first, then where to go, then what is wrong: a notification may cu
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -18,9 +17,10 @@ from zoneinfo import ZoneInfo
 from babel.numbers import format_decimal
 
 from bots.alerts.alarm import Decision, Reason
-from bots.alerts.limits import Direction, Limit, Priority
+from bots.alerts.alarm_state import Episode
+from bots.alerts.limits import Direction, Limit, Priority, Rules
 from fajma.errors import BugError
-from fajma.language import Language, translator
+from fajma.language import SEPARATOR, Language, shown, translator
 from fajma.vitals import Kind
 
 MAX_BED: Final = 32
@@ -29,11 +29,7 @@ MAX_BED: Final = 32
 MAX_INITIALS: Final = 12
 """Longest initials that are shown whole, in characters."""
 
-_SEPARATOR: Final = " · "
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"  # at the end of a line a number keeps its unit and sign
-_ISOLATE: Final = "\N{FIRST STRONG ISOLATE}"
-_END_ISOLATE: Final = "\N{POP DIRECTIONAL ISOLATE}"
-_RIGHT_TO_LEFT: Final = frozenset({"R", "AL", "AN"})
 _TENTH: Final = Decimal("0.1")
 
 
@@ -83,10 +79,10 @@ def render(
     if not decision.announce:
         raise BugError("Only render decisions that are announced.", code="decision_silent")
     _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=_untrusted(bed, MAX_BED))
-    where = f"{where} {_untrusted(initials, MAX_INITIALS)}"
+    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
+    where = f"{where} {shown(initials, MAX_INITIALS)}"
     measured = _measured(decision, language)
-    time = _clock_time(decision.measured_at, zone)
+    time = clock_time(decision.measured_at, zone)
     if decision.reason is Reason.RECOVERED:
         return _joined((_("END OF ALARM"), ""), ("", where), (measured, ""), ("", time))
     quality = [("", _signal(signal, _))] if signal is not None else []
@@ -102,8 +98,8 @@ def render(
 
 def _joined(*parts: tuple[str, str]) -> Text:
     """Parts made of a bold text and a plain one; either may be empty."""
-    body = _SEPARATOR.join(bold + plain for bold, plain in parts)
-    html = _SEPARATOR.join(
+    body = SEPARATOR.join(bold + plain for bold, plain in parts)
+    html = SEPARATOR.join(
         (f"<strong>{escape(bold)}</strong>" if bold else "") + escape(plain)
         for bold, plain in parts
     )
@@ -129,20 +125,47 @@ def _measured(decision: Decision, language: Language) -> str:
     The abbreviations are those of monitors and charts, which are read faster than words. Blood
     pressure is spelled out: the French "PAS" for systolic pressure also means "not".
     """
-    _ = translator(language).gettext
-    label, unit = {
-        Kind.HEART_RATE: (_("HR"), "/min"),
-        Kind.SPO2: (_("SpO2"), "%"),
-        Kind.TEMPERATURE: (_("Temp"), "°C"),
-        Kind.SYSTOLIC: (_("Systolic BP"), "mmHg"),
-        Kind.DIASTOLIC: (_("Diastolic BP"), "mmHg"),
-    }[decision.kind]
+    label, unit = _label(decision.kind, language)
     rounding = ROUND_HALF_EVEN
     if decision.reason is not Reason.RECOVERED:
         # Away from the limit, so that no text ever says "38.5 °C (> 38.5)".
         rounding = ROUND_FLOOR if decision.direction is Direction.LOW else ROUND_CEILING
     value = _number(decision.value.quantize(_TENTH, rounding), decision.kind, language)
     return f"{label} {value}{_NO_BREAK}{unit}"
+
+
+def _label(kind: Kind, language: Language) -> tuple[str, str]:
+    """Abbreviation and unit of a kind, as on a monitor."""
+    _ = translator(language).gettext
+    return {
+        Kind.HEART_RATE: (_("HR"), "/min"),
+        Kind.SPO2: (_("SpO2"), "%"),
+        Kind.TEMPERATURE: (_("Temp"), "°C"),
+        Kind.SYSTOLIC: (_("Systolic BP"), "mmHg"),
+        Kind.DIASTOLIC: (_("Diastolic BP"), "mmHg"),
+    }[kind]
+
+
+def open_alarm(
+    kind: Kind, episode: Episode, *, bed: str, initials: str, language: Language, zone: str
+) -> str:
+    """An alarm that is not over, in one line, for who takes over: the limit, not a value."""
+    _ = translator(language).gettext
+    label, unit = _label(kind, language)
+    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
+    since = _("since {time}").format(time=clock_time(episode.since, zone))
+    limit = f"{label} {_written(episode.limit, kind, language)}{_NO_BREAK}{unit}"
+    return SEPARATOR.join((f"{where} {shown(initials, MAX_INITIALS)}", limit, since))
+
+
+def limits_in_force(rules: Rules, language: Language) -> str:
+    """The mildest limit of each kind and direction, in one line."""
+    parts: dict[Kind, list[str]] = {}
+    for bands in rules.bands:
+        parts.setdefault(bands.kind, []).append(_written(bands.limits[0], bands.kind, language))
+    return SEPARATOR.join(
+        f"{_label(kind, language)[0]} {' '.join(limits)}" for kind, limits in parts.items()
+    )
 
 
 def _broken_limit(decision: Decision, language: Language) -> str:
@@ -169,7 +192,7 @@ def _number(value: Decimal, kind: Kind, language: Language) -> str:
     return format_decimal(value, format=pattern, locale=language.value)
 
 
-def _clock_time(moment: datetime, zone: str) -> str:
+def clock_time(moment: datetime, zone: str) -> str:
     """Time of day and offset, so that a partner hospital reads it right: ``14:02 UTC+0``."""
     local = moment.astimezone(_zone(zone))
     minutes = round((local.utcoffset() or timedelta()) / timedelta(minutes=1))
@@ -184,22 +207,3 @@ def _zone(name: str) -> tzinfo:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # what zoneinfo raises for names that are none
         return UTC
-
-
-def _untrusted(text: str, longest: int) -> str:
-    """Typed text, made unable to disturb the alarm around it.
-
-    Control, format and bidirectional characters, and our separator, are dropped; blanks are one
-    space; what runs from right to left is isolated. A long text loses its middle, for beds often
-    differ only at the end. Empty becomes ``?``.
-    """
-    normal = unicodedata.normalize("NFC", text)
-    spaced = (" " if c.isspace() or c == _SEPARATOR.strip() else c for c in normal)
-    shown = "".join(c for c in spaced if unicodedata.category(c)[0] != "C")
-    words = " ".join(shown.split())
-    if len(words) > longest:
-        head = longest // 2
-        words = f"{words[:head]}…{words[head + 1 - longest :]}"
-    if any(unicodedata.bidirectional(c) in _RIGHT_TO_LEFT for c in words):
-        return f"{_ISOLATE}{words}{_END_ISOLATE}"
-    return words or "?"

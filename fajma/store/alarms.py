@@ -6,17 +6,29 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Any
 
 from mautrix.util.async_db import Connection
 
 from fajma.errors import BugError
+from fajma.sealing import Key, SiteKey
 from fajma.store.database import Store, from_ms, to_ms
 from fajma.store.keys import PatientKeys
 from fajma.store.readings import lock_head, move_head
 from fajma.vitals import PatientKey
 
 LOG = "outbox"
+
+
+class SentBy(StrEnum):
+    """Which of our accounts says it; the value is the local part of its user id.
+
+    A push rule makes phones ring for the second and not for the first.
+    """
+
+    HOST = "fajma"
+    ALERTS = "fajma-alerts"
 
 
 class AlarmStates:
@@ -71,55 +83,63 @@ class Delivery:
     Attributes:
         delivery_id: its identity; also the transaction id of the send and part of its content.
         room_id: where it belongs.
-        patient: whose key seals it.
+        patient: whose key seals it; ``None`` for what is about no patient.
         content: the Matrix event content, before encryption.
         created_at: aware UTC time of the decision.
+        sender: who says it.
     """
 
     delivery_id: str
     room_id: str
-    patient: PatientKey
+    patient: PatientKey | None
     content: Mapping[str, Any]
     created_at: datetime
+    sender: SentBy = SentBy.ALERTS
 
 
 class Outbox:
     """Repository of deliveries."""
 
-    def __init__(self, store: Store, keys: PatientKeys) -> None:
+    def __init__(self, store: Store, keys: PatientKeys, site_key: SiteKey) -> None:
         self._store = store
         self._keys = keys
+        self._site_key = site_key
 
     async def add(self, connection: Connection, delivery: Delivery) -> None:
         """Promise a delivery, in the transaction of the decision that caused it."""
         position = await lock_head(connection, LOG) + 1
         await move_head(connection, LOG, position)
-        key = await self._keys.get(delivery.patient)
+        key = await self._key(delivery.patient)
         await connection.execute(
-            "INSERT INTO outbox (position, delivery_id, room_id, patient_key, created_at, sealed)"
-            " VALUES ($1, $2, $3, $4, $5, $6)",
+            "INSERT INTO outbox (position, delivery_id, sender, room_id, patient_key, created_at,"
+            " sealed) VALUES ($1, $2, $3, $4, $5, $6, $7)",
             position,
             delivery.delivery_id,
+            delivery.sender.value,
             delivery.room_id,
             delivery.patient,
             to_ms(delivery.created_at),
             key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
         )
 
-    async def rooms_waiting(self) -> list[str]:
+    async def rooms_waiting(self, sender: SentBy = SentBy.ALERTS) -> list[str]:
         """Rooms for which something is not yet known to be delivered, longest waiting first."""
         rows = await self._store.db.fetch(
-            "SELECT room_id FROM outbox WHERE event_id IS NULL GROUP BY room_id"
-            " ORDER BY MIN(position)"
+            "SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1 GROUP BY room_id"
+            " ORDER BY MIN(position)",
+            sender.value,
         )
         return [row["room_id"] for row in rows]
 
-    async def waiting(self, room_id: str, *, limit: int = 1000) -> list[str]:
+    async def waiting(
+        self, room_id: str, *, sender: SentBy = SentBy.ALERTS, limit: int = 1000
+    ) -> list[str]:
         """Ids of what is not yet known to be in a room, oldest first."""
         rows = await self._store.db.fetch(
-            "SELECT delivery_id FROM outbox WHERE event_id IS NULL AND room_id=$1"
-            " ORDER BY position LIMIT $2",
+            "SELECT delivery_id FROM outbox WHERE event_id IS NULL AND room_id=$1 AND sender=$2"
+            " ORDER BY position LIMIT $3",
             room_id,
+            sender.value,
             limit,
         )
         return [row["delivery_id"] for row in rows]
@@ -135,8 +155,8 @@ class Outbox:
         )
         if row is None:
             raise BugError("a delivery that was promised is gone", code="delivery_gone")
-        patient = PatientKey(row["patient_key"])
-        key = await self._keys.get(patient)
+        patient = PatientKey(row["patient_key"]) if row["patient_key"] is not None else None
+        key = await self._key(patient)
         content = key.open(bytes(row["sealed"]), place=f"outbox/{delivery_id}")
         return Delivery(
             delivery_id=delivery_id,
@@ -144,6 +164,7 @@ class Outbox:
             patient=patient,
             content=json.loads(content),
             created_at=from_ms(row["created_at"]),
+            sender=SentBy(row["sender"]),
         )
 
     async def delivered(self, delivery_id: str, event_id: str) -> None:
@@ -152,9 +173,19 @@ class Outbox:
             "UPDATE outbox SET event_id=$2 WHERE delivery_id=$1", delivery_id, event_id
         )
 
+    async def event_of(self, delivery_id: str) -> str | None:
+        """The event that a delivery became, once it is known to be in its room."""
+        value = await self._store.db.fetchval(
+            "SELECT event_id FROM outbox WHERE delivery_id=$1", delivery_id
+        )
+        return str(value) if value is not None else None
+
     async def counts(self) -> tuple[int, int]:
         """How many deliveries were promised, and how many are in their rooms."""
         row = await self._store.db.fetchrow(
             "SELECT COUNT(*) AS promised, COUNT(event_id) AS delivered FROM outbox"
         )
         return (int(row["promised"]), int(row["delivered"])) if row else (0, 0)
+
+    async def _key(self, patient: PatientKey | None) -> Key:
+        return self._site_key.site if patient is None else await self._keys.get(patient)

@@ -8,8 +8,11 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NewType
 
+from mautrix.util.async_db import Connection
+
 from fajma.language import Language
 from fajma.store.database import Row, Store, from_ms, to_ms
+from fajma.store.pins import new_epoch
 from fajma.vitals import DeviceId, PatientKey
 
 ConsultationId = NewType("ConsultationId", str)
@@ -35,7 +38,7 @@ class Consultation:
         language: language of the room and its alarms.
         time_zone: IANA name; alarms state the time in it.
         opened_at: aware UTC.
-        clinicians: Matrix user ids.
+        clinicians: Matrix user ids; without those who have left the staff.
     """
 
     id: ConsultationId
@@ -50,10 +53,10 @@ class Consultation:
 
 @dataclass(frozen=True, slots=True)
 class Wearing:
-    """Who wears a monitor."""
+    """Who wears a monitor, and in which consultation, if in one."""
 
     patient: PatientKey
-    consultation: ConsultationId
+    consultation: ConsultationId | None
 
 
 class Consultations:
@@ -138,16 +141,44 @@ class Consultations:
         )
         return [await self._consultation(row) for row in rows]
 
+    async def include(
+        self, connection: Connection, consultation: ConsultationId, account: str
+    ) -> None:
+        """A further clinician belongs to the consultation."""
+        await connection.execute(
+            "INSERT INTO consultation_clinician (consultation_id, account) VALUES ($1, $2)"
+            " ON CONFLICT (consultation_id, account) DO NOTHING",
+            consultation,
+            account,
+        )
+        await new_epoch(connection)
+
     async def link_device(
         self, device: DeviceId, consultation: Consultation, *, now: datetime
     ) -> None:
         """From now on this patient wears the monitor; whoever wore it until now does not."""
+        await self._link(device, consultation.patient, consultation.id, now)
+
+    async def link_to_patient(
+        self, device: DeviceId, patient: PatientKey, *, now: datetime
+    ) -> None:
+        """The same for a patient who may have no consultation."""
+        consultation = await self.of_patient(patient)
+        await self._link(device, patient, consultation.id if consultation else None, now)
+
+    async def _link(
+        self,
+        device: DeviceId,
+        patient: PatientKey,
+        consultation: ConsultationId | None,
+        now: datetime,
+    ) -> None:
         async with self._store.transaction() as connection:
             current = await connection.fetchrow(
                 "SELECT * FROM device_link WHERE device_id=$1 AND linked_to IS NULL", device
             )
             if current is not None:
-                if current["consultation_id"] == consultation.id:
+                if (current["patient_key"], current["consultation_id"]) == (patient, consultation):
                     return
                 await connection.execute(
                     "UPDATE device_link SET linked_to=$2 WHERE device_id=$1 AND linked_to IS NULL",
@@ -158,8 +189,8 @@ class Consultations:
                 "INSERT INTO device_link (device_id, consultation_id, patient_key, linked_from)"
                 " VALUES ($1, $2, $3, $4)",
                 device,
-                consultation.id,
-                consultation.patient,
+                consultation,
+                patient,
                 to_ms(now),
             )
 
@@ -173,11 +204,17 @@ class Consultations:
         )
         if row is None:
             return None
-        return Wearing(PatientKey(row["patient_key"]), ConsultationId(row["consultation_id"]))
+        consultation = row["consultation_id"]
+        return Wearing(
+            PatientKey(row["patient_key"]),
+            ConsultationId(consultation) if consultation is not None else None,
+        )
 
     async def _consultation(self, row: Row) -> Consultation:
         clinicians = await self._store.db.fetch(
-            "SELECT account FROM consultation_clinician WHERE consultation_id=$1 ORDER BY account",
+            "SELECT clinician.account AS account FROM consultation_clinician AS clinician"
+            " LEFT JOIN staff ON staff.account=clinician.account"
+            " WHERE consultation_id=$1 AND staff.left_at IS NULL ORDER BY clinician.account",
             row["consultation_id"],
         )
         return Consultation(

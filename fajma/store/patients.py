@@ -4,12 +4,33 @@ from __future__ import annotations
 
 import json
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from enum import StrEnum
 
+from mautrix.util.async_db import Connection
+
+from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store.database import Row, Store
 from fajma.store.keys import PatientKeys
+from fajma.store.wards import WardId
 from fajma.vitals import PatientKey
+
+
+class AgeBand(StrEnum):
+    """How old a patient is, as far as limits depend on it; no date of birth is kept."""
+
+    NEWBORN = "newborn"
+    """Up to 28 days."""
+    INFANT = "infant"
+    """Up to 1 year."""
+    CHILD = "child"
+    """1 to 11 years."""
+    ADOLESCENT = "adolescent"
+    """12 to 15 years."""
+    ADULT = "adult"
+    """16 years and older, for whom NEWS2 is made (Royal College of Physicians, NEWS2, 2017)."""
+    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +43,11 @@ class Patient:
         initials: e.g. ``A.D.``; no name is kept.
         bed: bed label, e.g. ``4``.
         account: Matrix user id of the patient, if there is one.
+        ward: where the patient lies, if that is known; its team gets the alarms.
+        age_band: how old the patient is.
+        pregnant: whether the patient is pregnant; ``None`` if unknown.
+        language: of what the patient reads; the site's where ``None``.
+        time_zone: IANA name; the ward's or the site's where ``None``.
     """
 
     key: PatientKey
@@ -29,6 +55,11 @@ class Patient:
     initials: str
     bed: str
     account: str | None
+    ward: WardId | None = None
+    age_band: AgeBand = AgeBand.UNKNOWN
+    pregnant: bool | None = None
+    language: Language | None = None
+    time_zone: str | None = None
 
 
 class Patients:
@@ -39,20 +70,55 @@ class Patients:
         self._keys = keys
         self._site_key = site_key
 
-    async def add(self, *, number: str, initials: str, bed: str, account: str | None) -> Patient:
+    async def add(
+        self,
+        *,
+        number: str,
+        initials: str,
+        bed: str,
+        account: str | None,
+        ward: WardId | None = None,
+        age_band: AgeBand = AgeBand.UNKNOWN,
+        pregnant: bool | None = None,
+        language: Language | None = None,
+        time_zone: str | None = None,
+    ) -> Patient:
         """Keep a new patient record."""
-        patient = Patient(PatientKey(secrets.token_hex(16)), number, initials, bed, account)
+        patient = Patient(
+            key=PatientKey(secrets.token_hex(16)),
+            number=number,
+            initials=initials,
+            bed=bed,
+            account=account,
+            ward=ward,
+            age_band=age_band,
+            pregnant=pregnant,
+            language=language,
+            time_zone=time_zone,
+        )
         async with self._store.transaction() as connection:
             key = await self._keys.create(patient.key)
             await connection.execute(
-                "INSERT INTO patient (patient_key, number_fingerprint, account, sealed)"
-                " VALUES ($1, $2, $3, $4)",
+                "INSERT INTO patient (patient_key, number_fingerprint, account, ward_id, sealed)"
+                " VALUES ($1, $2, $3, $4, $5)",
                 patient.key,
                 self._fingerprint(number),
                 account,
+                ward,
                 key.seal(_clinical(patient), place=f"patient/{patient.key}"),
             )
         return patient
+
+    async def change(self, connection: Connection, patient: Patient) -> None:
+        """Keep a changed record; key and number stay what they are."""
+        key = await self._keys.get(patient.key)
+        await connection.execute(
+            "UPDATE patient SET account=$2, ward_id=$3, sealed=$4 WHERE patient_key=$1",
+            patient.key,
+            patient.account,
+            patient.ward,
+            key.seal(_clinical(patient), place=f"patient/{patient.key}"),
+        )
 
     async def by_number(self, number: str) -> Patient | None:
         """The patient with this record number."""
@@ -66,17 +132,44 @@ class Patients:
         row = await self._store.db.fetchrow("SELECT * FROM patient WHERE patient_key=$1", key)
         return await self._patient(row) if row else None
 
+    async def of_account(self, account: str) -> Patient | None:
+        """The patient with this Matrix account."""
+        row = await self._store.db.fetchrow("SELECT * FROM patient WHERE account=$1", account)
+        return await self._patient(row) if row else None
+
+    async def all(self, ward: WardId | None = None) -> list[Patient]:
+        """Every patient, or those of one ward; by bed."""
+        rows = await self._store.db.fetch("SELECT * FROM patient")
+        found = [await self._patient(row) for row in rows if ward is None or row["ward_id"] == ward]
+        return sorted(found, key=lambda one: (one.bed, one.number))
+
     def _fingerprint(self, number: str) -> bytes:
         return self._site_key.fingerprint(b"patient number", number.encode())
 
     async def _patient(self, row: Row) -> Patient:
         patient_key = PatientKey(row["patient_key"])
         key = await self._keys.get(patient_key)
-        clinical = json.loads(key.open(bytes(row["sealed"]), place=f"patient/{patient_key}"))
-        return Patient(key=patient_key, account=row["account"], **clinical)
+        kept = json.loads(key.open(bytes(row["sealed"]), place=f"patient/{patient_key}"))
+        patient = Patient(
+            key=patient_key,
+            number=kept["number"],
+            initials=kept["initials"],
+            bed=kept["bed"],
+            account=row["account"],
+            ward=WardId(row["ward_id"]) if row["ward_id"] is not None else None,
+        )
+        if "age_band" not in kept:  # a record of the first schema
+            return patient
+        return replace(
+            patient,
+            age_band=AgeBand(kept["age_band"]),
+            pregnant=kept["pregnant"],
+            language=Language(kept["language"]) if kept["language"] else None,
+            time_zone=kept["time_zone"],
+        )
 
 
 def _clinical(patient: Patient) -> bytes:
     values = asdict(patient)
-    del values["key"], values["account"]
+    del values["key"], values["account"], values["ward"]
     return json.dumps(values).encode()

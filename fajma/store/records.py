@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from fajma.sealing import SiteKey
 from fajma.store.alarms import AlarmStates, Outbox
+from fajma.store.audit import Audit
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
 from fajma.store.followers import Feeds, Followers
 from fajma.store.keys import PatientKeys
+from fajma.store.orders import OrdersSeen
 from fajma.store.patients import Patients
+from fajma.store.people import People
+from fajma.store.pins import Audience, Pins
 from fajma.store.quarantine import Quarantine
 from fajma.store.readings import Readings
+from fajma.store.wards import Wards
+from fajma.store.warnings import Warnings
 
 
 class Records:
@@ -27,4 +33,11 @@ class Records:
         self.followers = Followers(store)
         self.feeds = Feeds(store)
         self.alarm_states = AlarmStates(store, keys)
-        self.outbox = Outbox(store, keys)
+        self.outbox = Outbox(store, keys, site_key)
+        self.wards = Wards(store)
+        self.people = People(store, site_key)
+        self.pins = Pins(store)
+        self.audience = Audience(store)
+        self.warnings = Warnings(store)
+        self.orders_seen = OrdersSeen(store)
+        self.audit = Audit(store, site_key)

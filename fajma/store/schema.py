@@ -112,3 +112,107 @@ async def _v1(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v1, description="Patients, consultations, readings log, alarms, outbox")
+
+_V2 = (
+    # A team with a room of its own. The roster (who is on duty) holds user ids and times.
+    """CREATE TABLE ward (
+        ward_id TEXT PRIMARY KEY,
+        room_id TEXT UNIQUE,
+        language TEXT NOT NULL,
+        time_zone TEXT NOT NULL,
+        roster TEXT NOT NULL
+    )""",
+    """CREATE TABLE staff (
+        account TEXT PRIMARY KEY,
+        role TEXT NOT NULL,
+        ward_id TEXT REFERENCES ward (ward_id),
+        language TEXT NOT NULL,
+        since BIGINT NOT NULL,
+        left_at BIGINT,
+        sealed BYTEA NOT NULL
+    )""",
+    # The cross-signing identity that each person was first met with, or was accepted with later.
+    # An empty key trusts nobody.
+    """CREATE TABLE pin (
+        account TEXT PRIMARY KEY,
+        master_key TEXT NOT NULL,
+        pinned_at BIGINT NOT NULL
+    )""",
+    """CREATE TABLE pin_approval (
+        account TEXT NOT NULL,
+        master_key TEXT NOT NULL,
+        approver TEXT NOT NULL,
+        approved_at BIGINT NOT NULL,
+        PRIMARY KEY (account, master_key, approver)
+    )""",
+    # Devices of lost phones: never again, whatever the homeserver lists.
+    """CREATE TABLE blocked_device (
+        account TEXT NOT NULL,
+        device_id TEXT NOT NULL,
+        PRIMARY KEY (account, device_id)
+    )""",
+    # What a person must be told once: see fajma/store/warnings.py.
+    """CREATE TABLE warning (
+        kind TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        mark TEXT NOT NULL,
+        seen_at BIGINT NOT NULL,
+        announced_at BIGINT,
+        told_at BIGINT,
+        PRIMARY KEY (kind, subject, mark)
+    )""",
+    # Commands that were carried out or refused, so that none is taken twice.
+    """CREATE TABLE order_seen (
+        envelope BYTEA PRIMARY KEY,
+        seen_at BIGINT NOT NULL
+    )""",
+    """CREATE TABLE audit (
+        position BIGINT PRIMARY KEY,
+        at BIGINT NOT NULL,
+        actor TEXT NOT NULL,
+        action TEXT NOT NULL,
+        subject TEXT NOT NULL,
+        sealed BYTEA NOT NULL
+    )""",
+    "INSERT INTO log_head (log, position) VALUES ('audit', 0), ('trust', 0)",
+    "ALTER TABLE patient ADD COLUMN ward_id TEXT REFERENCES ward (ward_id)",
+    # A monitor may be worn without a consultation.
+    """CREATE TABLE device_link_2 (
+        device_id TEXT NOT NULL,
+        consultation_id TEXT REFERENCES consultation (consultation_id),
+        patient_key TEXT NOT NULL REFERENCES patient (patient_key),
+        linked_from BIGINT NOT NULL,
+        linked_to BIGINT,
+        PRIMARY KEY (device_id, linked_from)
+    )""",
+    """INSERT INTO device_link_2
+        SELECT device_id, consultation_id, patient_key, linked_from, linked_to FROM device_link""",
+    "DROP TABLE device_link",
+    "ALTER TABLE device_link_2 RENAME TO device_link",
+    # A delivery has a sender, and may be about no patient (the site key seals it then).
+    """CREATE TABLE outbox_2 (
+        position BIGINT PRIMARY KEY,
+        delivery_id TEXT NOT NULL UNIQUE,
+        sender TEXT NOT NULL,
+        room_id TEXT NOT NULL,
+        patient_key TEXT,
+        created_at BIGINT NOT NULL,
+        event_id TEXT,
+        sealed BYTEA NOT NULL
+    )""",
+    """INSERT INTO outbox_2
+        (position, delivery_id, sender, room_id, patient_key, created_at, event_id, sealed)
+        SELECT position, delivery_id, 'fajma-alerts', room_id, patient_key, created_at, event_id,
+        sealed FROM outbox""",
+    "DROP TABLE outbox",
+    "ALTER TABLE outbox_2 RENAME TO outbox",
+    "CREATE INDEX outbox_waiting ON outbox (position) WHERE event_id IS NULL",
+)
+
+
+async def _v2(connection: Connection, _: Scheme) -> None:
+    for statement in _V2:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v2, description="Staff, wards, duty, pinned identities, audit")

@@ -29,7 +29,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 async def ward(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
     """Synapse, Mosquitto and ``fajma run`` on SQLite, and a doctor who watches."""
     directory = tmp_path_factory.mktemp("clinic")
-    clinic = Clinic(Options(directory, Ports.free(), "mosquitto", SETTINGS))
+    clinic = Clinic(Options(directory, Ports.free(), "mosquitto", SETTINGS, private_push=True))
     await clinic.start()
     observer = Observer(clinic.synapse.base_url, clinic.mxid(DOCTOR), directory / "doctor")
     try:

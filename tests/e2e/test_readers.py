@@ -26,7 +26,7 @@ async def test_a_clinician_who_is_invited_later_gets_the_snapshot_without_a_new_
         await ward.all_published(bedside.room_id, monitor.sent)
     localpart, mxid, password = await ward.account("dr.late")
     async with ward.client_of(localpart, password) as late:
-        await ward.invite(bedside.room_id, mxid)
+        await ward.join(bedside, mxid)
         shown = await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, late)
         assert {kind: one.value for kind, one in shown.latest.items()} == WELL
         assert await late.vitals(bedside.room_id) == shown

@@ -36,6 +36,7 @@ from fajma.wire import V1_TOPIC, encode_v1
 SETTINGS: Final = {
     "publish": {"state_every_s": 1, "batch_every_s": 1},
     "alarms": {"clear_dwell_s": 2},
+    "people": {"look_every_s": 0.5, "unsigned_after_s": 1},
 }
 """As fast as the settings allow; the rules themselves are those of production."""
 
@@ -356,8 +357,20 @@ class Ward:
         ):
             return response.status, await response.json()
 
+    async def join(self, bedside: Bedside, mxid: str) -> None:
+        """A further clinician takes part in the consultation."""
+        await self.clinic.api(
+            "consultations",
+            {
+                "number": bedside.number,
+                "initials": bedside.initials,
+                "bed": bedside.bed,
+                "clinicians": [*bedside.clinicians, mxid],
+            },
+        )
+
     async def invite(self, room_id: str, mxid: str) -> None:
-        """As ``@fajma`` would when a clinician is added to a consultation."""
+        """What a homeserver can do without us: invite somebody in the name of ``@fajma``."""
         status, answer = await self.matrix(
             "POST",
             f"rooms/{quote(room_id)}/invite",
@@ -366,6 +379,14 @@ class Ward:
             as_user=self.clinic.mxid("fajma"),
         )
         assert status == 200, answer
+
+    async def operate(self, path: str, **body: Any) -> dict[str, Any]:
+        """The API with the operator's token, as the ``fajma`` command uses it."""
+        return await self.clinic.api(path, body, by="operator-token")
+
+    async def command(self, *arguments: str) -> tuple[int, str]:
+        """A ``fajma`` command on this clinic's settings: exit code and all it prints."""
+        return await fajma(*arguments, "--config", str(self.clinic.config_path))
 
     async def bot_keys(self) -> dict[str, Any]:
         """Devices and identities of our three senders, as everybody sees them."""

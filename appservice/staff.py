@@ -1,0 +1,478 @@
+"""Staff: joining, changing, leaving, losing a phone; and whether everybody can be reached."""
+
+from __future__ import annotations
+
+import re
+import secrets
+import unicodedata
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+import structlog
+from mautrix.errors import MatrixError
+
+from appservice import letters
+from appservice.operator import Operator
+from appservice.rooms import CLINICIAN_POWER
+from appservice.service import MatrixService
+from appservice.wards import WardService
+from fajma import duty
+from fajma.config import Settings
+from fajma.errors import FajmaError, InputError, UnavailableError
+from fajma.language import Language
+from fajma.store import Records
+from fajma.store.audit import OPERATOR
+from fajma.store.people import MAX_NAME, Role, Staff
+from fajma.store.pins import new_epoch
+from fajma.store.wards import WardId
+from fajma.trust import identity_code
+
+log = structlog.get_logger()
+
+_LOCALPART: Final = re.compile(r"[a-z0-9._=/-]{1,200}")
+_ACCOUNT: Final = re.compile(r"@[a-z0-9._=/+-]{1,200}:[A-Za-z0-9.:\[\]-]{1,200}")
+# Without what is misread or mistyped on a small phone.
+_LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """Somebody who can begin to work.
+
+    Attributes:
+        person: the record.
+        letter: what to give the person, in his language; holds the password, so it is shown once.
+    """
+
+    person: Staff
+    letter: str
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """Somebody who has left.
+
+    Attributes:
+        without_clinician: ids of consultations that now have no clinician.
+        ended_here: whether we could end the account's sessions; a partner's are its own.
+    """
+
+    without_clinician: Sequence[str]
+    ended_here: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """Whether a member of staff can be reached.
+
+    Attributes:
+        person: who.
+        troubles: codes of what is wrong, e.g. ``no_pusher``; empty if all is well.
+        rings: whether alarms ring at this person's phone now.
+        code: of a changed identity that waits to be accepted.
+    """
+
+    person: Staff
+    troubles: Sequence[str]
+    rings: bool
+    code: str | None = None
+
+
+class StaffService:
+    """What the ``fajma staff`` command and the REST API call."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        matrix: MatrixService,
+        operator: Operator,
+        wards: WardService,
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._matrix = matrix
+        self._operator = operator
+        self._wards = wards
+
+    async def add(
+        self,
+        who: str,
+        *,
+        name: str,
+        role: Role,
+        ward: str | None,
+        language: Language | None,
+        existing: bool,
+        now: datetime,
+    ) -> Joined:
+        """Somebody joins.
+
+        Args:
+            who: local part of a new account here (``awa``), or a full user id: of a partner's
+                account, or with ``existing`` of one that is here already.
+            name: as colleagues know the person.
+            role: what the person may do.
+            ward: short name of the ward, or none.
+            language: of what FAJMA writes to the person; the site's where ``None``.
+            existing: the account is there already and keeps its password.
+            now: aware UTC.
+
+        Raises:
+            InputError: a name or account that cannot be, an unknown ward, somebody who is there.
+        """
+        account = self._account(who)
+        checked = checked_name(name)
+        team = await self._wards.get(ward) if ward else None
+        before = await self._records.people.get(account)
+        if before is not None and before.is_active:
+            raise InputError(
+                f"{account} belongs to the staff already: see `fajma staff list`",
+                code="staff_exists",
+            )
+        await self._refuse_lookalike(checked, account)
+        here = self._matrix.is_local(account)
+        password = None
+        if here and not existing:
+            password = one_time_password()
+            await self._operator.create_account(account, password=password, display_name=checked)
+        elif here and await self._operator.account(account) is None:
+            raise InputError(
+                f"there is no account {account} here: leave out --existing to make it",
+                code="no_such_account",
+            )
+        person = Staff(
+            account=account,
+            name=checked,
+            role=role,
+            ward=team.id if team else None,
+            language=language or self._settings.site.language,
+            since=now,
+        )
+        await self._keep(person, "staff.add", now, role=role.value, ward=ward or "")
+        await self._be_in_ward_room(person)
+        return Joined(
+            person,
+            letters.welcome(
+                person.language,
+                account=account,
+                password=password,
+                homeserver=self._settings.homeserver.public_url or self._settings.homeserver.url,
+                here=here,
+            ),
+        )
+
+    async def all(self, *, left: bool = False) -> list[Staff]:
+        """Who works here; with ``left`` also who worked here."""
+        return await (self._records.people.all() if left else self._records.people.active())
+
+    async def change(
+        self,
+        who: str,
+        *,
+        role: Role | None,
+        ward: str | None,
+        language: Language | None,
+        now: datetime,
+    ) -> Staff:
+        """Another role, ward or language; what is ``None`` stays. An empty ward is none.
+
+        Raises:
+            InputError: nobody of that name works here, or the ward is unknown.
+        """
+        person = await self._active(who)
+        new_ward = person.ward
+        if ward is not None:
+            new_ward = (await self._wards.get(ward)).id if ward else None
+        changed = replace(
+            person, role=role or person.role, ward=new_ward, language=language or person.language
+        )
+        await self._keep(
+            changed, "staff.change", now, role=changed.role.value, ward=changed.ward or ""
+        )
+        if person.ward is not None and (changed.ward != person.ward or not changed.is_clinician):
+            await self._off_duty(person.account, person.ward)
+            old = await self._records.wards.get(person.ward)
+            if old is not None and old.room_id is not None:
+                await self._matrix.remove(old.room_id, person.account)
+        await self._be_in_ward_room(changed)
+        return changed
+
+    async def leave(self, who: str, *, now: datetime) -> Left:
+        """Somebody leaves: key sharing first, then memberships, then sessions. Safe to repeat.
+
+        Raises:
+            InputError: nobody of that name is known.
+            UnavailableError: the homeserver did not do all of it; no key goes to the person from
+                now on all the same.
+        """
+        account = self._account(who)
+        person = await self._records.people.get(account)
+        if person is None:
+            raise _unknown(account)
+        if person.is_active:
+            await self._keep(replace(person, left_at=now), "staff.leave", now)
+        if person.ward is not None:
+            await self._off_duty(account, person.ward)
+        troubles = []
+        for room_id in await self._records.audience.rooms():
+            try:
+                await self._matrix.remove(room_id, account)
+            except MatrixError as error:
+                log.error("not_removed", room=room_id, error=type(error).__name__)
+                troubles.append(room_id)
+        here = self._matrix.is_local(account)
+        if here:
+            try:
+                await self._operator.deactivate(account)
+            except FajmaError as error:
+                log.error("account_not_closed", account=account, code=error.code)
+                troubles.append(account)
+        if troubles:
+            raise UnavailableError(
+                f"{account} gets no key any more, but the homeserver did not close everything:"
+                " give the command again",
+                code="leave_unfinished",
+            )
+        alone = [
+            one.id for one in await self._records.consultations.open_ones() if not one.clinicians
+        ]
+        return Left(without_clinician=alone, ended_here=here)
+
+    async def lost_phone(
+        self, who: str, *, devices: Collection[str], every: bool, stolen: bool, now: datetime
+    ) -> str:
+        """A phone is gone: its sessions end, its keys are refused, the password is new.
+
+        Args:
+            who: whose.
+            devices: ids of the devices that are gone; may be left out when there is only one.
+            every: all of the person's devices.
+            stolen: somebody may have opened it, so the identity that it holds is trusted no more.
+            now: aware UTC.
+
+        Returns:
+            A letter to the person: what to type where.
+
+        Raises:
+            InputError: it is not clear which device; the message lists them.
+        """
+        person = await self._active(who)
+        account = person.account
+        known = {one.device_id: one for one in await self._operator.devices(account)}
+        gone = set(known) if every or (not devices and len(known) == 1) else set(devices)
+        if not gone or gone - set(known):
+            listed = "\n".join(
+                f"  {one.device_id}  {one.display_name or ''}  {one.last_seen:%Y-%m-%d %H:%M}"
+                if one.last_seen
+                else f"  {one.device_id}  {one.display_name or ''}"
+                for one in known.values()
+            )
+            raise InputError(
+                f"which phone of {account}? name it with --device, or take --all:\n{listed}",
+                code="which_device",
+            )
+        async with self._records.store.transaction() as connection:
+            # First what does not depend on the homeserver.
+            await self._records.pins.block(connection, account, gone)
+            if stolen:
+                await self._records.pins.revoke(connection, account, now=now)
+            await self._records.audit.note(
+                connection,
+                actor=OPERATOR,
+                action="staff.lost_phone",
+                subject=account,
+                now=now,
+                devices=" ".join(sorted(gone)),
+                stolen=str(stolen),
+            )
+        self._records.store.hints.notify("trust")
+        await self._operator.remove_devices(account, gone)
+        password = one_time_password()
+        await self._operator.reset_password(account, password, logout=False)
+        await self._matrix.trust_changed(account)
+        log.info("phone_lost", account=account, devices=len(gone), stolen=stolen)
+        return letters.lost_phone(
+            person.language,
+            account=account,
+            password=password,
+            homeserver=self._settings.homeserver.public_url or self._settings.homeserver.url,
+            devices=sorted(known[one].display_name or one for one in gone),
+            stolen=stolen,
+        )
+
+    async def trust(self, who: str, code: str, *, now: datetime) -> Staff:
+        """The operator accepts a changed identity, by its code.
+
+        Raises:
+            InputError: none waits, or the code is of another one.
+        """
+        account = self._account(who)
+        person = await self._records.people.get(account)
+        changed = await self._records.pins.changed(account)
+        if person is None:
+            raise _unknown(account)
+        if changed is None:
+            raise InputError(
+                f"no changed identity of {account} waits: nothing to accept", code="no_change"
+            )
+        wanted = identity_code(changed.master_key)
+        if code.replace("-", "").replace(" ", "").upper() != wanted.replace("-", ""):
+            raise InputError(
+                f"this is not the code of the identity that {account} shows now: compare with"
+                " `fajma staff check`, and ask the person again",
+                code="wrong_code",
+            )
+        async with self._records.store.transaction() as connection:
+            await self._records.pins.accept(connection, changed, now=now)
+            await self._records.audit.note(
+                connection,
+                actor=OPERATOR,
+                action="identity.accept",
+                subject=account,
+                now=now,
+                code=wanted,
+            )
+        await self._matrix.trust_changed(account)
+        self._records.store.hints.notify("trust")
+        return person
+
+    async def check(self) -> list[Finding]:
+        """Whether each of the staff can be reached; push rules are mended on the way."""
+        return [await self.finding(person) for person in await self._records.people.active()]
+
+    async def finding(self, person: Staff) -> Finding:
+        """The same of one person."""
+        account = person.account
+        troubles: list[str] = []
+        rings = await self.rings(person)
+        changed = await self._records.pins.changed(account)
+        if changed is not None:
+            troubles.append("identity_changed")
+        cryptographer = self._matrix.vitals.cryptographer
+        await cryptographer.look_at([account])
+        if not await cryptographer.is_readable_by(account):
+            troubles.append("no_signed_device")
+        if self._matrix.is_local(account):
+            troubles += await self._local_troubles(account, rings=rings)
+        else:
+            troubles.append("partner")
+        return Finding(
+            person, troubles, rings, identity_code(changed.master_key) if changed else None
+        )
+
+    async def _local_troubles(self, account: str, *, rings: bool) -> list[str]:
+        found = await self._operator.account(account)
+        if found is None:
+            return ["no_account"]
+        if found.deactivated or found.locked:
+            return ["account_closed"]
+        troubles = list(await self._operator.ring(account, rings=rings))
+        if await self._operator.pushers(account) == 0:
+            troubles.append("no_pusher")
+        return troubles
+
+    async def rings(self, person: Staff) -> bool:
+        """Whether alarms ring at this person's phone now: on duty, or nobody else is."""
+        ward = await self._records.wards.get(person.ward) if person.ward is not None else None
+        if ward is None:
+            return person.is_clinician
+        team = [one.account for one in await self._records.people.team(ward.id)]
+        return person.account in duty.ringing(ward.roster, team)
+
+    async def _keep(self, person: Staff, action: str, now: datetime, **detail: str) -> None:
+        async with self._records.store.transaction() as connection:
+            await self._records.people.put(connection, person)
+            await new_epoch(connection)
+            await self._records.audit.note(
+                connection,
+                actor=OPERATOR,
+                action=action,
+                subject=person.account,
+                now=now,
+                **detail,
+            )
+        self._records.store.hints.notify("trust")
+        log.info(action.replace(".", "_"), account=person.account)
+
+    async def _off_duty(self, account: str, ward: WardId) -> None:
+        async with self._records.store.transaction() as connection:
+            roster = await self._records.wards.roster(connection, ward)
+            await self._records.wards.keep(connection, ward, duty.remove(roster, account))
+        self._records.store.hints.notify("trust")
+
+    async def _be_in_ward_room(self, person: Staff) -> None:
+        if person.ward is None or not person.is_clinician:
+            return
+        ward = await self._wards.get(person.ward)
+        if ward.room_id is not None:
+            await self._matrix.invite(ward.room_id, person.account)
+            await self._matrix.set_power(ward.room_id, person.account, CLINICIAN_POWER)
+
+    async def _active(self, who: str) -> Staff:
+        account = self._account(who)
+        person = await self._records.people.get(account)
+        if person is None or not person.is_active:
+            raise _unknown(account)
+        return person
+
+    def _account(self, who: str) -> str:
+        """A full user id from what an operator typed."""
+        if _ACCOUNT.fullmatch(who):
+            return who
+        if _LOCALPART.fullmatch(who):
+            return f"@{who}:{self._settings.homeserver.server_name}"
+        raise InputError(
+            "write a short name of small letters and digits (awa.diop), or a full Matrix id"
+            " (@awa:hospital.example); letters of other alphabets and accents cannot be in it",
+            code="account_name",
+        )
+
+    async def _refuse_lookalike(self, name: str, account: str) -> None:
+        for other in await self._records.people.active():
+            if other.account != account and _skeleton(other.name) == _skeleton(name):
+                raise InputError(
+                    f"{other.account} has a name that looks the same: give a name that tells the"
+                    " two apart, for example with the ward",
+                    code="name_taken",
+                )
+
+
+def checked_name(name: str) -> str:
+    """A person's name, fit to be shown.
+
+    Raises:
+        InputError: empty, too long, with invisible characters, or of mixed alphabets, which is how
+            a name is made to look like another one.
+    """
+    normal = " ".join(unicodedata.normalize("NFC", name).split())
+    invisible = any(unicodedata.category(letter)[0] in "CZ" and letter != " " for letter in normal)
+    alphabets = {
+        unicodedata.name(letter, "?").split()[0] for letter in normal if letter.isalpha()
+    } - {"MODIFIER"}
+    if not normal or len(normal) > MAX_NAME or invisible or len(alphabets) > 1:
+        raise InputError(
+            "a name has 1 to 64 letters of one alphabet and no invisible characters",
+            code="name_invalid",
+        )
+    return normal
+
+
+def _skeleton(name: str) -> str:
+    """What is left of a name for an eye that sees neither accents nor case nor blanks."""
+    bare = unicodedata.normalize("NFKD", name.casefold())
+    return "".join(letter for letter in bare if letter.isalnum())
+
+
+def one_time_password() -> str:
+    """Twenty letters in groups of five (98 bits), to be typed once on a phone."""
+    groups = ("".join(secrets.choice(_LETTERS) for _ in range(5)) for _ in range(4))
+    return "-".join(groups)
+
+
+def _unknown(account: str) -> InputError:
+    return InputError(
+        f"{account} does not belong to the staff: see `fajma staff list`", code="staff_unknown"
+    )

@@ -1,0 +1,142 @@
+"""Wards: a team and its encrypted room."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from appservice.rooms import room_request
+from appservice.service import MatrixService
+from fajma.commands import help_text
+from fajma.config import Settings
+from fajma.duty import Roster
+from fajma.errors import BugError, InputError
+from fajma.events import MESSAGE
+from fajma.language import Language, translator
+from fajma.store import Records
+from fajma.store.audit import OPERATOR
+from fajma.store.wards import Ward, WardId
+
+log = structlog.get_logger()
+
+GREET_AFTER_S: Final = 3.0
+_WARD_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,29}[a-z0-9])?")
+
+
+class WardService:
+    """Opens wards; greets who joins their rooms."""
+
+    def __init__(self, settings: Settings, records: Records, matrix: MatrixService) -> None:
+        self._settings = settings
+        self._records = records
+        self._matrix = matrix
+        self._one_at_a_time = asyncio.Lock()
+
+    async def open(
+        self, name: str, *, language: Language | None, time_zone: str | None, now: datetime
+    ) -> Ward:
+        """Have a ward with its room; completes one whose making was interrupted.
+
+        Args:
+            name: short name, e.g. ``medecine-2``.
+            language: of its room; the site's where ``None``.
+            time_zone: IANA name; the site's where ``None``.
+            now: aware UTC.
+
+        Raises:
+            InputError: the name is not one.
+        """
+        if not _WARD_ID.fullmatch(name):
+            raise InputError(
+                "a ward's name has up to 31 small letters, digits and hyphens, e.g. medecine-2",
+                code="ward_name",
+            )
+        site = self._settings.site
+        ward = Ward(
+            WardId(name),
+            None,
+            language or site.language,
+            time_zone or site.time_zone,
+            Roster(),
+        )
+        async with self._one_at_a_time:
+            await self._records.wards.add(ward)
+            kept = await self.get(name)
+            if kept.room_id is None:
+                await self._make_room(kept)
+                async with self._records.store.transaction() as connection:
+                    await self._records.audit.note(
+                        connection, actor=OPERATOR, action="ward.open", subject=name, now=now
+                    )
+        return await self.get(name)
+
+    async def get(self, name: str) -> Ward:
+        """A ward by its name.
+
+        Raises:
+            InputError: there is none.
+        """
+        ward = await self._records.wards.get(WardId(name))
+        if ward is None:
+            known = ", ".join(one.id for one in await self._records.wards.all()) or "none yet"
+            raise InputError(
+                f"there is no ward {name!r} (there is: {known}): add it with `fajma ward add`",
+                code="ward_unknown",
+            )
+        return ward
+
+    async def all(self) -> list[Ward]:
+        """Every ward."""
+        return await self._records.wards.all()
+
+    async def greet(self, room_id: str, user: str) -> None:
+        """Say to somebody who joined a ward's room what it is for, and what to type."""
+        ward = await self._records.wards.in_room(room_id)
+        if ward is None:
+            return
+        # A client refuses what comes before it has looked up our device.
+        await asyncio.sleep(GREET_AFTER_S)
+        who = self._records.site_key.fingerprint(b"greeted", user.encode()).hex()
+        await self._matrix.host.send(
+            room_id,
+            MESSAGE,
+            {"msgtype": "m.notice", "body": welcome(ward.language)},
+            transaction_id=f"welcome-{ward.id}-{who}",
+        )
+
+    async def _make_room(self, ward: Ward) -> None:
+        matrix = self._matrix
+        team = [one.account for one in await self._records.people.team(ward.id)]
+        request = room_request(
+            name=_room_name(ward),
+            creator=matrix.host.mxid,
+            bots=(matrix.alerts_mxid,),
+            clinicians=team,
+            patient=None,
+            room_version=self._settings.homeserver.room_version,
+        )
+        room_id = await matrix.create_room(request)
+        if not room_id:
+            raise BugError("a room without id", code="room_without_id")
+        await self._records.wards.opened(ward.id, room_id)
+        log.info("ward_opened", ward=ward.id, room=room_id)
+
+
+def _room_name(ward: Ward) -> str:
+    _ = translator(ward.language).gettext
+    return _("Ward {ward}").format(ward=ward.id)
+
+
+def welcome(language: Language) -> str:
+    """The first message that somebody reads in a ward's room."""
+    _ = translator(language).gettext
+    text = _(
+        "This is the team's room of the ward, end-to-end encrypted: alarms of patients without"
+        " account, duty and handover. A secondary, investigational notification, not a certified"
+        " medical device: never rely on it as the only monitoring."
+    )
+    return f"{text}\n\n{help_text(language)}"

@@ -1,0 +1,306 @@
+"""Watches that alarms would reach somebody, and that nobody reads who should not.
+
+Looks every ``people.look_every_s``: is anybody of each ward on duty, and can he be reached (a phone
+that rings, a device that gets keys); do push rules stand as they should; has an identity changed, a
+device not been confirmed, a stranger been added. What is found is noted once
+(``store/warnings.py``), announced in the ward's room by the alert bot (so phones ring) and told to
+the person or the operators as a notice of their homeserver.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from typing import Final
+
+import structlog
+
+from appservice import letters
+from appservice.operator import Operator
+from appservice.service import MatrixService
+from appservice.staff import Finding, StaffService
+from fajma import duty
+from fajma.commands import Action, usage
+from fajma.config import People as PeopleSettings
+from fajma.errors import FajmaError
+from fajma.language import Language, shown, translator
+from fajma.store import Records
+from fajma.store.alarms import Delivery
+from fajma.store.people import MAX_ACCOUNT, MAX_NAME, Role, named
+from fajma.store.wards import Ward, WardId
+from fajma.store.warnings import About, Warn
+from fajma.trust import identity_code
+
+log = structlog.get_logger()
+
+RULES_AGAIN_S: Final = 600.0
+"""How often the rules of somebody who must not ring are looked at; who rings: at each look."""
+
+TELL_AGAIN: Final = timedelta(hours=1)
+"""A ward that nobody watches is announced again until somebody does."""
+
+UNREACHABLE: Final = frozenset(
+    {"no_pusher", "no_signed_device", "no_account", "account_closed", "master_muted"}
+)
+
+
+class Watch:
+    """Looks after the people side, until cancelled."""
+
+    def __init__(
+        self,
+        settings: PeopleSettings,
+        records: Records,
+        matrix: MatrixService,
+        operator: Operator,
+        staff: StaffService,
+        *,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        self._settings = settings
+        self._records = records
+        self._matrix = matrix
+        self._operator = operator
+        self._staff = staff
+        self._now = now
+        self._hint = records.store.hints.subscribe("trust")
+        self._epoch: int | None = None
+        self._accepted: dict[str, str] = {}
+        self._rules: dict[str, tuple[bool, float]] = {}
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        while True:
+            await self._guarded("watching_failed", self.look)
+            await self._records.store.hints.wait(self._hint, self._settings.look_every_s)
+
+    async def look(self) -> None:
+        """One look at everything."""
+        await self._guarded("identities_not_followed", self._follow_identities)
+        for ward in await self._records.wards.all():
+            await self._guarded("ward_not_watched", partial(self._look_at_ward, ward))
+        await self._guarded("rules_not_kept", self._keep_rules)
+        await self._guarded("strangers_not_looked_for", self._look_for_strangers)
+        await self._announce()
+
+    async def _guarded(self, trouble: str, work: Callable[[], Awaitable[None]]) -> None:
+        """One part's trouble must not stop the others."""
+        try:
+            await work()
+        except FajmaError as error:
+            log.warning(trouble, code=error.code)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the next look is another try
+            log.error(trouble, error=type(error).__name__)
+
+    async def _follow_identities(self) -> None:
+        """Somebody's identity was accepted or revoked, maybe by the alert bot: look afresh."""
+        epoch = await self._records.audience.epoch()
+        if epoch == self._epoch:
+            return
+        people = [one.account for one in await self._records.people.active()]
+        pinned = await self._records.pins.known(people)
+        for account, key in pinned.items():
+            if self._accepted.get(account, key) != key:
+                await self._matrix.trust_changed(account)
+        self._accepted = pinned
+        self._epoch = epoch
+
+    # --- wards -----------------------------------------------------------------------------------
+
+    async def _look_at_ward(self, ward: Ward) -> None:
+        now = self._now()
+        team = await self._records.people.team(ward.id)
+        on_duty = {one.account for one in ward.roster.on_call} & {one.account for one in team}
+        called = duty.ringing(ward.roster, [one.account for one in team])
+        findings = [await self._staff.finding(one) for one in team if one.account in called]
+        self._rules |= {
+            one.person.account: (True, time.monotonic())
+            for one in findings
+            if "partner" not in one.troubles
+        }
+        reachable = [one for one in findings if not UNREACHABLE & set(one.troubles)]
+        warnings = self._records.warnings
+        await warnings.set(About.NOBODY_ON_DUTY, ward.id, [] if on_duty else [""], now=now)
+        alone = bool(on_duty) and not reachable
+        await warnings.set(About.NOBODY_REACHABLE, ward.id, [""] if alone else [], now=now)
+        for finding in findings:
+            if finding.person.account in on_duty:
+                await self._look_at_person(finding, now)
+
+    async def _look_at_person(self, finding: Finding, now: datetime) -> None:
+        account = finding.person.account
+        unsigned = await self._matrix.vitals.cryptographer.unsigned_devices(account)
+        if finding.code is not None:
+            unsigned = {}  # the changed identity is what must be told
+        await self._records.warnings.set(
+            About.DEVICE, account, [f"{one} {key}" for one, key in unsigned.items()], now=now
+        )
+        silent = [one for one in finding.troubles if one in {"no_pusher", "master_muted"}]
+        await self._records.warnings.set(About.MUTED, account, silent, now=now)
+
+    async def _keep_rules(self) -> None:
+        """The push rules of everybody here; who rings was looked at with his ward."""
+        wanted = {one.account: await self._staff.rings(one) for one in await self._staff.all()}
+        for consultation in await self._records.consultations.open_ones():
+            for clinician in consultation.clinicians:
+                wanted.setdefault(clinician, True)
+            patient = await self._records.patients.get(consultation.patient)
+            if patient is not None and patient.account is not None:
+                wanted[patient.account] = False
+        for account, rings in wanted.items():
+            if not self._matrix.is_local(account):
+                continue
+            before, looked_at = self._rules.get(account, (None, 0.0))
+            if before is not rings or time.monotonic() - looked_at > RULES_AGAIN_S:
+                try:
+                    await self._operator.ring(account, rings=rings)
+                except FajmaError as error:
+                    log.warning("rules_not_kept", account=account, code=error.code)
+                else:
+                    self._rules[account] = (rings, time.monotonic())
+
+    async def _look_for_strangers(self) -> None:
+        for room_id in await self._records.audience.rooms():
+            strangers = await self._matrix.strangers(room_id)
+            await self._records.warnings.set(About.STRANGER, room_id, strangers, now=self._now())
+
+    # --- telling ---------------------------------------------------------------------------------
+
+    async def _announce(self) -> None:
+        wait = timedelta(seconds=self._settings.unsigned_after_s)
+        for one in await self._records.warnings.open():
+            if one.kind is About.DEVICE and self._now() - one.seen_at < wait:
+                continue
+            await self._guarded("warning_not_announced", partial(self._announce_one, one))
+
+    async def _announce_one(self, one: Warn) -> None:
+        now = self._now()
+        ward = await self._ward_of(one)
+        again = (
+            one.kind in {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE}
+            and one.announced_at is not None
+            and now - one.announced_at > TELL_AGAIN
+        )
+        if ward is not None and ward.room_id is not None and (one.announced_at is None or again):
+            body = await self._words(one, ward.language)
+            delivery = Delivery(
+                delivery_id=self._records.site_key.fingerprint(
+                    b"warning",
+                    one.kind.value.encode(),
+                    one.subject.encode(),
+                    one.mark.encode(),
+                    now.isoformat().encode(),
+                ).hex(),
+                room_id=ward.room_id,
+                patient=None,
+                content={"msgtype": "m.text", "body": body},
+                created_at=now,
+            )
+            async with self._records.store.transaction() as connection:
+                await self._records.outbox.add(connection, delivery)
+                await self._records.warnings.announced(connection, one, now=now)
+                await self._records.audit.note(
+                    connection,
+                    actor="fajma",
+                    action=f"warning.{one.kind.value}",
+                    subject=one.subject,
+                    now=now,
+                    mark=one.mark,
+                )
+            self._records.store.hints.notify("outbox")
+            log.warning("announced", about=one.kind.value, ward=ward.id)
+        if one.told_at is None or again:
+            if one.kind in {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE}:
+                log.critical(one.kind.value, ward=one.subject)
+            await self._tell(one, now)
+
+    async def _tell(self, one: Warn, now: datetime) -> None:
+        """Tell the person, or for a ward or a room the operators, by a notice in clear."""
+        texts = await self._notices(one)
+        for account, text in texts.items():
+            if self._matrix.is_local(account):
+                mark = self._records.site_key.fingerprint(
+                    b"notice", account.encode(), one.kind.value.encode(), one.mark.encode()
+                ).hex()
+                await self._operator.notice(
+                    account, text, transaction_id=f"{mark}-{int(one.seen_at.timestamp())}"
+                )
+        async with self._records.store.transaction() as connection:
+            await self._records.warnings.told(connection, one, now=now)
+
+    async def _notices(self, one: Warn) -> Mapping[str, str]:
+        if one.kind in {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE, About.STRANGER}:
+            return {
+                person.account: await self._to_operator(one, person.language)
+                for person in await self._records.people.active()
+                if person.role is Role.OPERATOR
+            }
+        person = await self._records.people.get(one.subject)
+        if person is None or not person.is_active:
+            return {}
+        if one.kind is About.IDENTITY:
+            return {one.subject: letters.changed_identity(person.language)}
+        if one.kind is About.DEVICE:
+            device = one.mark.split(" ", 1)[0]
+            return {one.subject: letters.unsigned_device(person.language, device=device)}
+        return {one.subject: letters.muted(person.language)}
+
+    async def _to_operator(self, one: Warn, language: Language) -> str:
+        if one.kind is About.STRANGER:
+            return await self._words(one, language)
+        return letters.outage(
+            language, ward=one.subject, reachable=one.kind is About.NOBODY_REACHABLE
+        )
+
+    async def _ward_of(self, one: Warn) -> Ward | None:
+        """Whose team must hear it."""
+        if one.kind in {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE}:
+            return await self._records.wards.get(WardId(one.subject))
+        if one.kind is About.STRANGER:
+            consultation = await self._records.consultations.in_room(one.subject)
+            if consultation is None:
+                return await self._records.wards.in_room(one.subject)
+            return await self._records.wards.responsible(consultation.patient)
+        person = await self._records.people.get(one.subject)
+        if person is None or person.ward is None or not person.is_active:
+            return None
+        return await self._records.wards.get(person.ward)
+
+    async def _words(self, one: Warn, language: Language) -> str:
+        """What the ward reads."""
+        _ = translator(language).gettext
+        person = await self._records.people.get(one.subject)
+        who = named(person, one.subject)
+        if one.kind is About.NOBODY_ON_DUTY:
+            return _("NOBODY ON DUTY · all phones of the ward ring · take duty: {line}").format(
+                line=usage(Action.DUTY_TAKE, language)
+            )
+        if one.kind is About.NOBODY_REACHABLE:
+            return _(
+                "NOBODY ON DUTY CAN BE REACHED · no phone that rings or no confirmed device ·"
+                " somebody with a working phone types: {line}"
+            ).format(line=usage(Action.DUTY_TAKE, language))
+        if one.kind is About.IDENTITY:
+            code = identity_code(one.mark)
+            line = usage(Action.IDENTITY_ACCEPT, language)
+            verb = " ".join(line.split()[:2])
+            return _(
+                "SECURITY · the keys of {who} were reset: no vitals and no alarms until accepted ·"
+                " ask {who} in person or by telephone whether it was so, then two clinicians type:"
+                " {line}"
+            ).format(who=who, line=f"{verb} {one.subject} {code}")
+        if one.kind is About.DEVICE:
+            return _(
+                "SECURITY · {who}, on duty, has a device that is not confirmed: {device} · it gets"
+                " nothing until {who} confirms it in Element"
+            ).format(who=who, device=shown(one.mark.split(" ", 1)[0], MAX_NAME))
+        if one.kind is About.STRANGER:
+            return _(
+                "SECURITY · {who} is in a room without belonging there and gets no keys · tell the"
+                " operator"
+            ).format(who=shown(one.mark, MAX_ACCOUNT))
+        return _("{who} is on duty and the phone cannot ring: no notifications in Element").format(
+            who=who
+        )

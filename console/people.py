@@ -1,0 +1,358 @@
+"""``fajma ward``, ``fajma staff`` and ``fajma patient``: people, at the running system's API."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import quote
+
+import aiohttp
+import click
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fajma.config import Settings, load, read_secret
+from fajma.errors import InputError, UnavailableError
+from fajma.language import Language
+from fajma.store.patients import AgeBand
+from fajma.store.people import Role
+
+_TIMEOUT: Final = aiohttp.ClientTimeout(total=120)
+
+TROUBLES: Final = {
+    "identity_changed": "keys were reset: ask the person, `fajma staff trust {account} {code}`",
+    "no_signed_device": "no confirmed device: log in with Element and verify it",
+    "no_pusher": "no phone with notifications: log in with Element on the phone and allow them",
+    "master_muted": "all notifications are off: enable them in Element, Settings, Notifications",
+    "partner": "partner's account: rules and phone are checked by that hospital's operator",
+    "no_account": "the account does not exist on this homeserver",
+    "account_closed": "the account is closed: `fajma staff leave`, or add it again",
+}
+
+config_option = click.option(
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=Path("fajma.toml"),
+    envvar="FAJMA_CONFIG",
+    show_default=True,
+    show_envvar=True,
+    help="The settings file.",
+)
+_language = click.option("--language", type=click.Choice([one.value for one in Language]))
+
+
+class Api:
+    """The operator's side of the REST API of the running ``fajma run``."""
+
+    def __init__(self, settings: Settings) -> None:
+        homeserver = settings.homeserver
+        self._url = f"http://{_reachable(homeserver.listen_host)}:{homeserver.listen_port}/fajma/v1"
+        self._token = read_secret(settings.secrets.operator_token_file, purpose="operator's token")
+
+    def get(self, path: str) -> dict[str, Any]:
+        """Ask for something."""
+        return asyncio.run(self._call("GET", path, None))
+
+    def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Have something done; what is ``None`` in the body is left out."""
+        given = {name: value for name, value in body.items() if value is not None}
+        return asyncio.run(self._call("POST", path, given))
+
+    async def _call(self, method: str, path: str, body: Mapping[str, Any] | None) -> dict[str, Any]:
+        headers = {"Authorization": f"Bearer {self._token}"}
+        try:
+            async with (
+                aiohttp.ClientSession(headers=headers, timeout=_TIMEOUT) as session,
+                session.request(
+                    method, f"{self._url}/{path}", json=dict(body) if body is not None else None
+                ) as response,
+            ):
+                status, answer = response.status, await response.json()
+        except (aiohttp.ClientError, TimeoutError, ValueError) as error:
+            raise UnavailableError(
+                f"FAJMA does not answer at {self._url}: start it with `fajma run`",
+                code="fajma_not_running",
+            ) from error
+        if status == 200:  # noqa: PLR2004
+            return dict(answer)
+        kind = InputError if status < 500 else UnavailableError  # noqa: PLR2004
+        raise kind(str(answer.get("error")), code=str(answer.get("code")))
+
+
+def _reachable(host: str) -> str:
+    return "127.0.0.1" if host in {"0.0.0.0", "::", ""} else host  # noqa: S104 - what it listens on
+
+
+def _api(config_path: Path) -> Api:
+    return Api(load(config_path))
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _show(table: Table) -> None:
+    Console().print(table)
+
+
+def _row(table: Table, *cells: object) -> None:
+    table.add_row(*(escape("" if cell is None else str(cell)) for cell in cells))
+
+
+# --- wards ---------------------------------------------------------------------------------------
+
+
+@click.group("ward")
+def ward() -> None:
+    """Wards: a team, its encrypted room, its roster."""
+
+
+@ward.command("add")
+@click.argument("name")
+@_language
+@click.option("--time-zone", help="IANA name; the site's if left out.")
+@config_option
+def ward_add(name: str, language: str | None, time_zone: str | None, config_path: Path) -> None:
+    """Open a ward and its room. NAME is short, e.g. medecine-2. Safe to repeat."""
+    body = {"name": name, "language": language, "time_zone": time_zone}
+    answer = _api(config_path).post("wards", body)
+    click.echo(f"ward {answer['name']}: room {answer['room_id']}")
+
+
+@ward.command("list")
+@config_option
+def ward_list(config_path: Path) -> None:
+    """Every ward, and who is on duty."""
+    table = _table("ward", "language", "on duty")
+    for one in _api(config_path).get("wards")["wards"]:
+        _row(table, one["name"], one["language"], ", ".join(one["on_duty"]) or "NOBODY")
+    _show(table)
+
+
+# --- staff ---------------------------------------------------------------------------------------
+
+
+@click.group("staff")
+def staff() -> None:
+    """Doctors, nurses and operators: joining, leaving, lost phones, reachability."""
+
+
+@staff.command("add")
+@click.argument("who")
+@click.option("--name", required=True, help="As colleagues know the person.")
+@click.option("--role", type=click.Choice([one.value for one in Role]), required=True)
+@click.option("--ward", help="Short name of the ward.")
+@_language
+@click.option("--existing", is_flag=True, help="The account is here already; keep its password.")
+@config_option
+def staff_add(
+    *,
+    who: str,
+    name: str,
+    role: str,
+    ward: str | None,
+    language: str | None,
+    existing: bool,
+    config_path: Path,
+) -> None:
+    """Somebody joins. WHO is a short name (awa.diop), or a partner's full Matrix id."""
+    answer = _api(config_path).post(
+        "staff",
+        {
+            "who": who,
+            "name": name,
+            "role": role,
+            "ward": ward,
+            "language": language,
+            "existing": existing,
+        },
+    )
+    click.echo(answer["letter"])
+    click.echo("\nGive this to the person; it is not shown again.", err=True)
+
+
+@staff.command("list")
+@click.option("--left", is_flag=True, help="Also who worked here and has left.")
+@config_option
+def staff_list(*, left: bool, config_path: Path) -> None:
+    """Who works here."""
+    table = _table("account", "name", "role", "ward", "language", "left")
+    for one in _api(config_path).get("staff?left" if left else "staff")["staff"]:
+        _row(
+            table,
+            *(one[key] for key in ("account", "name", "role", "ward", "language")),
+            (one["left"] or "")[:10],
+        )
+    _show(table)
+
+
+@staff.command("role")
+@click.argument("who")
+@click.option("--role", type=click.Choice([one.value for one in Role]))
+@click.option("--ward", help="Another ward; '' for none.")
+@_language
+@config_option
+def staff_role(
+    who: str, role: str | None, ward: str | None, language: str | None, config_path: Path
+) -> None:
+    """Another role, ward or language."""
+    body = {"who": who, "role": role, "ward": ward, "language": language}
+    answer = _api(config_path).post("staff/role", body)
+    click.echo(f"{answer['account']}: {answer['role']}, ward {answer['ward'] or 'none'}")
+
+
+@staff.command("leave")
+@click.argument("who")
+@config_option
+def staff_leave(who: str, config_path: Path) -> None:
+    """Somebody leaves: no more keys, rooms and sessions, at once. Safe to repeat."""
+    answer = _api(config_path).post("staff/leave", {"who": who})
+    click.echo(f"{who} has left: no key, no room" + (", no session" * answer["ended_here"]))
+    if not answer["ended_here"]:
+        click.echo("the account is a partner's: its sessions are that hospital's to end", err=True)
+    for one in answer["without_clinician"]:
+        click.echo(f"consultation {one} has no clinician any more: add one", err=True)
+
+
+@staff.command("lost-phone")
+@click.argument("who")
+@click.option("--device", "devices", multiple=True, help="Which device; may be repeated.")
+@click.option("--all", "every", is_flag=True, help="All of the person's devices.")
+@click.option("--stolen", is_flag=True, help="Somebody may have opened it: trust its keys no more.")
+@config_option
+def staff_lost_phone(
+    *, who: str, devices: tuple[str, ...], every: bool, stolen: bool, config_path: Path
+) -> None:
+    """A phone is gone: end its sessions and keys, and print what the person does next."""
+    answer = _api(config_path).post(
+        "staff/lost-phone",
+        {"who": who, "devices": list(devices), "every": every, "stolen": stolen},
+    )
+    click.echo(answer["letter"])
+    click.echo("\nGive this to the person; it is not shown again.", err=True)
+
+
+@staff.command("trust")
+@click.argument("who")
+@click.argument("code")
+@config_option
+def staff_trust(who: str, code: str, config_path: Path) -> None:
+    """Accept somebody's reset keys, after asking the person; CODE from `fajma staff check`."""
+    answer = _api(config_path).post("staff/trust", {"who": who, "code": code})
+    click.echo(f"{answer['account']}: the new keys are accepted")
+
+
+@staff.command("check")
+@config_option
+def staff_check(config_path: Path) -> None:
+    """Whether everybody can be reached; push rules are repaired. Exit code 1 if somebody cannot."""
+    table = _table("account", "name", "ward", "rings", "state")
+    bad = False
+    for one in _api(config_path).post("staff/check", {})["staff"]:
+        said = [
+            TROUBLES.get(trouble, trouble).format(account=one["account"], code=one["code"])
+            for trouble in one["troubles"]
+        ]
+        bad = bad or any(trouble != "partner" for trouble in one["troubles"])
+        rings = "yes" if one["rings"] else "no"
+        _row(table, one["account"], one["name"], one["ward"], rings, "; ".join(said) or "ok")
+    _show(table)
+    if bad:
+        raise SystemExit(1)
+
+
+# --- patients ------------------------------------------------------------------------------------
+
+
+@click.group("patient")
+def patient() -> None:
+    """Patient records: number, initials, bed; a Matrix account is optional."""
+
+
+_age = click.option("--age-band", type=click.Choice([one.value for one in AgeBand]))
+_pregnant = click.option("--pregnant/--not-pregnant", default=None)
+
+
+@patient.command("add")
+@click.argument("number")
+@click.option("--initials", required=True, help="e.g. A.D.; no name.")
+@click.option("--bed", required=True)
+@click.option("--ward", help="Where the patient lies; its team gets the alarms.")
+@_age
+@_pregnant
+@_language
+@click.option("--time-zone")
+@config_option
+def patient_add(config_path: Path, **values: Any) -> None:
+    """Keep a new patient record. NUMBER is the hospital's."""
+    answer = _api(config_path).post("patients", values)
+    click.echo(f"patient {answer['number']}: bed {answer['bed']}, key {answer['patient']}")
+
+
+@patient.command("list")
+@click.option("--ward")
+@config_option
+def patient_list(ward: str | None, config_path: Path) -> None:
+    """Every patient, by bed."""
+    table = _table("number", "initials", "bed", "ward", "age", "account")
+    path = f"patients?ward={quote(ward)}" if ward else "patients"
+    for one in _api(config_path).get(path)["patients"]:
+        _row(
+            table,
+            *(one[key] for key in ("number", "initials", "bed", "ward", "age_band", "account")),
+        )
+    _show(table)
+
+
+@patient.command("change")
+@click.argument("number")
+@click.option("--initials")
+@click.option("--bed")
+@click.option("--ward")
+@_age
+@_pregnant
+@_language
+@click.option("--time-zone")
+@config_option
+def patient_change(config_path: Path, **values: Any) -> None:
+    """Another bed, ward, age band ...; what is left out stays."""
+    answer = _api(config_path).post("patients/change", values)
+    click.echo(f"patient {answer['number']}: bed {answer['bed']}, ward {answer['ward'] or 'none'}")
+
+
+@patient.command("link-account")
+@click.argument("number")
+@click.argument("account")
+@config_option
+def patient_link_account(number: str, account: str, config_path: Path) -> None:
+    """The patient takes part with this Matrix account (full id) from now on."""
+    answer = _api(config_path).post("patients/account", {"number": number, "account": account})
+    click.echo(f"patient {answer['number']}: {answer['account']}")
+
+
+@patient.command("unlink-account")
+@click.argument("number")
+@config_option
+def patient_unlink_account(number: str, config_path: Path) -> None:
+    """The patient goes on without account: out of the room, no key any more."""
+    answer = _api(config_path).post("patients/account", {"number": number})
+    click.echo(f"patient {answer['number']}: no account")
+
+
+@patient.command("monitor")
+@click.argument("number")
+@click.argument("device")
+@config_option
+def patient_monitor(number: str, device: str, config_path: Path) -> None:
+    """The patient wears this monitor (12 hex digits) from now on."""
+    answer = _api(config_path).post(
+        "patients/monitor", {"number": number, "device": device.replace(":", "").upper()}
+    )
+    click.echo(f"patient {answer['number']} wears {device}")

@@ -1,0 +1,586 @@
+"""The grammar of what people type: one parser for all bots, French and English.
+
+Written for a nurse at three in the morning on a small phone: strict in meaning, forgiving in
+accents, case, blanks and the characters that keyboards put in. The rules:
+
+- A command is one line that begins with ``!`` and a verb. Lines quoted by a reply are dropped
+  first. More lines after a command are an error, for a message does one thing.
+- Both languages are understood in every room; the verb decides the language of the answer.
+- A message whose first word is near a verb is a mistyped command and gets the right line. Any other
+  is prose, however many marks it begins with: nobody who types ``!!! vite`` wants a lecture.
+- A verb with words that do not belong to it does nothing: ``! test de glycémie`` rings no phone.
+- A display name never identifies anybody. A person is an account that was typed, or the one
+  account that the client noted in ``m.mentions`` when the name was picked from its list.
+
+Who may type what, how old or how well encrypted a message may be: that is the caller's to judge.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Final
+
+from fajma.errors import InputError
+from fajma.language import Language, translator
+
+
+class Owner(StrEnum):
+    """Who carries a verb out; the value is the local part of its account."""
+
+    HOST = "fajma"
+    ALERTS = "fajma-alerts"
+
+
+class Verb(StrEnum):
+    """The first word of a command, whatever its language."""
+
+    DUTY = "duty"
+    HANDOVER = "handover"
+    DRILL = "drill"
+    HERE = "here"
+    IDENTITY = "identity"
+    HELP = "help"
+
+
+class Action(StrEnum):
+    """What a command asks for; the value is stable and may be logged."""
+
+    DUTY_SHOW = "duty.show"
+    DUTY_TAKE = "duty.take"
+    DUTY_LEAVE = "duty.leave"
+    HANDOVER_OFFER = "handover.offer"
+    HANDOVER_ACCEPT = "handover.accept"
+    HANDOVER_DECLINE = "handover.decline"
+    HANDOVER_CANCEL = "handover.cancel"
+    DRILL_START = "drill.start"
+    DRILL_ANSWER = "drill.answer"
+    IDENTITY_ACCEPT = "identity.accept"
+    HELP = "help"
+
+    @property
+    def verb(self) -> Verb:
+        """The verb that asks for it."""
+        return _VERB_OF[self]
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Somebody a command names; exactly one of the two is set.
+
+    Attributes:
+        mxid: full account, e.g. ``@awa:clinic.example``.
+        localpart: its first part, e.g. ``awa``; the caller looks for it among the ward's staff.
+    """
+
+    mxid: str | None = None
+    localpart: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A line that was understood.
+
+    Attributes:
+        action: what is asked.
+        language: in which it was typed, so in which to answer.
+        person: whom it names; set for ``HANDOVER_OFFER`` and ``IDENTITY_ACCEPT``.
+        code: ``K7QF-2MZT``, in this spelling; set for ``IDENTITY_ACCEPT``.
+    """
+
+    action: Action
+    language: Language
+    person: Person | None = None
+    code: str | None = None
+
+    @property
+    def owner(self) -> Owner:
+        """The one account that carries it out; all others keep still."""
+        return OWNERS[self.action.verb]
+
+
+class CommandError(InputError):
+    """A line that means to be a command and is none.
+
+    The message is in the language of the person who typed, shows the line to type, and quotes
+    nothing of what was typed.
+    """
+
+
+OWNERS: Final[Mapping[Verb, Owner]] = MappingProxyType(dict.fromkeys(Verb, Owner.ALERTS))
+"""Who answers which verb: one account each, so that nobody is answered twice."""
+
+MAX_BODY: Final = 65_536
+"""Longest body that is read, in characters: no Matrix event is larger (in bytes)."""
+
+MAX_LINE: Final = 640
+"""Longest command, in characters: a display name or account of 256, the words, and room."""
+
+CODE_LENGTH: Final = 8
+"""Characters of a code, without its hyphen."""
+
+_MAX_MXID: Final = 255  # Matrix specification 1.16, appendix "User identifiers", in bytes
+_MAX_WORD: Final = 24  # longer first words are not compared with the verbs
+
+_VERB_OF: Final = {
+    Action.DUTY_SHOW: Verb.DUTY,
+    Action.DUTY_TAKE: Verb.DUTY,
+    Action.DUTY_LEAVE: Verb.DUTY,
+    Action.HANDOVER_OFFER: Verb.HANDOVER,
+    Action.HANDOVER_ACCEPT: Verb.HANDOVER,
+    Action.HANDOVER_DECLINE: Verb.HANDOVER,
+    Action.HANDOVER_CANCEL: Verb.HANDOVER,
+    Action.DRILL_START: Verb.DRILL,
+    Action.DRILL_ANSWER: Verb.HERE,
+    Action.IDENTITY_ACCEPT: Verb.IDENTITY,
+    Action.HELP: Verb.HELP,
+}
+
+# First words as ``_folded`` leaves them. No language: the word is in both, the room's is meant.
+_VERBS: Final[Mapping[str, tuple[Verb, Language | None]]] = {
+    "garde": (Verb.DUTY, Language.FRENCH),
+    "duty": (Verb.DUTY, Language.ENGLISH),
+    "releve": (Verb.HANDOVER, Language.FRENCH),
+    "handover": (Verb.HANDOVER, Language.ENGLISH),
+    "test": (Verb.DRILL, None),
+    "exercice": (Verb.DRILL, Language.FRENCH),
+    "drill": (Verb.DRILL, Language.ENGLISH),
+    "present": (Verb.HERE, Language.FRENCH),
+    "presente": (Verb.HERE, Language.FRENCH),
+    "here": (Verb.HERE, Language.ENGLISH),
+    "identite": (Verb.IDENTITY, Language.FRENCH),
+    "identity": (Verb.IDENTITY, Language.ENGLISH),
+    "aide": (Verb.HELP, Language.FRENCH),
+    "help": (Verb.HELP, Language.ENGLISH),
+}
+
+# Second words, of both languages after either verb: a mixture has only one meaning.
+_WORDS: Final[Mapping[Verb, Mapping[str, Action]]] = {
+    Verb.DUTY: {
+        **dict.fromkeys(("prendre", "prends", "prise", "oui", "take", "on"), Action.DUTY_TAKE),
+        **dict.fromkeys(("quitter", "fin", "leave", "off"), Action.DUTY_LEAVE),
+    },
+    Verb.HANDOVER: {
+        **dict.fromkeys(("accepter", "accepte", "oui", "accept", "yes"), Action.HANDOVER_ACCEPT),
+        **dict.fromkeys(("refuser", "refuse", "non", "decline", "no"), Action.HANDOVER_DECLINE),
+        **dict.fromkeys(("annuler", "annule", "cancel"), Action.HANDOVER_CANCEL),
+    },
+    Verb.IDENTITY: dict.fromkeys(("accepter", "accepte", "accept"), Action.IDENTITY_ACCEPT),
+    Verb.DRILL: {},
+    Verb.HERE: {},
+    Verb.HELP: {},
+}
+
+# The verb alone.
+_ALONE: Final = {
+    Verb.DUTY: Action.DUTY_SHOW,
+    Verb.DRILL: Action.DRILL_START,
+    Verb.HERE: Action.DRILL_ANSWER,
+    Verb.HELP: Action.HELP,
+}
+
+# The lines to type are part of the grammar, not of the translations.
+_USAGE: Final[Mapping[Language, Mapping[Action, str]]] = {
+    Language.FRENCH: {
+        Action.DUTY_SHOW: "!garde",
+        Action.DUTY_TAKE: "!garde prendre",
+        Action.DUTY_LEAVE: "!garde quitter",
+        Action.HANDOVER_OFFER: "!relève @nom",
+        Action.HANDOVER_ACCEPT: "!relève accepter",
+        Action.HANDOVER_DECLINE: "!relève refuser",
+        Action.HANDOVER_CANCEL: "!relève annuler",
+        Action.DRILL_START: "!test",
+        Action.DRILL_ANSWER: "!présent",
+        Action.IDENTITY_ACCEPT: "!identité accepter @nom K7QF-2MZT",
+        Action.HELP: "!aide",
+    },
+    Language.ENGLISH: {
+        Action.DUTY_SHOW: "!duty",
+        Action.DUTY_TAKE: "!duty take",
+        Action.DUTY_LEAVE: "!duty leave",
+        Action.HANDOVER_OFFER: "!handover @name",
+        Action.HANDOVER_ACCEPT: "!handover accept",
+        Action.HANDOVER_DECLINE: "!handover decline",
+        Action.HANDOVER_CANCEL: "!handover cancel",
+        Action.DRILL_START: "!test",
+        Action.DRILL_ANSWER: "!here",
+        Action.IDENTITY_ACCEPT: "!identity accept @name K7QF-2MZT",
+        Action.HELP: "!help",
+    },
+}
+
+# Matrix specification 1.16, appendix "User identifiers". New local parts have the first set of
+# characters; "historical" ones have any printable ASCII but the colon, and may be met for ever.
+_LOCALPART: Final = re.compile(r"[a-z0-9._=/+-]+")
+_SERVER: Final = r"(?:\[[0-9A-Fa-f:.]{2,45}\]|[A-Za-z0-9.-]+)(?::[0-9]{1,5})?"
+_MXID: Final = re.compile(rf"@[!-9;-~]+:{_SERVER}")
+_MXID_INSIDE: Final = re.compile(rf"@[^\s:@]+:{_SERVER}")
+
+_DASH: Final = "\N{EN DASH}"
+_SENTENCE_MARKS: Final = ".,;:!?…"
+_QUOTES: Final = "\"'`()<>\N{ACUTE ACCENT}"  # IPv6 addresses stand in square brackets
+_LOOKS_LIKE: Final = str.maketrans("OIL", "011")  # Crockford's base32 reads them so
+_CODE_ALPHABET: Final = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+
+
+def parse(
+    body: str, *, language: Language, mentions: Sequence[str] = (), reply: bool = False
+) -> Command | None:
+    """Understand a message, or say how to type it.
+
+    Args:
+        body: the plain text of the message, of any length.
+        language: of the room; that of the answer where the verb is in both languages.
+        mentions: user ids of ``m.mentions``. One that was picked from the client's list stands in
+            the body as a display name, which may be anything.
+        reply: the message answers another one (``m.in_reply_to``). Clients then add the author of
+            that message to the mentions, so mentions no longer tell who was picked. A reply that
+            quotes in its body is noticed without this.
+
+    Returns:
+        The command, or ``None`` when the message is none: it does not begin with ``!``, or its
+        first word is not near any verb.
+
+    Raises:
+        CommandError: it means to be a command and is none. Nothing else is ever raised.
+    """
+    if len(body) > MAX_BODY:
+        return None
+    text, quoted = _without_quote(body)
+    first, *more = text.splitlines() or [""]
+    line = _after_mark(first[: MAX_LINE + 1])
+    if line is None:
+        return None
+    word = re.split(r"[\s@]", line, maxsplit=1)[0]  # "!relève@awa" is clear enough
+    verb_word = _folded(word)
+    if not verb_word or len(word) > _MAX_WORD:
+        return None
+    if verb_word not in _VERBS:
+        near = get_close_matches(verb_word, _VERBS, n=1, cutoff=0.8)
+        if near:
+            raise _unknown_verb(near[0], language)
+        return None
+    verb, own = _VERBS[verb_word]
+    typed = _Line(verb, line[len(word) :], own or language, tuple(mentions), reply or quoted)
+    if len(first) > MAX_LINE:
+        raise typed.too_long()
+    if more:
+        raise typed.more_lines()
+    return typed.command()
+
+
+def usage(action: Action, language: Language) -> str:
+    """The line that asks for an action, e.g. ``!relève @nom``."""
+    return _USAGE[language][action]
+
+
+def help_text(language: Language) -> str:
+    """Every line that can be typed, one per line of text: the line first, then what it does."""
+    _ = translator(language).gettext
+    meanings = {
+        Action.DUTY_SHOW: _("who is on duty, in the order in which they are called"),
+        Action.DUTY_TAKE: _("take duty"),
+        Action.DUTY_LEAVE: _("leave duty"),
+        Action.HANDOVER_OFFER: _("offer my duty to somebody"),
+        Action.HANDOVER_ACCEPT: _("accept the duty offered to me"),
+        Action.HANDOVER_DECLINE: _("decline the duty offered to me"),
+        Action.HANDOVER_CANCEL: _("take back my offer"),
+        Action.DRILL_START: _("drill at the start of a shift: rings on every channel"),
+        Action.DRILL_ANSWER: _("answer a drill"),
+        Action.IDENTITY_ACCEPT: _("accept the new keys of somebody whose code I compared"),
+        Action.HELP: _("this help"),
+    }
+    return "\n".join(
+        f"{usage(action, language)} {_DASH} {said}" for action, said in meanings.items()
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """A command line whose verb is known.
+
+    Attributes:
+        verb: its first word.
+        rest: all after it, as typed: an account must not be made out of characters like its own.
+        language: of the answer.
+        mentions: as given to ``parse``.
+        reply: the mentions may hold somebody who was not picked.
+    """
+
+    verb: Verb
+    rest: str
+    language: Language
+    mentions: tuple[str, ...]
+    reply: bool
+
+    def command(self) -> Command:
+        words = _words(self.rest)
+        if self.verb is Verb.HELP:  # whoever asks for help gets it, whatever else the line holds
+            return Command(Action.HELP, self.language)
+        second = _folded(words[0]) if words and not words[0].startswith("@") else ""
+        action = _WORDS[self.verb].get(second)
+        if self.verb is Verb.IDENTITY:
+            return self._identity(action)
+        if self.verb is Verb.HANDOVER:
+            return self._handover(action, words, second)
+        if not words and self.verb in _ALONE:
+            return Command(_ALONE[self.verb], self.language)
+        if action is not None and len(words) == 1:
+            return Command(action, self.language)
+        raise self._wrong_words(second)
+
+    def _handover(self, action: Action | None, words: list[str], second: str) -> Command:
+        if action is None:
+            if not self.mentions and len(words) == 1 and self._near(second):
+                raise self._wrong_words(second)  # a person of that name is written with an @
+            return Command(Action.HANDOVER_OFFER, self.language, self._person(self.rest))
+        # Somebody whose display name is "accepter" may have been picked, which would be an offer.
+        # The one mention of a reply is the author of what it answers, which is no pick.
+        if self.mentions and (not self.reply or len(set(self.mentions)) > 1):
+            raise self._ambiguous_word(action)
+        if len(words) > 1:
+            raise self._wrong_words(second)
+        return Command(action, self.language)
+
+    def _identity(self, action: Action | None) -> Command:
+        if action is None:
+            raise self._wrong_words("")
+        rest = self.rest.lstrip()[len(self.rest.split()[0]) :]
+        before, code = _code_at_end(rest)
+        if code is None:
+            _ = translator(self.language).gettext
+            raise self._error(
+                "code_missing",
+                _("The line must end with the code of 8 characters that the person reads to you:"),
+                action,
+            )
+        return Command(action, self.language, self._person(before), code)
+
+    def _person(self, text: str) -> Person:
+        """Whom the text, or the client's list, names.
+
+        Raises:
+            CommandError: nobody, several, or somebody who cannot be told for certain.
+        """
+        written = _trimmed(text)
+        picked = tuple(dict.fromkeys(self.mentions))
+        if not picked:
+            return self._written(written)
+        _ = translator(self.language).gettext
+        if self.reply:
+            raise self._person_error(
+                "person_in_reply",
+                _("Write this as a new message, not as a reply, so that the person is clear:"),
+            )
+        if len(picked) > 1:
+            raise self._person_error("person_several", _("Name one person only:"))
+        (mxid,) = picked
+        if not _is_mxid(mxid):
+            raise self._person_error(
+                "person_unusable",
+                _("The account that was picked is no valid one. Write the account with an @:"),
+            )
+        named = [_trimmed(found) for found in _MXID_INSIDE.findall(written)]
+        if written.startswith("@") and _LOCALPART.fullmatch(written[1:].lower()):
+            named.append(f"{written}:{mxid.partition(':')[2]}")
+        if any(name.lower() != mxid.lower() for name in named):
+            raise self._person_error(
+                "person_differs",
+                _("The account written and the person picked differ. Name one person only:"),
+            )
+        return Person(mxid=mxid)
+
+    def _written(self, written: str) -> Person:
+        """The person of an account that was typed."""
+        _ = translator(self.language).gettext
+        account = re.sub(r"^@\s+", "@", written)  # some keyboards put a blank after the sign
+        if not _folded(account):  # nothing, the sign alone, a picture
+            raise self._person_error(
+                "person_missing",
+                _("Name the person: write the account with an @, or pick it from the list:"),
+            )
+        one_word = len(account.split()) == 1
+        if one_word and not account.isascii():
+            raise self._person_error(
+                "person_not_ascii",
+                _(
+                    "An account has only plain letters from a to z, without accents; another "
+                    "letter may look the same. Write the account with an @, or pick it from the "
+                    "list:"
+                ),
+            )
+        # Phones write a capital first. Who has one in an old account is picked from the list.
+        account = account.lower()
+        if one_word and len(account) <= _MAX_MXID:
+            if _is_mxid(account):
+                return Person(mxid=account)
+            if _LOCALPART.fullmatch(account.removeprefix("@")):
+                return Person(localpart=account.removeprefix("@"))
+        raise self._person_error(
+            "person_unclear",
+            _("A name does not say who is meant. Write the account with an @, or pick it from "
+              "the list:"),
+        )  # fmt: skip
+
+    def too_long(self) -> CommandError:
+        _ = translator(self.language).gettext
+        return self._error("command_too_long", _("This line is too long. Type only:"))
+
+    def more_lines(self) -> CommandError:
+        _ = translator(self.language).gettext
+        return self._error(
+            "command_lines", _("Nothing was done: write one command, alone in the message:")
+        )
+
+    def _wrong_words(self, second: str) -> CommandError:
+        _ = translator(self.language).gettext
+        near = self._near(second)
+        shown = [_WORDS[self.verb][near]] if near else []
+        if near and self.verb is Verb.HANDOVER:
+            shown.append(Action.HANDOVER_OFFER)
+        return self._error(
+            "command_words", _("Nothing was done: these words are no command. Type:"), *shown
+        )
+
+    def _ambiguous_word(self, action: Action) -> CommandError:
+        _ = translator(self.language).gettext
+        return self._error(
+            "person_several",
+            _("Nothing was done: somebody was picked from the list too. Type one of:"),
+            action,
+            Action.HANDOVER_OFFER,
+        )
+
+    def _person_error(self, code: str, sentence: str) -> CommandError:
+        identity = self.verb is Verb.IDENTITY
+        action = Action.IDENTITY_ACCEPT if identity else Action.HANDOVER_OFFER
+        return self._error(code, sentence, action)
+
+    def _error(self, code: str, sentence: str, *actions: Action) -> CommandError:
+        """A sentence, then the lines to type; all of the verb where none is chosen."""
+        chosen = actions or [action for action in Action if action.verb is self.verb]
+        lines = [usage(action, self.language) for action in chosen]
+        return CommandError("\n".join([sentence, *lines]), code=code)
+
+    def _near(self, second: str) -> str | None:
+        """The word of the verb that was probably meant; short ones are too like names."""
+        long_ones = [word for word in _WORDS[self.verb] if len(word) > 4]  # noqa: PLR2004
+        found = get_close_matches(second[:_MAX_WORD], long_ones, n=1, cutoff=0.8)
+        return found[0] if found else None
+
+
+def _unknown_verb(near: str, room: Language) -> CommandError:
+    verb, own = _VERBS[near]
+    language = own or room
+    _ = translator(language).gettext
+    meant = next(action for action in Action if action.verb is verb)
+    sentence = _("This is no command. Type {help} to see them all. Did you mean:").format(
+        help=usage(Action.HELP, language)
+    )
+    return CommandError(f"{sentence}\n{usage(meant, language)}", code="command_unknown")
+
+
+def _without_quote(body: str) -> tuple[str, bool]:
+    """The text without what a reply quotes before it, and whether it quoted anything.
+
+    "Rich replies" of the Matrix specification up to 1.12: every quoted line begins with ``> ``.
+    Clients may still send them.
+    """
+    lines = body.split("\n")
+    quote = 0
+    while quote < len(lines) and (lines[quote].startswith("> ") or lines[quote].strip() == ">"):
+        quote += 1
+    return _trimmed_blanks("\n".join(lines[quote:])), quote > 0
+
+
+def _after_mark(line: str) -> str | None:
+    """What follows the mark or marks; ``None`` when the line does not begin with one."""
+    if not line or not _is_mark(line[0]):
+        return None
+    start = next(
+        (at for at, c in enumerate(line) if not (_is_mark(c) or _is_blank(c))),
+        len(line),
+    )
+    return line[start:]
+
+
+def _is_mark(character: str) -> bool:
+    # Compatibility forms: the full-width mark, the double mark.
+    return set(unicodedata.normalize("NFKC", character)) == {"!"}
+
+
+def _is_blank(character: str) -> bool:
+    """White space, and what is not seen at all."""
+    return character.isspace() or unicodedata.category(character) == "Cf"
+
+
+def _is_quote(character: str) -> bool:
+    return character in _QUOTES or unicodedata.category(character) in ("Pi", "Pf")
+
+
+def _trimmed_blanks(text: str) -> str:
+    start, end = 0, len(text)
+    while start < end and _is_blank(text[start]):
+        start += 1
+    while end > start and _is_blank(text[end - 1]):
+        end -= 1
+    return text[start:end]
+
+
+def _trimmed(text: str) -> str:
+    """Without blanks and quotation marks around, and without the end of a sentence."""
+    start, end = 0, len(text)
+    while start < end and (_is_blank(text[start]) or _is_quote(text[start])):
+        start += 1
+    while end > start and (
+        _is_blank(text[end - 1]) or _is_quote(text[end - 1]) or text[end - 1] in _SENTENCE_MARKS
+    ):
+        end -= 1
+    return text[start:end]
+
+
+def _words(text: str) -> list[str]:
+    """The words, each without quotation marks; marks alone are no words."""
+    return [word for word in map(_trimmed, text.split()) if _folded(word) or word == "@"]
+
+
+def _folded(word: str) -> str:
+    """A word without case, accents, invisible characters and marks around it."""
+    apart = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", word).casefold())
+    seen = "".join(c for c in apart if unicodedata.category(c) not in ("Mn", "Cf"))
+    return re.sub(r"^[\W_]+|[\W_]+$", "", seen)
+
+
+def _is_mxid(text: str) -> bool:
+    return len(text) <= _MAX_MXID and _MXID.fullmatch(text) is not None
+
+
+def _code_at_end(text: str) -> tuple[str, str | None]:
+    """Split off the code: what stands before it, and the code in its one spelling.
+
+    Case, hyphen, blanks and the letters that look like digits are forgiven; a character too few or
+    too many is not, for then the code would take from the name before it.
+    """
+    tail = _trimmed(text)
+    found: list[str] = []
+    at = len(tail)
+    while at > 0 and len(found) < CODE_LENGTH:
+        at -= 1
+        character = tail[at]
+        if _is_blank(character) or unicodedata.category(character) == "Pd":
+            continue
+        plain = unicodedata.normalize("NFKC", character).upper().translate(_LOOKS_LIKE)
+        if plain not in _CODE_ALPHABET:
+            return text, None
+        found.append(plain)
+    apart = at == 0 or _is_blank(tail[at - 1]) or _is_quote(tail[at - 1])
+    if len(found) < CODE_LENGTH or not apart:
+        return text, None
+    code = "".join(reversed(found))
+    half = CODE_LENGTH // 2
+    return tail[:at], f"{code[:half]}-{code[half:]}"

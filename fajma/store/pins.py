@@ -1,0 +1,223 @@
+"""Pinned identities, and who belongs in which room: on what the sharing of keys rests.
+
+Both are our own records. A homeserver can show another identity, add a device or a member; it
+cannot change what stands here. The rule itself is pure and in ``fajma.trust``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final
+
+from mautrix.util.async_db import Connection
+
+from fajma.store.database import Store, from_ms, to_ms
+from fajma.store.readings import lock_head, move_head
+from fajma.trust import REVOKED
+
+APPROVALS_NEEDED: Final = 2
+"""Clinicians who must accept a changed identity, other than the person himself."""
+
+EPOCH: Final = "trust"
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """An identity that is shown and is not the pinned one; it gets nothing.
+
+    Attributes:
+        account: whose.
+        master_key: the new public master key, unpadded base64.
+        seen_at: when it was first seen, aware UTC.
+    """
+
+    account: str
+    master_key: str
+    seen_at: datetime
+
+
+class Pins:
+    """Repository of pinned identities."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def known(self, accounts: Collection[str]) -> dict[str, str]:
+        """Master keys in force, of those who were met; one that is ``REVOKED`` fits no identity."""
+        found = {}
+        for account in accounts:
+            key = await self._store.db.fetchval(
+                "SELECT master_key FROM pin WHERE account=$1", account
+            )
+            if key is not None:
+                found[account] = str(key)
+        return found
+
+    async def meet(self, masters: Mapping[str, str], *, now: datetime | None = None) -> None:
+        """Pin who is met for the first time; note whose identity is not the pinned one.
+
+        Args:
+            masters: by account, the master key of an identity whose signatures were verified.
+            now: aware UTC.
+        """
+        moment = to_ms(now or datetime.now(UTC))
+        pinned = await self.known(masters)
+        for account, master in masters.items():
+            if account not in pinned:
+                # Another sender may meet the same person at this moment: the first counts.
+                await self._store.db.execute(
+                    "INSERT INTO pin (account, master_key, pinned_at) VALUES ($1, $2, $3)"
+                    " ON CONFLICT (account) DO NOTHING",
+                    account,
+                    master,
+                    moment,
+                )
+                pinned |= await self.known([account])
+            if pinned[account] not in (master, REVOKED + master):
+                await self._note_change(account, master, moment)
+        back = [account for account, master in masters.items() if pinned[account] == master]
+        for account in back:  # the pinned identity is shown again
+            await self._store.db.execute(
+                "DELETE FROM warning WHERE kind='identity' AND subject=$1", account
+            )
+
+    async def _note_change(self, account: str, master: str, moment: int) -> None:
+        """The one that is shown now; an earlier one can no longer be accepted."""
+        async with self._store.transaction() as connection:
+            added = await connection.fetchrow(
+                "INSERT INTO warning (kind, subject, mark, seen_at) VALUES ('identity', $1, $2, $3)"
+                " ON CONFLICT (kind, subject, mark) DO NOTHING RETURNING mark",
+                account,
+                master,
+                moment,
+            )
+            if added is None:
+                return
+            await connection.execute(
+                "DELETE FROM warning WHERE kind='identity' AND subject=$1 AND mark<>$2",
+                account,
+                master,
+            )
+        self._store.hints.notify("trust")
+
+    async def changed(self, account: str) -> Changed | None:
+        """The identity of this account that waits to be accepted."""
+        row = await self._store.db.fetchrow(
+            "SELECT * FROM warning WHERE kind='identity' AND subject=$1", account
+        )
+        return Changed(row["subject"], row["mark"], from_ms(row["seen_at"])) if row else None
+
+    async def approve(
+        self, connection: Connection, change: Changed, *, by: str, now: datetime
+    ) -> bool:
+        """A clinician accepts an identity.
+
+        Returns:
+            Whether enough have, so that it is now the pinned one.
+        """
+        await connection.execute(
+            "INSERT INTO pin_approval (account, master_key, approver, approved_at)"
+            " VALUES ($1, $2, $3, $4) ON CONFLICT (account, master_key, approver) DO NOTHING",
+            change.account,
+            change.master_key,
+            by,
+            to_ms(now),
+        )
+        count = await connection.fetchval(
+            "SELECT COUNT(*) FROM pin_approval WHERE account=$1 AND master_key=$2 AND approver<>$1",
+            change.account,
+            change.master_key,
+        )
+        if int(count or 0) < APPROVALS_NEEDED:
+            return False
+        await self.accept(connection, change, now=now)
+        return True
+
+    async def accept(self, connection: Connection, change: Changed, *, now: datetime) -> None:
+        """From now on this identity is the person's."""
+        await self._pin(connection, change.account, change.master_key, now)
+
+    async def revoke(self, connection: Connection, account: str, *, now: datetime) -> None:
+        """No identity of this account is trusted until another is accepted (a stolen phone)."""
+        pinned = (await self.known([account])).get(account, "")
+        await self._pin(connection, account, REVOKED + pinned.removeprefix(REVOKED), now)
+
+    async def block(
+        self, connection: Connection, account: str, device_ids: Collection[str]
+    ) -> None:
+        """These devices never get a key again, even if the homeserver goes on listing them."""
+        for device_id in device_ids:
+            await connection.execute(
+                "INSERT INTO blocked_device (account, device_id) VALUES ($1, $2)"
+                " ON CONFLICT (account, device_id) DO NOTHING",
+                account,
+                device_id,
+            )
+        await new_epoch(connection)
+
+    async def blocked(self, account: str) -> frozenset[str]:
+        """Device ids of a person's lost phones."""
+        rows = await self._store.db.fetch(
+            "SELECT device_id FROM blocked_device WHERE account=$1", account
+        )
+        return frozenset(row["device_id"] for row in rows)
+
+    async def _pin(
+        self, connection: Connection, account: str, master_key: str, now: datetime
+    ) -> None:
+        await connection.execute(
+            "INSERT INTO pin (account, master_key, pinned_at) VALUES ($1, $2, $3)"
+            " ON CONFLICT (account) DO UPDATE SET master_key=$2, pinned_at=$3",
+            account,
+            master_key,
+            to_ms(now),
+        )
+        await connection.execute("DELETE FROM pin_approval WHERE account=$1", account)
+        await connection.execute(
+            "DELETE FROM warning WHERE kind='identity' AND subject=$1", account
+        )
+        await new_epoch(connection)
+
+
+async def new_epoch(connection: Connection) -> None:
+    """Say that who may read has changed: every room key made before is used no more."""
+    await move_head(connection, EPOCH, await lock_head(connection, EPOCH) + 1)
+
+
+class Audience:
+    """Who belongs in our rooms, by our own records."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    async def epoch(self) -> int:
+        """A number that grows whenever who may read changes."""
+        value = await self._store.db.fetchval("SELECT position FROM log_head WHERE log=$1", EPOCH)
+        return int(value or 0)
+
+    async def of(self, room_id: str) -> frozenset[str]:
+        """Accounts that may read a room: of people, not of our senders. Empty for other rooms."""
+        rows = await self._store.db.fetch(
+            "SELECT clinician.account AS account FROM consultation"
+            " JOIN consultation_clinician AS clinician"
+            " ON clinician.consultation_id=consultation.consultation_id"
+            " LEFT JOIN staff ON staff.account=clinician.account"
+            " WHERE consultation.room_id=$1 AND staff.left_at IS NULL"
+            " UNION SELECT patient.account FROM consultation"
+            " JOIN patient ON patient.patient_key=consultation.patient_key"
+            " WHERE consultation.room_id=$1 AND patient.account IS NOT NULL"
+            " UNION SELECT staff.account FROM ward JOIN staff ON staff.ward_id=ward.ward_id"
+            " WHERE ward.room_id=$1 AND staff.left_at IS NULL AND staff.role<>'operator'",
+            room_id,
+        )
+        return frozenset(row["account"] for row in rows)
+
+    async def rooms(self) -> list[str]:
+        """Every room of ours: consultations and wards."""
+        rows = await self._store.db.fetch(
+            "SELECT room_id FROM consultation WHERE status='open' AND room_id IS NOT NULL"
+            " UNION SELECT room_id FROM ward WHERE room_id IS NOT NULL"
+        )
+        return sorted(row["room_id"] for row in rows)
