@@ -89,9 +89,9 @@ class ConsultationService:
                     now=now,
                 )
             room_id = consultation.room_id
-            if room_id is None:
-                room_id = await self._make_room(consultation, patient)
-            else:
+            if consultation.status is not Status.OPEN:
+                await self._make_room(consultation, patient)
+            elif room_id is not None:
                 await self._complete(consultation, room_id, clinicians, patient, patient_account)
             if device is not None:
                 await self._records.consultations.link_device(device, consultation, now=now)
@@ -164,7 +164,7 @@ class ConsultationService:
             },
         )
 
-    async def _make_room(self, consultation: Consultation, patient: Patient) -> str:
+    async def _make_room(self, consultation: Consultation, patient: Patient) -> None:
         matrix = self._matrix
         request = room_request(
             name=f"Consultation {consultation.id[:4].upper()}",
@@ -174,7 +174,11 @@ class ConsultationService:
             patient=patient.account,
             room_version=self._settings.homeserver.room_version,
         )
-        room_id = await matrix.create_room(request)
+        room_id = consultation.room_id
+        if room_id is None:
+            room_id = await matrix.create_room(request)
+            # Before the first message, whose key goes to who belongs to a consultation of ours.
+            await self._records.consultations.held_in(consultation.id, room_id)
         await self._describe(room_id, consultation)
         await matrix.host.send(
             room_id,
@@ -182,10 +186,9 @@ class ConsultationService:
             {"msgtype": "m.notice", "body": welcome(consultation.language)},
             transaction_id=f"welcome-{consultation.id}",
         )
-        # Last, so that a room without its first messages counts as not there.
+        # Last, so that a room without its first messages is completed by the next try.
         await self._records.consultations.open_in(consultation.id, room_id)
         log.info("consultation_opened", consultation=consultation.id, room=room_id)
-        return room_id
 
 
 def welcome(language: Language) -> str:

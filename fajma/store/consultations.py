@@ -104,8 +104,14 @@ class Consultations:
                 )
         return consultation
 
+    async def held_in(self, consultation: ConsultationId, room_id: str) -> None:
+        """The room exists. From now on who belongs to the consultation may have its keys."""
+        await self._store.db.execute(
+            "UPDATE consultation SET room_id=$2 WHERE consultation_id=$1", consultation, room_id
+        )
+
     async def open_in(self, consultation: ConsultationId, room_id: str) -> None:
-        """The room exists: the consultation is open."""
+        """The room exists and its first messages are in it: the consultation is open."""
         await self._store.db.execute(
             "UPDATE consultation SET room_id=$2, status=$3 WHERE consultation_id=$1",
             consultation,

@@ -117,6 +117,7 @@ class Pins:
         Returns:
             Whether enough have, so that it is now the pinned one.
         """
+        await lock_head(connection, EPOCH)  # two who accept at once must see each other
         await connection.execute(
             "INSERT INTO pin_approval (account, master_key, approver, approved_at)"
             " VALUES ($1, $2, $3, $4) ON CONFLICT (account, master_key, approver) DO NOTHING",
@@ -167,6 +168,7 @@ class Pins:
     async def _pin(
         self, connection: Connection, account: str, master_key: str, now: datetime
     ) -> None:
+        await new_epoch(connection)  # first, as everywhere: nobody locks a pin and waits for it
         await connection.execute(
             "INSERT INTO pin (account, master_key, pinned_at) VALUES ($1, $2, $3)"
             " ON CONFLICT (account) DO UPDATE SET master_key=$2, pinned_at=$3",
@@ -178,7 +180,6 @@ class Pins:
         await connection.execute(
             "DELETE FROM warning WHERE kind='identity' AND subject=$1", account
         )
-        await new_epoch(connection)
 
 
 async def new_epoch(connection: Connection) -> None:

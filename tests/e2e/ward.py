@@ -28,8 +28,10 @@ from console.clinic import DOCTOR, Clinic, follow
 from console.observer import Observer, Seen
 from console.processes import LOOPBACK, environment_without_proxies
 from console.run import opened
-from fajma.config import load
+from console.synapse import OPERATOR
+from fajma.config import load, read_secret
 from fajma.events import AlarmBlock, Vitals, VitalsBatch
+from fajma.store.audit import Entry
 from fajma.vitals import DeviceId, Kind
 from fajma.wire import V1_TOPIC, encode_v1
 
@@ -418,6 +420,38 @@ class Ward:
             yield observer
         finally:
             await observer.stop()
+
+    async def admin(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """What only the homeserver's owner can do (Synapse's admin API): status and answer.
+
+        Args:
+            method: of the request.
+            path: below ``/_synapse/admin/``.
+            body: JSON.
+        """
+        secret = self.clinic.synapse.site.directory / "operator_password"
+        password = read_secret(secret, purpose="operator's password")
+        # A device of its own, so that the token of FAJMA's own login lives on.
+        token = await self.clinic.synapse.login(OPERATOR, password, device_id="TESTS")
+        url = f"{self.clinic.synapse.base_url}/_synapse/admin/{path}"
+        async with (
+            aiohttp.ClientSession(headers={"Authorization": f"Bearer {token}"}) as session,
+            session.request(method, url, json=body) as response,
+        ):
+            return response.status, await response.json()
+
+    async def until_of(self, observer: Observer, condition: Callable[[], bool]) -> None:
+        """Wait for what another client than the doctor's learns with a sync."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                await observer.client.synced.wait()
+
+    async def audit(self, actor: str) -> list[Entry]:
+        """What the audit log says that somebody did or tried, oldest first."""
+        async with opened(load(self.clinic.config_path)) as records:
+            return [one for one in await records.audit.latest(limit=1000) if one.actor == actor]
 
 
 async def fajma(*arguments: str) -> tuple[int, str]:
