@@ -311,7 +311,7 @@ class _Api:
 
     async def trust(self, request: web.Request) -> Any:
         body = await _body(request, TrustRequest)
-        return _staff(await self._staff.trust(body.who, body.code, now=_now()))
+        return {"account": await self._staff.trust(body.who, body.code, now=_now())}
 
     async def check(self, _: web.Request) -> Any:
         return {

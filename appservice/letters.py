@@ -112,9 +112,14 @@ def unsigned_device(language: Language, *, device: str) -> str:
     ).format(device=shown(device, MAX_NAME))
 
 
-def changed_identity(language: Language) -> str:
+def changed_identity(language: Language, *, staff: bool) -> str:
     """To a person whose cross-signing identity is not the one we know."""
     _ = translator(language).gettext
+    if not staff:
+        return _(
+            "The security keys of your account were reset. Until your care team accepts them you"
+            " cannot read what is new in the consultation. Call the ward and say so."
+        )
     return _(
         "The security keys of your account were reset. Until they are accepted you get neither"
         " vitals nor alarms. If it was you: call two colleagues of your ward, who accept it in the"
@@ -143,6 +148,14 @@ def outage(language: Language, *, ward: str, reachable: bool) -> str:
         )
     )
     return text.format(ward=ward)
+
+
+def drill(language: Language, *, ward: str) -> str:
+    """To the operators: their channel is tried with every drill."""
+    _ = translator(language).gettext
+    return _("Ward {ward}: a drill has begun; this notice shows that yours arrive.").format(
+        ward=ward
+    )
 
 
 def _localpart(account: str) -> str:

@@ -72,12 +72,14 @@ class Finding:
         troubles: codes of what is wrong, e.g. ``no_pusher``; empty if all is well.
         rings: whether alarms ring at this person's phone now.
         code: of a changed identity that waits to be accepted.
+        account: those of the troubles that the account and its push rules have.
     """
 
     person: Staff
     troubles: Sequence[str]
     rings: bool
     code: str | None = None
+    account: Sequence[str] = ()
 
 
 class StaffService:
@@ -153,6 +155,8 @@ class StaffService:
         )
         await self._keep(person, "staff.add", now, role=role.value, ward=ward or "")
         await self._be_in_ward_room(person)
+        if here:
+            await self._operator.ring(account, rings=await self.rings(person))
         return Joined(
             person,
             letters.welcome(
@@ -303,17 +307,17 @@ class StaffService:
             stolen=stolen,
         )
 
-    async def trust(self, who: str, code: str, *, now: datetime) -> Staff:
-        """The operator accepts a changed identity, by its code.
+    async def trust(self, who: str, code: str, *, now: datetime) -> str:
+        """The operator accepts a changed identity, of staff or of a patient, by its code.
+
+        Returns:
+            The account.
 
         Raises:
             InputError: none waits, or the code is of another one.
         """
         account = self._account(who)
-        person = await self._records.people.get(account)
         changed = await self._records.pins.changed(account)
-        if person is None:
-            raise _unknown(account)
         if changed is None:
             raise InputError(
                 f"no changed identity of {account} waits: nothing to accept", code="no_change"
@@ -337,14 +341,22 @@ class StaffService:
             )
         await self._matrix.trust_changed(account)
         self._records.store.hints.notify("trust")
-        return person
+        return account
 
     async def check(self) -> list[Finding]:
         """Whether each of the staff can be reached; push rules are mended on the way."""
         return [await self.finding(person) for person in await self._records.people.active()]
 
-    async def finding(self, person: Staff) -> Finding:
-        """The same of one person."""
+    async def finding(
+        self, person: Staff, *, account_troubles: Sequence[str] | None = None
+    ) -> Finding:
+        """The same of one person.
+
+        Args:
+            person: who.
+            account_troubles: what a recent look at the account and its push rules found; they are
+                not looked at again then.
+        """
         account = person.account
         troubles: list[str] = []
         rings = await self.rings(person)
@@ -352,27 +364,27 @@ class StaffService:
         if changed is not None:
             troubles.append("identity_changed")
         cryptographer = self._matrix.vitals.cryptographer
-        await cryptographer.look_at([account])
+        if account_troubles is None:
+            await cryptographer.look_at([account])
+            account_troubles = await self._account_troubles(account, rings=rings)
         if not await cryptographer.is_readable_by(account):
             troubles.append("no_signed_device")
-        if self._matrix.is_local(account):
-            troubles += await self._local_troubles(account, rings=rings)
-        else:
-            troubles.append("partner")
-        return Finding(
-            person, troubles, rings, identity_code(changed.master_key) if changed else None
-        )
+        troubles += account_troubles
+        can_push = self._matrix.is_local(account) and "no_account" not in account_troubles
+        if can_push and await self._operator.pushers(account) == 0:
+            troubles.append("no_pusher")
+        code = identity_code(changed.master_key) if changed else None
+        return Finding(person, troubles, rings, code, account_troubles)
 
-    async def _local_troubles(self, account: str, *, rings: bool) -> list[str]:
+    async def _account_troubles(self, account: str, *, rings: bool) -> Sequence[str]:
+        if not self._matrix.is_local(account):
+            return ["partner"]
         found = await self._operator.account(account)
         if found is None:
             return ["no_account"]
         if found.deactivated or found.locked:
             return ["account_closed"]
-        troubles = list(await self._operator.ring(account, rings=rings))
-        if await self._operator.pushers(account) == 0:
-            troubles.append("no_pusher")
-        return troubles
+        return await self._operator.ring(account, rings=rings)
 
     async def rings(self, person: Staff) -> bool:
         """Whether alarms ring at this person's phone now: on duty, or nobody else is."""

@@ -10,7 +10,8 @@ the person or the operators as a notice of their homeserver.
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
@@ -28,7 +29,7 @@ from fajma.errors import FajmaError
 from fajma.language import Language, shown, translator
 from fajma.store import Records
 from fajma.store.alarms import Delivery
-from fajma.store.people import MAX_ACCOUNT, MAX_NAME, Role, named
+from fajma.store.people import MAX_ACCOUNT, MAX_NAME, Role, Staff, named
 from fajma.store.wards import Ward, WardId
 from fajma.store.warnings import About, Warn
 from fajma.trust import identity_code
@@ -41,9 +42,22 @@ RULES_AGAIN_S: Final = 600.0
 TELL_AGAIN: Final = timedelta(hours=1)
 """A ward that nobody watches is announced again until somebody does."""
 
+TO_OPERATORS: Final = frozenset(
+    {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE, About.STRANGER, About.DRILL}
+)
+
 UNREACHABLE: Final = frozenset(
     {"no_pusher", "no_signed_device", "no_account", "account_closed", "master_muted"}
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Looked:
+    """When somebody's push rules were looked at, for what, and what could not be mended."""
+
+    rings: bool
+    at_s: float
+    troubles: Sequence[str]
 
 
 class Watch:
@@ -68,7 +82,7 @@ class Watch:
         self._hint = records.store.hints.subscribe("trust")
         self._epoch: int | None = None
         self._accepted: dict[str, str] = {}
-        self._rules: dict[str, tuple[bool, float]] = {}
+        self._rules: dict[str, _Looked] = {}
 
     async def run(self) -> None:
         """Look until cancelled."""
@@ -114,12 +128,7 @@ class Watch:
         team = await self._records.people.team(ward.id)
         on_duty = {one.account for one in ward.roster.on_call} & {one.account for one in team}
         called = duty.ringing(ward.roster, [one.account for one in team])
-        findings = [await self._staff.finding(one) for one in team if one.account in called]
-        self._rules |= {
-            one.person.account: (True, time.monotonic())
-            for one in findings
-            if "partner" not in one.troubles
-        }
+        findings = [await self._finding(one) for one in team if one.account in called]
         reachable = [one for one in findings if not UNREACHABLE & set(one.troubles)]
         warnings = self._records.warnings
         await warnings.set(About.NOBODY_ON_DUTY, ward.id, [] if on_duty else [""], now=now)
@@ -128,6 +137,21 @@ class Watch:
         for finding in findings:
             if finding.person.account in on_duty:
                 await self._look_at_person(finding, now)
+
+    async def _finding(self, person: Staff) -> Finding:
+        """Whether somebody who should ring can be reached; the rules not at each look."""
+        looked = self._rules.get(person.account)
+        recent = (
+            looked is not None
+            and looked.rings
+            and time.monotonic() - looked.at_s < self._settings.rules_every_s
+        )
+        found = await self._staff.finding(
+            person, account_troubles=looked.troubles if looked is not None and recent else None
+        )
+        if not recent:
+            self._rules[person.account] = _Looked(found.rings, time.monotonic(), found.account)
+        return found
 
     async def _look_at_person(self, finding: Finding, now: datetime) -> None:
         account = finding.person.account
@@ -152,14 +176,15 @@ class Watch:
         for account, rings in wanted.items():
             if not self._matrix.is_local(account):
                 continue
-            before, looked_at = self._rules.get(account, (None, 0.0))
-            if before is not rings or time.monotonic() - looked_at > RULES_AGAIN_S:
+            looked = self._rules.get(account)
+            now_s = time.monotonic()
+            if looked is None or looked.rings != rings or now_s - looked.at_s > RULES_AGAIN_S:
                 try:
-                    await self._operator.ring(account, rings=rings)
+                    troubles = await self._operator.ring(account, rings=rings)
                 except FajmaError as error:
                     log.warning("rules_not_kept", account=account, code=error.code)
                 else:
-                    self._rules[account] = (rings, time.monotonic())
+                    self._rules[account] = _Looked(rings, now_s, troubles)
 
     async def _look_for_strangers(self) -> None:
         for room_id in await self._records.audience.rooms():
@@ -231,17 +256,21 @@ class Watch:
             await self._records.warnings.told(connection, one, now=now)
 
     async def _notices(self, one: Warn) -> Mapping[str, str]:
-        if one.kind in {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE, About.STRANGER}:
+        if one.kind in TO_OPERATORS:
             return {
                 person.account: await self._to_operator(one, person.language)
                 for person in await self._records.people.active()
                 if person.role is Role.OPERATOR
             }
         person = await self._records.people.get(one.subject)
+        if person is None and one.kind is About.IDENTITY:
+            # A patient, or a clinician who is not of our staff.
+            for consultation in await self._records.consultations.of_account(one.subject):
+                return {one.subject: letters.changed_identity(consultation.language, staff=False)}
         if person is None or not person.is_active:
             return {}
         if one.kind is About.IDENTITY:
-            return {one.subject: letters.changed_identity(person.language)}
+            return {one.subject: letters.changed_identity(person.language, staff=True)}
         if one.kind is About.DEVICE:
             device = one.mark.split(" ", 1)[0]
             return {one.subject: letters.unsigned_device(person.language, device=device)}
@@ -250,6 +279,8 @@ class Watch:
     async def _to_operator(self, one: Warn, language: Language) -> str:
         if one.kind is About.STRANGER:
             return await self._words(one, language)
+        if one.kind is About.DRILL:
+            return letters.drill(language, ward=one.subject)
         return letters.outage(
             language, ward=one.subject, reachable=one.kind is About.NOBODY_REACHABLE
         )
@@ -264,9 +295,12 @@ class Watch:
                 return await self._records.wards.in_room(one.subject)
             return await self._records.wards.responsible(consultation.patient)
         person = await self._records.people.get(one.subject)
-        if person is None or person.ward is None or not person.is_active:
-            return None
-        return await self._records.wards.get(person.ward)
+        if person is not None:
+            at_work = person.ward is not None and person.is_active
+            return await self._records.wards.get(person.ward) if at_work and person.ward else None
+        for consultation in await self._records.consultations.of_account(one.subject):
+            return await self._records.wards.responsible(consultation.patient)
+        return None
 
     async def _words(self, one: Warn, language: Language) -> str:
         """What the ward reads."""

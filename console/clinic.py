@@ -78,6 +78,7 @@ WITNESS: Final = "veille"
 """A clinician whose client is the terminal of the demo, so that the doctor's own account stays
 untouched until a person logs in with it."""
 
+WARD: Final = "medecine"
 SPARE_DEVICE: Final = "A4CF12F0FFFF"
 """Worn by the first patient besides the monitor, for readings that a person sends by hand."""
 
@@ -108,6 +109,7 @@ class Clinic:
 
     Attributes:
         rooms: room id by patient number, once consultations are open.
+        ward_room: room id of the ward's team, once it is open.
         synapse: the homeserver.
     """
 
@@ -115,6 +117,7 @@ class Clinic:
         self.options = options
         self.directory = options.directory.absolute()
         self.rooms: dict[str, str] = {}
+        self.ward_room: str | None = None
         self._report = report
         self._pki = self.directory / "mosquitto" / "pki"
         self.secrets_directory = self.directory / "secrets"
@@ -305,6 +308,28 @@ class Clinic:
             if patient is PATIENTS[0]:
                 await self.api("consultations", body | {"device": SPARE_DEVICE})
 
+    async def open_ward(self, names: Mapping[str, str]) -> None:
+        """A ward with its team room, and these people in it; nothing if they exist.
+
+        Args:
+            names: by local part of the account, which is there already.
+        """
+        ward = await self.api("wards", {"name": WARD}, by="operator-token")
+        self.ward_room = ward["room_id"]
+        for account, name in names.items():
+            body = {
+                "who": account,
+                "name": name,
+                "role": "doctor",
+                "ward": WARD,
+                "existing": True,
+            }
+            try:
+                await self.api("staff", body, by="operator-token")
+            except UnavailableError as error:
+                if error.code != "staff_exists":
+                    raise
+
     async def api(
         self, path: str, body: Mapping[str, Any], *, by: str = "api-token"
     ) -> dict[str, Any]:
@@ -327,7 +352,7 @@ class Clinic:
             answer: dict[str, Any] = await response.json()
             if response.status != 200:  # noqa: PLR2004
                 raise UnavailableError(
-                    f"the API refuses: {answer.get('error')}", code="api_refused"
+                    f"the API refuses: {answer.get('error')}", code=str(answer.get("code"))
                 )
             return answer
 

@@ -45,6 +45,7 @@ STEPS: Final = {
     "broker": "Starting the MQTT broker",
     "fajma": "Starting FAJMA",
     "consultations": "Opening two encrypted consultations",
+    "ward": "Opening a ward: its team's room, and two clinicians",
     "witness": "A clinician's own client joins, to see what a doctor sees",
     "scenario": "Playing the scenario",
     "scan": "Searching the homeserver for anything in clear",
@@ -235,6 +236,8 @@ async def _start(
         stack.push_async_callback(clinic.stop)
         report("consultations")
         await clinic.open_consultations(clinicians=(DOCTOR, WITNESS))
+        report("ward")
+        await clinic.open_ward({DOCTOR: "Awa Diop", WITNESS: "Veille (terminal)"})
         report("witness")
         observer = Observer(
             clinic.synapse.base_url, clinic.mxid(WITNESS), clinic.directory / "witness"
@@ -255,6 +258,7 @@ def _where(clinic: Clinic, element: ElementServer | None) -> Panel:
     where = f"Element Web:  [bold]{element.url}[/]" if element else HOW_TO_GET
     where += (
         "\nIn Element: Sign in, Edit (the homeserver), then the address, name and password below."
+        "\nIn the ward's room type !aide: duty, handover, drill."
     )
     return Panel(
         f"{where}\nHomeserver:   [bold]{clinic.synapse.base_url}[/]\n{people}\n\n"
@@ -285,7 +289,9 @@ class _Live:
         self._console = console
         self._beds = {one.device: one.bed for one in PATIENTS}
         self._beds[SPARE_DEVICE] = PATIENTS[0].bed
-        self._rooms = {clinic.rooms[one.number]: one.bed for one in PATIENTS}
+        self._rooms = {clinic.rooms[one.number]: f"bed {one.bed}" for one in PATIENTS}
+        if clinic.ward_room is not None:
+            self._rooms[clinic.ward_room] = "ward"
         self._zone = ZoneInfo(Site().time_zone)
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -329,7 +335,7 @@ class _Live:
 
     def seen(self, one: Seen) -> None:
         """Show what the clinician's client has decrypted."""
-        bed = f"bed {self._rooms.get(one.room_id, '?')}"
+        bed = self._rooms.get(one.room_id, "?")
         content = one.content
         if isinstance(content, Vitals):
             values = "  ".join(

@@ -240,7 +240,14 @@ class People(_Section):
         default=30,
         ge=0.2,
         le=600,
-        description="Seconds between two looks at who can be reached, and at the push rules.",
+        description="Seconds between two looks at who can be reached.",
+    )
+    rules_every_s: float = Field(
+        default=120,
+        ge=0.2,
+        le=3600,
+        description="Seconds between two looks at the push rules of somebody on duty: how long a "
+        "room that was muted in Element may silence an alarm.",
     )
     unsigned_after_s: float = Field(
         default=120,

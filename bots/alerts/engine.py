@@ -192,7 +192,8 @@ class AlarmEngine:
         if ward is not None and ward.room_id is not None:
             team = [one.account for one in await records.people.team(ward.id)]
             called = ringing(ward.roster, team)
-            here = called & set(treating)
+            # Only who is on duty: when nobody is, everybody is called, and in the ward's room.
+            here = called & set(treating) & set(ward.roster.accounts)
             if (
                 consultation is None
                 or consultation.room_id is None

@@ -35,6 +35,7 @@ from fajma.store.alarms import Delivery, SentBy
 from fajma.store.people import MAX_ACCOUNT, Staff, named
 from fajma.store.pins import APPROVALS_NEEDED
 from fajma.store.wards import Ward
+from fajma.store.warnings import About
 from fajma.trust import identity_code
 from fajma.vitals import Kind
 
@@ -422,6 +423,7 @@ class Orders:
         called = sorted(duty.ringing(roster, team))
         drill_id = secrets.token_hex(8)
         started = duty.start_drill(roster, person.account, drill_id, called, self._now())
+        await self._records.warnings.set(About.DRILL, ward.id, [drill_id], now=self._now())
         body = _("DRILL · not an alarm · whose phone rang answers: {line} (or reacts to this)")
         return _Outcome(
             ngettext(
@@ -443,7 +445,7 @@ class Orders:
     ) -> _Outcome:
         language = command.language
         _ = translator(language).gettext
-        account = await self._account(command.person, language)
+        account = await self._whose_identity(command.person, language)
         changed = await self._records.pins.changed(account)
         if changed is None:
             raise _RefusedError(
@@ -483,6 +485,13 @@ class Orders:
             account,
             detail={"code": command.code or "", "accepted": str(accepted)},
         )
+
+    async def _whose_identity(self, person: Person | None, language: Language) -> str:
+        """Somebody of the staff; or, named by the whole id, a patient or a partner whom we met."""
+        mxid = person.mxid if person is not None else None
+        if mxid is not None and await self._records.pins.changed(mxid) is not None:
+            return mxid
+        return await self._account(person, language)
 
     async def _account(self, person: Person | None, language: Language) -> str:
         """The account that a command names: one of the staff.
@@ -607,6 +616,7 @@ class Orders:
             drill = roster.drill
             if drill is not None and (left.drill is None or not duty.drill_result(drill)[1]):
                 left = replace(left, drill=None)
+                await self._records.warnings.set(About.DRILL, ward.id, [], now=now)
                 answered, silent = duty.drill_result(drill)
                 said = "\n".join(
                     [
@@ -659,7 +669,8 @@ def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:
         return None
     relates = content.get("m.relates_to")
     relates = relates if isinstance(relates, dict) else {}
-    is_edit = relates.get("rel_type") == "m.replace"
+    # The relation may stand in clear, where a homeserver can take it away; the new content cannot.
+    is_edit = relates.get("rel_type") == "m.replace" or "m.new_content" in content
     said = content.get("m.new_content") if is_edit else content
     said = said if isinstance(said, dict) else {}
     body = said.get("body")
@@ -672,7 +683,7 @@ def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:
         room_id=room_id,
         sender=event.sender,
         body=body,
-        sent_at=from_ms(event.server_timestamp),
+        sent_at=_sent_at(event),
         mentions=tuple(one for one in users or () if isinstance(one, str))
         if isinstance(users, list)
         else (),
@@ -680,3 +691,11 @@ def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:
         is_edit=is_edit,
         event=event,
     )
+
+
+def _sent_at(event: nio.Event) -> datetime:
+    """When the homeserver says it was sent; a time that no calendar has is never fresh."""
+    try:
+        return from_ms(event.server_timestamp)
+    except OverflowError:
+        return datetime.max.replace(tzinfo=UTC)

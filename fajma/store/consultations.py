@@ -139,6 +139,20 @@ class Consultations:
         row = await self._store.db.fetchrow("SELECT * FROM consultation WHERE room_id=$1", room_id)
         return await self._consultation(row) if row else None
 
+    async def of_account(self, account: str) -> list[Consultation]:
+        """The open consultations in which an account takes part, newest first."""
+        rows = await self._store.db.fetch(
+            "SELECT DISTINCT consultation.* FROM consultation"
+            " JOIN patient ON patient.patient_key=consultation.patient_key"
+            " LEFT JOIN consultation_clinician AS clinician"
+            " ON clinician.consultation_id=consultation.consultation_id"
+            " WHERE status=$1 AND (clinician.account=$2 OR patient.account=$2)"
+            " ORDER BY opened_at DESC",
+            Status.OPEN.value,
+            account,
+        )
+        return [await self._consultation(row) for row in rows]
+
     async def open_ones(self) -> list[Consultation]:
         """Every consultation that has a room, oldest first."""
         rows = await self._store.db.fetch(

@@ -206,6 +206,7 @@ class Audience:
             " ON clinician.consultation_id=consultation.consultation_id"
             " LEFT JOIN staff ON staff.account=clinician.account"
             " WHERE consultation.room_id=$1 AND staff.left_at IS NULL"
+            " AND (staff.role IS NULL OR staff.role<>'operator')"  # none: a partner's clinician
             " UNION SELECT patient.account FROM consultation"
             " JOIN patient ON patient.patient_key=consultation.patient_key"
             " WHERE consultation.room_id=$1 AND patient.account IS NOT NULL"

@@ -29,6 +29,8 @@ class About(StrEnum):
     """Subject: a ward."""
     NOBODY_REACHABLE = "nobody_reachable"
     """Subject: a ward."""
+    DRILL = "drill"
+    """Subject: a ward; mark: the drill. Tells the operators, whose channel it tries too."""
     MUTED = "muted"
     """Subject: an account on duty whose phone cannot ring; mark: why."""
 
