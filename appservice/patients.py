@@ -98,7 +98,7 @@ class PatientService:
         The account gets the telemetry rule and does not ring for alarms.
 
         Raises:
-            InputError: no such patient; the account belongs to staff or to another patient.
+            InputError: no such patient or account; it belongs to staff or to another patient.
         """
         patient = await self._get(number)
         person = await self._records.people.get(account)
@@ -113,6 +113,9 @@ class PatientService:
                 "this account belongs to another patient: unlink it there first",
                 code="account_of_patient",
             )
+        if self._matrix.is_local(account):
+            # First, for without our rules the invitation would ring; refuses an unknown account.
+            await self._operator.ring(account, rings=False)
         if patient.account not in (None, account):
             await self.unlink_account(number, now=now)
             patient = await self._get(number)
@@ -123,8 +126,6 @@ class PatientService:
         room_id = await self._room(changed)
         if room_id is not None:
             await self._matrix.invite(room_id, account)
-        if self._matrix.is_local(account):
-            await self._operator.ring(account, rings=False)
         await self._note("patient.link_account", changed, now, account=account)
         return changed
 

@@ -154,9 +154,9 @@ class StaffService:
             since=now,
         )
         await self._keep(person, "staff.add", now, role=role.value, ward=ward or "")
-        await self._be_in_ward_room(person)
-        if here:
+        if here:  # before the invitation, which would ring without our rules
             await self._operator.ring(account, rings=await self.rings(person))
+        await self._be_in_ward_room(person)
         return Joined(
             person,
             letters.welcome(

@@ -110,6 +110,7 @@ class Clinic:
     Attributes:
         rooms: room id by patient number, once consultations are open.
         ward_room: room id of the ward's team, once it is open.
+        on_duty: who was on duty there when it was opened.
         synapse: the homeserver.
     """
 
@@ -118,6 +119,7 @@ class Clinic:
         self.directory = options.directory.absolute()
         self.rooms: dict[str, str] = {}
         self.ward_room: str | None = None
+        self.on_duty: tuple[str, ...] = ()
         self._report = report
         self._pki = self.directory / "mosquitto" / "pki"
         self.secrets_directory = self.directory / "secrets"
@@ -316,6 +318,7 @@ class Clinic:
         """
         ward = await self.api("wards", {"name": WARD}, by="operator-token")
         self.ward_room = ward["room_id"]
+        self.on_duty = tuple(ward["on_duty"])
         for account, name in names.items():
             body = {
                 "who": account,

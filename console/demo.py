@@ -35,6 +35,7 @@ from console.clinic import (
 )
 from console.element import HOW_TO_GET, ElementServer, configuration, unpack
 from console.observer import Observer, Seen
+from fajma.commands import Action, usage
 from fajma.config import Site
 from fajma.events import MESSAGE, AlarmBlock, Vitals, VitalsBatch
 from fajma.vitals import MEASURES, Kind
@@ -244,7 +245,25 @@ async def _start(
         )
         stack.push_async_callback(observer.stop)
         await observer.start(clinic.password(WITNESS))
+        if not clinic.on_duty:
+            await _take_duty(clinic, observer)
     return clinic, observer, element
+
+
+async def _take_duty(clinic: Clinic, observer: Observer) -> None:
+    """The terminal's clinician takes duty as everybody does, so alarms go where he treats."""
+    room_id = clinic.ward_room or ""
+    with contextlib.suppress(TimeoutError):  # then nobody is on duty, and FAJMA says so
+        async with asyncio.timeout(20):
+            while not _has(observer, room_id, clinic.mxid("fajma-alerts")):
+                await observer.client.synced.wait()
+            taking = {"msgtype": "m.text", "body": usage(Action.DUTY_TAKE, Site().language)}
+            await observer.client.room_send(room_id, MESSAGE, taking)
+
+
+def _has(observer: Observer, room_id: str, member: str) -> bool:
+    room = observer.client.rooms.get(room_id)
+    return room is not None and member in room.users
 
 
 def _where(clinic: Clinic, element: ElementServer | None) -> Panel:
@@ -258,7 +277,8 @@ def _where(clinic: Clinic, element: ElementServer | None) -> Panel:
     where = f"Element Web:  [bold]{element.url}[/]" if element else HOW_TO_GET
     where += (
         "\nIn Element: Sign in, Edit (the homeserver), then the address, name and password below."
-        "\nIn the ward's room type !aide: duty, handover, drill."
+        "\nIn the ward's room type !aide: duty, handover, drill. The clinician of this terminal"
+        "\nis on duty and has no phone, and FAJMA says so there."
     )
     return Panel(
         f"{where}\nHomeserver:   [bold]{clinic.synapse.base_url}[/]\n{people}\n\n"

@@ -27,6 +27,7 @@ from bridges.mqtt_vitals.ingest import Ingest, Subscriber
 from bridges.mqtt_vitals.publisher import Publisher
 from console.files import only_here
 from fajma.config import Settings, read_secret
+from fajma.errors import InputError
 from fajma.sealing import SiteKey
 from fajma.store import Records, Store
 from fajma.tasks import end
@@ -81,6 +82,12 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
             hospital=read_secret(settings.secrets.api_token_file, purpose="API token"),
             operator=read_secret(settings.secrets.operator_token_file, purpose="operator's token"),
         )
+        if tokens.hospital == tokens.operator:
+            raise InputError(
+                "secrets.api_token_file and secrets.operator_token_file hold the same token:"
+                " hospital software must not manage staff",
+                code="same_token",
+            )
         add_routes(matrix.web, Services(consultations, wards, staff, patients), tokens)
         watch = Watch(settings.people, records, matrix, operator, staff)
         publisher = Publisher(settings.publish, records, matrix.vitals)

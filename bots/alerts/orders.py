@@ -79,6 +79,7 @@ class _Outcome:
         answer: what everybody in the room reads.
         roster: the ward's, changed or not.
         subject: of the audit entry; none for what only shows.
+        mentions: whom the answer is for, besides who typed.
         rings: a message that rings, if there is one, with its delivery id.
         detail: of the audit entry.
     """
@@ -86,6 +87,7 @@ class _Outcome:
     answer: str
     roster: Roster
     subject: str | None = None
+    mentions: tuple[str, ...] = ()
     rings: tuple[str, str] | None = None
     detail: Mapping[str, str] | None = None
 
@@ -282,7 +284,7 @@ class Orders:
                 now=self._now(),
                 **(outcome.detail or {}),
             )
-        await self._answer(connection, heard, outcome.answer)
+        await self._answer(connection, heard, outcome.answer, outcome.mentions)
         if outcome.rings is not None:
             delivery_id, body = outcome.rings
             await self._records.outbox.add(
@@ -297,7 +299,13 @@ class Orders:
             )
         log.info("order_carried_out", ward=ward.id, action=command.action.value)
 
-    async def _answer(self, connection: Connection, heard: _Heard, said: str) -> None:
+    async def _answer(
+        self,
+        connection: Connection,
+        heard: _Heard,
+        said: str,
+        mentions: Sequence[str] = (),
+    ) -> None:
         delivery_id = self._records.site_key.fingerprint(
             b"answer", heard.room_id.encode(), heard.event_id.encode()
         ).hex()
@@ -306,7 +314,10 @@ class Orders:
             heard.room_id,
             said,
             delivery_id,
-            relates={"m.in_reply_to": {"event_id": heard.event_id}},
+            more={
+                "m.relates_to": {"m.in_reply_to": {"event_id": heard.event_id}},
+                "m.mentions": {"user_ids": [heard.sender, *mentions]},
+            },
         )
 
     async def _say(
@@ -315,11 +326,9 @@ class Orders:
         room_id: str,
         said: str,
         delivery_id: str,
-        relates: Mapping[str, Any] | None = None,
+        more: Mapping[str, Any] | None = None,
     ) -> None:
-        content: dict[str, Any] = {"msgtype": "m.notice", "body": said}
-        if relates is not None:
-            content["m.relates_to"] = relates
+        content = {"msgtype": "m.notice", "body": said, **(more or {})}
         await self._records.outbox.add(
             connection,
             Delivery(delivery_id, room_id, None, content, self._now(), SentBy.HOST),
@@ -389,6 +398,7 @@ class Orders:
                 ),
                 offered,
                 taker.account,
+                mentions=(taker.account,),
             )
         if command.action is Action.HANDOVER_DECLINE:
             return _Outcome(

@@ -227,11 +227,16 @@ async def team(ward: Ward) -> AsyncIterator[Team]:
         colleague(ward, room, "fatou") as first,
         colleague(ward, room, "moussa") as second,
     ):
+        assert "is on duty" in await first.types(room.room_id, "!duty take")
         yield Team(room, first, second)
 
 
-async def consultation_of(person: Colleague) -> Bedside:
-    bedside = await person.ward.admit(person.mxid)
+async def consultation_of(team: Team, person: Colleague) -> Bedside:
+    """A patient with an account, treated by somebody on duty: alarms come to his room."""
+    ward = person.ward
+    bedside = await ward.admit(*{person.mxid, team.first.mxid})
+    _, account, _ = await ward.account("patient")
+    await ward.operate("patients/account", number=bedside.number, account=account)
     await person.be_in(bedside.room_id)
     return bedside
 
@@ -239,6 +244,7 @@ async def consultation_of(person: Colleague) -> Bedside:
 async def alarm_after(ward: Ward, monitor: Monitor, bedside: Bedside) -> str:
     """Make an alarm; its event id."""
     before = {one.event_id for one in ward.alarms(bedside.room_id)}
+    monitor.catch_up()
     await monitor.send(*[BREATHLESS] * 4)
     state = "started"
     alarm = await ward.observer.wait_for(
@@ -254,6 +260,7 @@ async def alarm_after(ward: Ward, monitor: Monitor, bedside: Bedside) -> str:
 async def end_after(ward: Ward, monitor: Monitor, bedside: Bedside) -> str:
     """Make the end of an alarm; its event id."""
     before = {one.event_id for one in ward.alarms(bedside.room_id)}
+    monitor.catch_up()
     await monitor.send(*[WELL] * 5)
     end = await ward.observer.wait_for(
         lambda one: (
@@ -276,7 +283,7 @@ async def test_a_ghost_device_gets_no_key_and_is_told_of_while_an_honest_one_rea
 ) -> None:
     room_id = team.room.room_id
     async with colleague(ward, team.room, "awa") as awa:
-        bedside = await consultation_of(awa)
+        bedside = await consultation_of(team, awa)
         async with (
             ward.monitor(bedside) as monitor,
             ghost_of(ward, awa.mxid, awa.password) as ghost,
@@ -315,7 +322,7 @@ async def test_a_swapped_identity_gets_no_key_until_two_clinicians_have_accepted
 ) -> None:
     room_id = team.room.room_id
     async with colleague(ward, team.room, "binta") as binta:
-        bedside = await consultation_of(binta)
+        bedside = await consultation_of(team, binta)
         async with (
             ward.monitor(bedside) as monitor,
             ghost_of(ward, binta.mxid, binta.password) as usurper,
@@ -376,7 +383,7 @@ async def test_the_operator_accepts_a_swapped_identity_with_its_code_only(
 ) -> None:
     room_id = team.room.room_id
     async with colleague(ward, team.room, "coumba") as coumba:
-        bedside = await consultation_of(coumba)
+        bedside = await consultation_of(team, coumba)
         async with (
             ward.monitor(bedside) as monitor,
             ghost_of(ward, coumba.mxid, coumba.password) as usurper,
@@ -412,7 +419,7 @@ async def test_an_identity_swapped_again_between_two_acceptances_needs_two_of_it
 ) -> None:
     room_id = team.room.room_id
     async with colleague(ward, team.room, "djibril") as djibril:
-        bedside = await consultation_of(djibril)
+        bedside = await consultation_of(team, djibril)
         async with (
             ward.monitor(bedside) as monitor,
             ghost_of(ward, djibril.mxid, djibril.password) as usurper,
@@ -444,7 +451,7 @@ async def test_an_account_that_was_closed_and_opened_again_gets_nothing_until_ac
 ) -> None:
     room_id = team.room.room_id
     async with colleague(ward, team.room, "elimane") as elimane:
-        bedside = await consultation_of(elimane)
+        bedside = await consultation_of(team, elimane)
         async with ward.monitor(bedside) as monitor:
             await monitor.send(WELL)
             await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, elimane.observer)
@@ -487,7 +494,7 @@ async def test_a_member_whom_the_homeserver_added_gets_no_key_and_is_told_of(
     ward: Ward, team: Team
 ) -> None:
     room_id = team.room.room_id
-    bedside = await consultation_of(team.first)
+    bedside = await consultation_of(team, team.first)
     localpart, mxid, password = await ward.account("stranger")
     async with ward.client_of(localpart, password) as observer, ward.monitor(bedside) as monitor:
         stranger = Colleague(ward, observer, password)
@@ -540,7 +547,7 @@ async def test_commands_that_are_not_from_a_signed_device_or_not_as_typed_are_re
 ) -> None:
     room_id = team.room.room_id
     async with colleague(ward, team.room, "gora") as gora:
-        bedside = await consultation_of(gora)
+        bedside = await consultation_of(team, gora)
         async with ghost_of(ward, gora.mxid, gora.password) as ghost:
             await ghost.client.sync(timeout=0, full_state=True)
             said = await ghost.says(room_id, "!duty take")
@@ -577,7 +584,7 @@ async def test_a_lost_phone_never_gets_a_key_again_even_if_the_homeserver_goes_o
     ward: Ward, team: Team
 ) -> None:
     async with colleague(ward, team.room, "hawa") as hawa:
-        bedside = await consultation_of(hawa)
+        bedside = await consultation_of(team, hawa)
         async with (
             ward.monitor(bedside) as monitor,
             ward.client_of(
@@ -649,7 +656,7 @@ async def test_after_a_stolen_phone_the_other_device_too_gets_nothing_until_a_ne
 ) -> None:
     room_id = team.room.room_id
     async with colleague(ward, team.room, "ibra") as ibra:
-        bedside = await consultation_of(ibra)
+        bedside = await consultation_of(team, ibra)
         async with (
             ward.monitor(bedside) as monitor,
             ward.client_of(
@@ -687,7 +694,7 @@ async def test_who_has_left_is_out_everywhere_and_has_no_key_of_what_comes_even_
 ) -> None:
     room_id = team.room.room_id
     async with colleague(ward, team.room, "khady") as khady:
-        bedside = await consultation_of(khady)
+        bedside = await consultation_of(team, khady)
         async with ward.monitor(bedside) as monitor:
             await monitor.send(WELL)
             await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, khady.observer)

@@ -612,6 +612,8 @@ async def test_a_consultation_is_for_its_clinicians_and_its_patients_account(
     async with records.store.transaction() as connection:
         await records.patients.change(connection, replace(patient, account=None))
     assert await records.audience.of(room_id) == {AWA, partner}
+    await employ(records, staff(AWA, role=Role.OPERATOR))  # who reads no room
+    assert await records.audience.of(room_id) == {partner}
 
 
 async def clinicians_of(records: Records, consultation: Consultation) -> tuple[str, ...]:
@@ -686,10 +688,14 @@ async def test_a_warning_about_one_ends_no_warning_about_another(records: Record
 async def test_an_announcement_that_is_not_committed_was_not_made(records: Records) -> None:
     await records.warnings.set(About.NOBODY_ON_DUTY, MEDICINE, [""], now=NOON)
     [warning] = await records.warnings.open()
-    with pytest.raises(PulledPlugError):
+
+    async def announce() -> None:
         async with records.store.transaction() as connection:
             await records.warnings.announced(connection, warning, now=NOON)
             raise PulledPlugError
+
+    with pytest.raises(PulledPlugError):
+        await announce()
     assert await records.warnings.open() == [warning]
 
 

@@ -1,0 +1,970 @@
+"""Commands in the rooms: who may, once, and all of it or nothing; and where alarms go."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import secrets
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import nio
+import pytest
+import vodozemac
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+
+from bots.alerts.engine import AlarmEngine
+from bots.alerts.limits import default_rules
+from bots.alerts.orders import FRESH, Orders
+from fajma.config import Alarms
+from fajma.duty import DRILL_LASTS, OFFER_VALID, Roster
+from fajma.errors import UnavailableError
+from fajma.language import Language
+from fajma.store import Records, to_ms
+from fajma.store.alarms import Delivery, SentBy
+from fajma.store.audit import Entry
+from fajma.store.consultations import Consultation
+from fajma.store.patients import Patient
+from fajma.store.people import Role, Staff
+from fajma.store.readings import NewReading
+from fajma.store.wards import Ward, WardId
+from fajma.trust import identity_code
+from fajma.vitals import Clock, DeviceId, Kind, Reading
+
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+MEDICINE, SURGERY = WardId("medecine-2"), WardId("chirurgie")
+ROOM, OTHER_ROOM = "!medecine-2:clinic.test", "!chirurgie:clinic.test"
+AWA, MOUSSA, FATOU, IBOU, ADMIN = (
+    f"@{name}:clinic.test" for name in ("awa", "moussa", "fatou", "ibou", "admin")
+)
+OURS = ("@fajma:clinic.test", "@fajma-vitals:clinic.test", "@fajma-alerts:clinic.test")
+PINNED, SHOWN, SWAPPED = "pinned" * 7, "shown" * 8, "swapped" * 6
+
+Callback = Callable[[nio.MatrixRoom, Any], Awaitable[None]]
+
+
+class PulledPlugError(Exception):
+    """What the tests interrupt a transaction with."""
+
+
+class FakeClient:
+    """Stands in for a signed client: the test delivers the events, and says who is signed."""
+
+    def __init__(self) -> None:
+        self.unsigned: set[str] = set()
+        self.away = False
+        self.asked: list[str] = []
+        self._callbacks: list[tuple[Callback, type[nio.Event]]] = []
+
+    def add_event_callback(self, callback: Callback, kind: type[nio.Event]) -> None:
+        self._callbacks.append((callback, kind))
+
+    async def is_signed_now(self, event: nio.Event, room_id: str) -> bool:
+        if self.away:
+            raise UnavailableError("away", code="homeserver_unavailable")
+        self.asked.append(room_id)
+        return event.sender not in self.unsigned
+
+    async def deliver(self, room_id: str, event: nio.Event) -> None:
+        for callback, kind in self._callbacks:
+            if isinstance(event, kind):
+                await callback(nio.MatrixRoom(room_id, OURS[2], encrypted=True), event)
+
+
+class Scene:
+    """Two wards, their staff, and the rooms in which they type."""
+
+    def __init__(self, records: Records) -> None:
+        self.records = records
+        self.now = NOON
+        self._numbers = itertools.count(1)
+        self.restart()
+
+    def restart(self) -> None:
+        """As after a crash: nothing is remembered but what the database holds."""
+        self.client = FakeClient()
+        self.orders = Orders(
+            self.client,  # type: ignore[arg-type]
+            self.records,
+            default_rules(),
+            ours=OURS,
+            now=lambda: self.now,
+        )
+
+    def message(
+        self,
+        sender: str,
+        body: str,
+        *,
+        content: Mapping[str, Any] | None = None,
+        mentions: Sequence[str] = (),
+        envelope: str | None = None,
+        encrypted: bool = True,
+        sent_at: datetime | None = None,
+    ) -> nio.RoomMessageText:
+        filled: dict[str, Any] = {"msgtype": "m.text", "body": body, **(content or {})}
+        if mentions:
+            filled["m.mentions"] = {"user_ids": list(mentions)}
+        source = {
+            "type": "m.room.message",
+            "event_id": f"$event-{next(self._numbers)}",
+            "sender": sender,
+            "origin_server_ts": to_ms(sent_at or self.now),
+            "content": filled,
+        }
+        event = nio.RoomMessageText(source, body, None, None)
+        event.decrypted = encrypted
+        if encrypted:
+            event.envelope = envelope or unpadded(secrets.token_bytes(100))
+        return event
+
+    async def types(self, sender: str, body: str, *, room_id: str = ROOM, **more: Any) -> list[str]:
+        """Somebody types; what is answered."""
+        before = len(await self.answers(room_id))
+        await self.client.deliver(room_id, self.message(sender, body, **more))
+        return (await self.answers(room_id))[before:]
+
+    async def reacts(self, sender: str, event_id: str, *, room_id: str = ROOM) -> None:
+        relates = {"rel_type": "m.annotation", "event_id": event_id, "key": "👍"}
+        source = {
+            "type": "m.reaction",
+            "event_id": f"$event-{next(self._numbers)}",
+            "sender": sender,
+            "origin_server_ts": to_ms(self.now),
+            "content": {"m.relates_to": relates},
+        }
+        await self.client.deliver(room_id, nio.ReactionEvent(source, event_id, "👍"))
+
+    async def said(self, room_id: str = ROOM, sender: SentBy = SentBy.HOST) -> list[Delivery]:
+        waiting = await self.records.outbox.waiting(room_id, sender=sender)
+        return [await self.records.outbox.get(one) for one in waiting]
+
+    async def answers(self, room_id: str = ROOM) -> list[str]:
+        return [one.content["body"] for one in await self.said(room_id)]
+
+    async def ward(self, ward: WardId = MEDICINE) -> Ward:
+        found = await self.records.wards.get(ward)
+        assert found is not None
+        return found
+
+    async def roster(self) -> Roster:
+        return (await self.ward()).roster
+
+    async def time_passes(self, span: timedelta) -> None:
+        self.now += span
+        await self.orders.look_at_time(await self.ward())
+
+    async def audit(self) -> list[Entry]:
+        return await self.records.audit.latest(limit=1000)
+
+    async def acts(self) -> list[str]:
+        return [one.action for one in await self.audit()]
+
+
+def unpadded(data: bytes) -> str:
+    return base64.b64encode(data).decode().rstrip("=")
+
+
+@pytest.fixture
+async def scene(sqlite_records: Records) -> Scene:
+    records = sqlite_records
+    for ward, room_id in ((MEDICINE, ROOM), (SURGERY, OTHER_ROOM)):
+        await records.wards.add(Ward(ward, room_id, Language.FRENCH, "Africa/Dakar", Roster()))
+    people = (
+        Staff(AWA, "Awa Diop", Role.DOCTOR, MEDICINE, Language.FRENCH, NOON),
+        Staff(MOUSSA, "Moussa Ba", Role.NURSE, MEDICINE, Language.FRENCH, NOON),
+        Staff(FATOU, "Fatou Sarr", Role.NURSE, MEDICINE, Language.ENGLISH, NOON),
+        Staff(IBOU, "Ibou Fall", Role.DOCTOR, SURGERY, Language.FRENCH, NOON),
+        Staff(ADMIN, "Ada Min", Role.OPERATOR, MEDICINE, Language.FRENCH, NOON),
+    )
+    async with records.store.transaction() as connection:
+        for person in people:
+            await records.people.put(connection, person)
+    return Scene(records)
+
+
+async def leaves(scene: Scene, account: str) -> None:
+    person = await scene.records.people.get(account)
+    assert person is not None
+    async with scene.records.store.transaction() as connection:
+        await scene.records.people.put(connection, replace(person, left_at=NOON))
+
+
+async def consultation(
+    scene: Scene,
+    *clinicians: str,
+    number: str = "1",
+    account: str | None = None,
+    ward: WardId | None = None,
+    opened: bool = True,
+) -> tuple[Patient, Consultation]:
+    patient = await scene.records.patients.add(
+        number=number, initials="A.D.", bed=number, account=account, ward=ward
+    )
+    opening = await scene.records.consultations.add(
+        patient=patient.key,
+        clinicians=clinicians,
+        language=Language.FRENCH,
+        time_zone="Africa/Dakar",
+        now=NOON,
+    )
+    if opened:
+        await scene.records.consultations.open_in(opening.id, f"!consultation-{number}:clinic.test")
+    found = await scene.records.consultations.get(opening.id)
+    assert found is not None
+    return patient, found
+
+
+# --- refusals ------------------------------------------------------------------------------------
+
+
+async def refused_once(scene: Scene, event: nio.RoomMessageText, room_id: str = ROOM) -> str:
+    """The one answer; nothing has changed, however often the event comes."""
+    before = await scene.roster()
+    told = len(await scene.answers(room_id))
+    for _ in range(3):
+        await scene.client.deliver(room_id, event)
+    scene.restart()
+    await scene.client.deliver(room_id, event)
+    [answer] = (await scene.said(room_id))[told:]
+    assert answer.content["m.relates_to"] == {"m.in_reply_to": {"event_id": event.event_id}}
+    assert answer.content["msgtype"] == "m.notice"
+    assert await scene.roster() == before
+    assert await scene.said(room_id, SentBy.ALERTS) == []
+    return str(answer.content["body"])
+
+
+async def assert_suspicion(scene: Scene, actor: str, reason: str, room_id: str = ROOM) -> None:
+    [entry] = await scene.audit()
+    assert (entry.action, entry.actor, entry.subject) == ("order.refused", actor, room_id)
+    assert entry.detail == {"reason": reason}
+
+
+@pytest.mark.parametrize("sender", ["@patient:clinic.test", "@awa:evil.test", "@Awa:clinic.test"])
+async def test_who_is_not_of_the_staff_gives_no_command(scene: Scene, sender: str) -> None:
+    answer = await refused_once(scene, scene.message(sender, "!garde prendre"))
+    assert "personnel" in answer
+    await assert_suspicion(scene, sender, "not_staff")
+
+
+async def test_who_has_left_gives_no_command(scene: Scene) -> None:
+    await leaves(scene, AWA)
+    await refused_once(scene, scene.message(AWA, "!garde prendre"))
+    await assert_suspicion(scene, AWA, "not_staff")
+
+
+async def test_what_is_not_encrypted_is_no_command(scene: Scene) -> None:
+    event = scene.message(AWA, "!garde prendre", encrypted=False)
+    assert await refused_once(scene, event)
+    await assert_suspicion(scene, AWA, "not_encrypted")
+
+
+async def test_a_device_that_is_not_signed_now_gives_no_command(scene: Scene) -> None:
+    event = scene.message(AWA, "!garde prendre")
+    event.verified = True  # what was true when it was received does not count
+    scene.client.unsigned.add(AWA)
+    assert await refused_once(scene, event)
+    await assert_suspicion(scene, AWA, "not_signed")
+
+
+REPLACES = {"rel_type": "m.replace", "event_id": "$before"}
+DUTY = {"msgtype": "m.text", "body": "!garde prendre"}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"body": "* !garde prendre", "m.relates_to": REPLACES, "m.new_content": DUTY},
+        # As it looks when a homeserver takes the relation away, which stands outside in clear.
+        {"body": "!garde prendre", "m.new_content": DUTY},
+    ],
+)
+async def test_an_edit_is_no_command(scene: Scene, content: dict[str, Any]) -> None:
+    assert await refused_once(scene, scene.message(AWA, "", content=content))
+    await assert_suspicion(scene, AWA, "edited")
+
+
+async def test_an_edit_to_prose_or_without_new_content_does_nothing(scene: Scene) -> None:
+    for content in (
+        {"m.relates_to": REPLACES, "m.new_content": {"body": "merci"}},
+        {"m.relates_to": REPLACES},
+        {"m.relates_to": REPLACES, "m.new_content": "!garde prendre"},
+        {"m.new_content": {"body": "merci"}},
+    ):
+        assert await scene.types(AWA, "!garde prendre", content=content) == []
+    assert await scene.roster() == Roster()
+
+
+@pytest.mark.parametrize("lag", [FRESH, -FRESH])
+async def test_a_command_too_old_or_from_the_future_is_not_carried_out(
+    scene: Scene, lag: timedelta
+) -> None:
+    just = timedelta(milliseconds=1) if lag > timedelta() else -timedelta(milliseconds=1)
+    late = scene.message(AWA, "!garde prendre", sent_at=NOON - lag - just)
+    assert await refused_once(scene, late)
+    await assert_suspicion(scene, AWA, "stale")
+    assert await scene.types(AWA, "!garde prendre", sent_at=NOON - lag)
+    assert (await scene.roster()).accounts == (AWA,)
+
+
+@pytest.mark.parametrize("moment", [10**15, 2**53 - 1, 10**30])
+async def test_a_time_that_no_calendar_has_is_not_fresh(scene: Scene, moment: int) -> None:
+    event = scene.message(AWA, "!garde prendre")
+    event.server_timestamp = moment
+    assert await refused_once(scene, event)
+    await assert_suspicion(scene, AWA, "stale")
+
+
+async def test_duty_is_not_taken_in_a_consultation(scene: Scene) -> None:
+    _, opened = await consultation(scene, AWA)
+    assert opened.room_id is not None
+    event = scene.message(AWA, "!garde prendre")
+    assert await refused_once(scene, event, opened.room_id)
+    await assert_suspicion(scene, AWA, "wrong_room", opened.room_id)
+
+
+async def test_in_a_room_that_is_not_ours_nothing_is_heard(scene: Scene) -> None:
+    assert await scene.types(AWA, "!garde prendre", room_id="!private:clinic.test") == []
+    assert await scene.acts() == []
+    assert scene.client.asked == []
+
+
+@pytest.mark.parametrize("sender", [IBOU, ADMIN])
+async def test_another_ward_or_an_operator_changes_nothing_here(scene: Scene, sender: str) -> None:
+    assert await refused_once(scene, scene.message(sender, "!garde prendre"))
+    await assert_suspicion(scene, sender, "not_of_ward")
+
+
+async def test_a_mistyped_command_gets_the_right_line_and_no_audit(scene: Scene) -> None:
+    answer = await refused_once(scene, scene.message(AWA, "!relève acepter"))
+    assert "!relève accepter" in answer
+    assert await scene.acts() == []
+
+
+async def test_a_mistyped_command_of_a_stranger_is_suspicious_all_the_same(scene: Scene) -> None:
+    await refused_once(scene, scene.message("@x:evil.test", "!relève acepter"))
+    await assert_suspicion(scene, "@x:evil.test", "not_staff")
+
+
+async def test_prose_and_what_we_say_ourselves_get_no_answer(scene: Scene) -> None:
+    for body in ("bonjour", "!!! vite", "", "garde prendre", "le patient va mieux"):
+        assert await scene.types(AWA, body) == []
+    for sender in OURS:
+        assert await scene.types(sender, "!garde prendre") == []
+    assert await scene.acts() == []
+
+
+async def test_when_the_homeserver_is_away_the_same_message_counts_later(scene: Scene) -> None:
+    event = scene.message(AWA, "!garde prendre")
+    scene.client.away = True
+    with pytest.raises(UnavailableError):
+        await scene.client.deliver(ROOM, event)
+    assert await scene.roster() == Roster()
+    scene.client.away = False
+    await scene.client.deliver(ROOM, event)
+    assert (await scene.roster()).accounts == (AWA,)
+
+
+async def test_help_is_given_to_staff_in_the_language_typed_and_changes_nothing(
+    scene: Scene,
+) -> None:
+    _, opened = await consultation(scene, AWA)
+    [french] = await scene.types(ADMIN, "!aide")
+    [english] = await scene.types(IBOU, "!help", room_id=str(opened.room_id))
+    assert "!relève @nom" in french
+    assert "!handover @name" in english
+    assert await scene.acts() == []
+
+
+async def test_nothing_said_or_named_is_logged(scene: Scene) -> None:
+    with capture_logs() as logs:
+        await scene.types(AWA, "!garde prendre")
+        await scene.types("@x:evil.test", "!garde prendre")
+        await scene.types(AWA, "!relève Moussa Ba")
+    assert len(logs) == 3
+    for secret in ("Awa Diop", "Moussa", "prendre"):
+        assert secret not in str(logs)
+
+
+# --- replays and crashes -------------------------------------------------------------------------
+
+
+async def duty_taken_and_left(scene: Scene, envelope: str) -> None:
+    """Moussa is on duty; Awa was, by a command in this envelope, and is no more."""
+    await scene.types(MOUSSA, "!garde prendre")
+    await scene.types(AWA, "!garde prendre", envelope=envelope)
+    await scene.types(AWA, "!garde quitter")
+    assert (await scene.roster()).accounts == (MOUSSA,)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+async def test_the_same_ciphertext_under_another_event_id_does_nothing(
+    scene: Scene, *, restarted: bool
+) -> None:
+    envelope = unpadded(secrets.token_bytes(100))
+    await duty_taken_and_left(scene, envelope)
+    acts = await scene.acts()
+    if restarted:
+        scene.restart()
+    assert await scene.types(AWA, "!garde prendre", envelope=envelope) == []
+    assert (await scene.roster()).accounts == (MOUSSA,)
+    assert await scene.acts() == acts
+
+
+async def test_whatever_spelling_of_a_ciphertext_still_decrypts_is_the_same_command(
+    scene: Scene,
+) -> None:
+    sending = vodozemac.GroupSession()
+    receiving = vodozemac.InboundGroupSession(sending.session_key)
+    remainders = set()
+    for length in range(16, 70, 16):
+        raw = sending.encrypt(b"x" * length).to_bytes()
+        remainders.add(len(raw) % 3)
+        plain = unpadded(raw)
+        letters = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+        last = letters.index(plain[-1])
+        spellings = [
+            plain + "=" * (-len(plain) % 4),
+            *(plain[:-1] + letters[last ^ bits] for bits in range(1, 16)),
+            plain + "\n",
+            f" {plain}",
+            plain.replace("+", "-").replace("/", "_"),
+        ]
+        replayable = [one for one in spellings if decrypts(receiving, one)]
+        await scene.types(AWA, "!garde", envelope=plain)
+        for spelling in replayable:
+            assert await scene.types(AWA, "!garde", envelope=spelling) == []
+    assert len(remainders) > 1  # so that padded spellings were among them
+
+
+def decrypts(session: vodozemac.InboundGroupSession, ciphertext: str) -> bool:
+    try:
+        session.decrypt(vodozemac.MegolmMessage.from_base64(ciphertext))
+    except (vodozemac.DecodeException, vodozemac.MegolmDecryptionException):
+        return False
+    return True
+
+
+async def test_a_refused_command_cannot_be_replayed_once_it_would_be_allowed(
+    scene: Scene,
+) -> None:
+    envelope = unpadded(secrets.token_bytes(100))
+    scene.client.unsigned.add(AWA)
+    assert await scene.types(AWA, "!garde prendre", envelope=envelope)
+    scene.client.unsigned.clear()
+    assert await scene.types(AWA, "!garde prendre", envelope=envelope) == []
+    assert await scene.roster() == Roster()
+
+
+async def test_an_event_delivered_twice_is_carried_out_and_answered_once(scene: Scene) -> None:
+    event = scene.message(AWA, "!garde prendre")
+    await scene.client.deliver(ROOM, event)
+    await scene.client.deliver(ROOM, event)
+    assert len(await scene.answers()) == 1
+    assert await scene.acts() == ["duty.take"]
+
+
+async def test_a_crash_in_between_leaves_nothing_half_done_and_the_command_counts_later(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scene.types(MOUSSA, "!garde prendre")
+    before, acts = await scene.roster(), await scene.acts()
+    event = scene.message(MOUSSA, "!test")
+    real = scene.records.store.transaction
+
+    @asynccontextmanager
+    async def dies_before_its_commit():  # type: ignore[no-untyped-def]
+        async with real() as connection:
+            yield connection
+            raise PulledPlugError
+
+    monkeypatch.setattr(scene.records.store, "transaction", dies_before_its_commit)
+    await scene.client.deliver(ROOM, event)
+    monkeypatch.undo()
+    assert await scene.roster() == before
+    assert await scene.acts() == acts
+    assert len(await scene.answers()) == 1
+    assert await scene.said(ROOM, SentBy.ALERTS) == []
+
+    scene.restart()
+    await scene.client.deliver(ROOM, event)
+    assert (await scene.roster()).drill is not None
+    assert await scene.acts() == [*acts, "drill.start"]
+    assert len(await scene.answers()) == 2
+    assert len(await scene.said(ROOM, SentBy.ALERTS)) == 1
+
+
+# --- duty and handover ---------------------------------------------------------------------------
+
+
+async def test_duty_is_shown_taken_and_left(scene: Scene) -> None:
+    [nobody] = await scene.types(AWA, "!garde")
+    assert "!garde prendre" in nobody
+    [taken] = await scene.types(AWA, "!garde prendre")
+    assert "Awa Diop (@awa:clinic.test)" in taken
+    [again] = await scene.types(AWA, "!garde prendre")
+    assert "!garde" in again
+    await scene.types(MOUSSA, "!garde prendre")
+    [both] = await scene.types(FATOU, "!garde")
+    assert both.index(AWA) < both.index(MOUSSA)
+    assert "12:00 UTC+0" in both
+    await scene.types(AWA, "!garde quitter")
+    [last] = await scene.types(MOUSSA, "!garde quitter")
+    assert "!relève @nom" in last
+    assert (await scene.roster()).accounts == (MOUSSA,)
+    taken_and_left = [one for one in await scene.acts() if one != "order.refused"]
+    assert taken_and_left == ["duty.take", "duty.take", "duty.leave"]
+
+
+async def test_a_handover_names_both_lists_open_alarms_and_limits_and_is_in_the_audit(
+    scene: Scene,
+) -> None:
+    patient, _ = await consultation(scene, IBOU, number="417", ward=MEDICINE)
+    elsewhere, _ = await consultation(scene, IBOU, number="902", ward=SURGERY)
+    await falls(scene, patient)
+    await falls(scene, elsewhere)
+    await scene.types(AWA, "!garde prendre")
+    [offered] = await scene.types(AWA, "!relève @moussa")
+    assert "Awa Diop (@awa:clinic.test)" in offered
+    assert "Moussa Ba (@moussa:clinic.test)" in offered
+    assert "!relève accepter" in offered
+
+    [refused] = await scene.types(FATOU, "!relève accepter")  # it is not hers to accept
+    assert (await scene.roster()).accounts == (AWA,)
+    assert refused
+
+    [done] = await scene.types(MOUSSA, "!relève accepter")
+    assert (await scene.roster()).accounts == (MOUSSA,)
+    assert (await scene.roster()).offer is None
+    assert "Awa Diop (@awa:clinic.test)" in done
+    assert "Moussa Ba (@moussa:clinic.test)" in done
+    assert "417 A.D." in done
+    assert "902" not in done
+    alarms = [line for line in done.splitlines() if "417" in line]
+    assert len(alarms) == 1
+    assert "SpO2 <\N{NO-BREAK SPACE}90" in alarms[0]
+    assert "120" in done  # one of the limits in force
+    assert "38,5" in done
+    entry = (await scene.audit())[-1]
+    assert (entry.action, entry.actor) == ("handover.accept", MOUSSA)
+    assert entry.detail == {"giver": AWA, "taker": MOUSSA}
+
+
+async def test_an_offer_is_declined_taken_back_or_lapses_and_duty_stays(scene: Scene) -> None:
+    await scene.types(AWA, "!garde prendre")
+    for sender, line in ((MOUSSA, "!relève refuser"), (AWA, "!relève annuler")):
+        await scene.types(AWA, "!relève @moussa")
+        assert (await scene.roster()).offer is not None
+        await scene.types(sender, line)
+        assert (await scene.roster()).offer is None
+    await scene.types(AWA, "!relève @moussa")
+    await scene.time_passes(OFFER_VALID - timedelta(seconds=1))
+    assert (await scene.roster()).offer is not None
+    told = len(await scene.answers())
+    await scene.time_passes(timedelta(seconds=1))
+    await scene.time_passes(timedelta(seconds=1))
+    [lapsed] = (await scene.answers())[told:]
+    assert "Awa Diop" in lapsed
+    [late] = await scene.types(MOUSSA, "!relève accepter")
+    assert late
+    assert (await scene.roster()).accounts == (AWA,)
+
+
+@pytest.mark.parametrize(
+    ("named", "code"),
+    [
+        ("@ibou", "not_of_ward"),
+        ("@admin", "not_of_ward"),
+        ("@nobody", "nobody"),
+        ("@moussa:evil.test", "nobody"),
+    ],
+)
+async def test_duty_is_offered_to_doctors_and_nurses_of_the_ward_only(
+    scene: Scene, named: str, code: str
+) -> None:
+    await scene.types(AWA, "!garde prendre")
+    assert await scene.types(AWA, f"!relève {named}")
+    assert (await scene.roster()).offer is None
+    assert (await scene.audit())[-1].detail == {"reason": code}
+
+
+async def test_duty_is_not_offered_to_who_has_left(scene: Scene) -> None:
+    await leaves(scene, MOUSSA)
+    await scene.types(AWA, "!garde prendre")
+    await scene.types(AWA, "!relève @moussa")
+    assert (await scene.roster()).offer is None
+
+
+async def test_a_bare_name_of_two_accounts_names_nobody(scene: Scene) -> None:
+    await employ(scene, "@moussa:partner.test", "Moussa Ly")
+    await scene.types(AWA, "!garde prendre")
+    [answer] = await scene.types(AWA, "!relève @moussa")
+    assert MOUSSA in answer
+    assert "@moussa:partner.test" in answer
+    assert (await scene.roster()).offer is None
+    await scene.types(AWA, "!relève @moussa:partner.test")
+    offer = (await scene.roster()).offer
+    assert offer is not None
+    assert offer.taker == "@moussa:partner.test"
+
+
+async def employ(scene: Scene, account: str, name: str) -> None:
+    person = Staff(account, name, Role.NURSE, MEDICINE, Language.FRENCH, NOON)
+    async with scene.records.store.transaction() as connection:
+        await scene.records.people.put(connection, person)
+
+
+@pytest.mark.parametrize(
+    "display_name",
+    [
+        "Moussa Ba",
+        "Мoussa Ba",  # noqa: RUF001 - the first letter is Cyrillic
+        "\N{RIGHT-TO-LEFT OVERRIDE}aB assuoM",
+        "موسى",
+        "accepte-moi",
+        "@fatou",
+        "(@fatou:clinic.test)",
+    ],
+)
+async def test_who_was_picked_from_the_list_is_meant_whatever_name_is_shown(
+    scene: Scene, display_name: str
+) -> None:
+    await employ(scene, "@moussa2:clinic.test", "Moussa Ba")  # both look the same in the room
+    await scene.types(AWA, "!garde prendre")
+    [answer] = await scene.types(AWA, f"!relève {display_name}", mentions=["@moussa2:clinic.test"])
+    offer = (await scene.roster()).offer
+    if "@" in display_name:  # another account is written than was picked
+        assert offer is None
+        return
+    assert offer is not None
+    assert offer.taker == "@moussa2:clinic.test"
+    assert "Moussa Ba (@moussa2:clinic.test)" in answer
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in answer
+
+
+@pytest.mark.parametrize("shown", ["Мoussa", "Moussa Ba", "موسى", "@mоussa"])  # noqa: RUF001
+async def test_a_name_that_was_not_picked_names_nobody(scene: Scene, shown: str) -> None:
+    await scene.types(AWA, "!garde prendre")
+    assert await scene.types(AWA, f"!relève {shown}")
+    assert (await scene.roster()).offer is None
+
+
+# --- drills --------------------------------------------------------------------------------------
+
+
+async def start_drill(scene: Scene) -> str:
+    """A drill is started and its message is in the room; the event it became."""
+    await scene.types(AWA, "!test")
+    rung = (await scene.said(ROOM, SentBy.ALERTS))[-1]
+    event_id = f"$drill-{rung.delivery_id}"
+    await scene.records.outbox.delivered(rung.delivery_id, event_id)
+    return event_id
+
+
+async def answered(scene: Scene) -> set[str]:
+    drill = (await scene.roster()).drill
+    return set(drill.answered) if drill is not None else set()
+
+
+async def test_a_drill_rings_those_on_duty_is_answered_both_ways_and_ends_once(
+    scene: Scene,
+) -> None:
+    for person in (AWA, MOUSSA):
+        await scene.types(person, "!garde prendre")
+    await scene.types(AWA, "!test")
+    [rung] = await scene.said(ROOM, SentBy.ALERTS)
+    assert rung.content["msgtype"] == "m.text"
+    assert "!présent" in rung.content["body"]
+    await scene.records.outbox.delivered(rung.delivery_id, "$drill")
+    drill = (await scene.roster()).drill
+    assert drill is not None
+    assert set(drill.called) == {AWA, MOUSSA}
+
+    await scene.reacts(AWA, "$drill")
+    await scene.reacts(AWA, "$drill")
+    await scene.time_passes(timedelta(seconds=1))
+    assert await answered(scene) == {AWA}
+    await scene.types(MOUSSA, "!présent")
+    told = len(await scene.answers())
+    for _ in range(2):
+        await scene.time_passes(timedelta(seconds=1))
+    [result] = (await scene.answers())[told:]
+    assert "2" in result
+    assert AWA not in result
+    assert (await scene.roster()).drill is None
+
+    entries = {one.action: one for one in await scene.audit()}
+    assert entries["drill.start"].detail["called"] == f"{AWA} {MOUSSA}"
+    assert entries["drill.end"].detail["answered"] == f"{AWA} {MOUSSA}"
+    assert entries["drill.end"].detail["silent"] == ""
+    by_reaction = [one for one in await scene.audit() if one.detail.get("by") == "reaction"]
+    assert [one.actor for one in by_reaction] == [AWA]
+
+
+async def test_a_drill_ended_by_time_names_who_was_silent(scene: Scene) -> None:
+    for person in (AWA, MOUSSA):
+        await scene.types(person, "!garde prendre")
+    rung = await start_drill(scene)
+    await scene.reacts(MOUSSA, rung)
+    await scene.time_passes(DRILL_LASTS - timedelta(seconds=1))
+    assert (await scene.roster()).drill is not None
+    told = len(await scene.answers())
+    scene.restart()
+    for _ in range(3):
+        await scene.time_passes(timedelta(seconds=1))
+    [result] = (await scene.answers())[told:]
+    assert "Awa Diop (@awa:clinic.test)" in result
+    assert MOUSSA not in result
+    assert (await scene.audit())[-1].detail["silent"] == AWA
+    [late] = await scene.types(AWA, "!présent")
+    assert late
+
+
+async def test_with_nobody_on_duty_a_drill_rings_the_whole_team(scene: Scene) -> None:
+    await start_drill(scene)
+    drill = (await scene.roster()).drill
+    assert drill is not None
+    assert set(drill.called) == {AWA, MOUSSA, FATOU}
+
+
+async def test_a_reaction_of_another_to_another_elsewhere_or_too_late_does_nothing(
+    scene: Scene,
+) -> None:
+    await scene.types(AWA, "!garde prendre")
+    old = await start_drill(scene)
+    await scene.time_passes(DRILL_LASTS)
+    rung = await start_drill(scene)
+    assert old != rung
+    before, acts = await scene.roster(), await scene.acts()
+    await scene.reacts(AWA, old)
+    await scene.reacts(AWA, "$another")
+    await scene.reacts(AWA, rung, room_id=OTHER_ROOM)
+    await scene.reacts(AWA, rung, room_id="!private:clinic.test")
+    for sender in (MOUSSA, IBOU, ADMIN, "@x:evil.test", *OURS):
+        await scene.reacts(sender, rung)
+    assert await scene.roster() == before
+    scene.now += DRILL_LASTS
+    await scene.reacts(AWA, rung)
+    assert await scene.roster() == before
+    assert await scene.acts() == acts
+
+
+async def test_a_reaction_can_do_nothing_but_answer_a_drill(scene: Scene) -> None:
+    await scene.types(AWA, "!garde prendre")
+    offer = scene.message(AWA, "!relève @moussa")
+    await scene.client.deliver(ROOM, offer)
+    said = await scene.said()
+    await scene.records.outbox.delivered(said[-1].delivery_id, "$offer")
+    before, acts = await scene.roster(), await scene.acts()
+    for event_id in ("$offer", offer.event_id):
+        await scene.reacts(MOUSSA, event_id)
+    assert await scene.roster() == before
+    assert await scene.acts() == acts
+
+
+async def test_a_drill_message_that_is_not_in_the_room_yet_cannot_be_reacted_to(
+    scene: Scene,
+) -> None:
+    await scene.types(AWA, "!test")
+    await scene.reacts(AWA, "$anything")
+    assert await answered(scene) == set()
+
+
+# --- identities ----------------------------------------------------------------------------------
+
+
+async def test_a_changed_identity_is_accepted_by_two_colleagues_with_its_code(
+    scene: Scene,
+) -> None:
+    await scene.records.pins.meet({AWA: PINNED}, now=NOON)
+    await scene.records.pins.meet({AWA: SHOWN}, now=NOON)
+    line = f"!identité accepter @awa {identity_code(SHOWN)}"
+    for person in (AWA, IBOU, MOUSSA, MOUSSA):  # herself, another ward, one colleague, him again
+        assert len(await scene.types(person, line)) == 1
+        assert await scene.records.pins.known([AWA]) == {AWA: PINNED}
+    [answer] = await scene.types(FATOU, line.replace(identity_code(SHOWN), identity_code(PINNED)))
+    assert answer
+    assert await scene.records.pins.known([AWA]) == {AWA: PINNED}
+
+    [accepted] = await scene.types(FATOU, line.lower())
+    assert "Awa Diop (@awa:clinic.test)" in accepted
+    assert await scene.records.pins.known([AWA]) == {AWA: SHOWN}
+    [none_waits] = await scene.types(FATOU, line)
+    assert AWA in none_waits
+
+    reasons = [one.detail["reason"] for one in await scene.audit() if "reason" in one.detail]
+    assert reasons == ["own_identity", "not_of_ward", "wrong_code", "no_change"]
+    taken = [one for one in await scene.audit() if one.action == "identity.accept"]
+    assert [(one.actor, one.detail["accepted"]) for one in taken] == [
+        (MOUSSA, "False"),
+        (MOUSSA, "False"),
+        (FATOU, "True"),
+    ]
+
+
+async def test_an_identity_swapped_in_meanwhile_is_not_accepted_by_the_old_code(
+    scene: Scene,
+) -> None:
+    for master in (PINNED, SHOWN):
+        await scene.records.pins.meet({AWA: master}, now=NOON)
+    line = f"!identité accepter @awa {identity_code(SHOWN)}"
+    await scene.types(MOUSSA, line)
+    await scene.records.pins.meet({AWA: SWAPPED}, now=NOON)
+    await scene.types(FATOU, line)
+    assert await scene.records.pins.known([AWA]) == {AWA: PINNED}
+    await scene.types(FATOU, f"!identité accepter @awa {identity_code(SWAPPED)}")
+    assert await scene.records.pins.known([AWA]) == {AWA: PINNED}
+
+
+# --- any shape -----------------------------------------------------------------------------------
+
+LINES = st.sampled_from(["!garde prendre", "!test", "!relève @moussa", "!relève", "!identité x"])
+TEXTS = LINES | st.text(max_size=20) | st.sampled_from(["m.replace", AWA, "\ud800", "\x00"])
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+RELATES = JSON | st.fixed_dictionaries(
+    {}, optional={"rel_type": TEXTS | JSON, "event_id": JSON, "m.in_reply_to": JSON}
+)
+CONTENTS = JSON | st.fixed_dictionaries(
+    {"body": LINES | JSON},
+    optional={
+        "m.relates_to": RELATES,
+        "m.new_content": JSON | st.fixed_dictionaries({"body": TEXTS, "m.mentions": JSON}),
+        "m.mentions": JSON | st.fixed_dictionaries({"user_ids": JSON | st.lists(TEXTS)}),
+    },
+)
+
+
+@settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(
+    content=CONTENTS,
+    sender=st.sampled_from([AWA, MOUSSA, "@x:evil.test"]) | TEXTS,
+    event_id=TEXTS,
+    moment=st.integers(min_value=0) | st.just(to_ms(NOON)),
+    envelope=st.none() | TEXTS,
+)
+async def test_no_content_of_any_shape_raises_out_of_the_callback(
+    scene: Scene, *, content: Any, sender: str, event_id: str, moment: int, envelope: str | None
+) -> None:
+    event = scene.message(AWA, "")
+    event.source = {**event.source, "content": content}
+    event.sender, event.event_id, event.server_timestamp = sender, event_id, moment
+    event.decrypted = envelope is not None
+    event.envelope = envelope
+    await scene.client.deliver(ROOM, event)
+
+
+# --- where alarms go -----------------------------------------------------------------------------
+
+
+async def falls(scene: Scene, patient: Patient) -> Delivery:
+    """The patient's SpO2 falls; the alarm that is promised."""
+    engine = AlarmEngine(Alarms(), scene.records, now=lambda: scene.now)
+    device = DeviceId(patient.number)
+    moments = [NOON + timedelta(seconds=5 * number) for number in range(5)]
+    fallen = [Reading(device, at, at, Clock.DEVICE, {Kind.SPO2: Decimal(88)}) for at in moments]
+    async with scene.records.store.transaction() as connection:
+        await scene.records.readings.append(
+            connection,
+            [
+                NewReading(number.to_bytes(16, "big"), patient.key, reading)
+                for number, reading in enumerate(fallen)
+            ],
+        )
+    while await engine.advance():
+        pass
+    [alarm] = [
+        one
+        for room_id in await scene.records.outbox.rooms_waiting()
+        for one in await scene.said(room_id, SentBy.ALERTS)
+        if one.patient == patient.key
+    ]
+    await scene.records.outbox.delivered(alarm.delivery_id, "$alarm")
+    return alarm
+
+
+def called(alarm: Delivery) -> list[str]:
+    return list(alarm.content["m.mentions"]["user_ids"])
+
+
+async def test_a_patient_without_account_alarms_the_wards_room_and_who_is_on_duty(
+    scene: Scene,
+) -> None:
+    await scene.types(MOUSSA, "!garde prendre")
+    patient, _ = await consultation(scene, MOUSSA, ward=MEDICINE)
+    alarm = await falls(scene, patient)
+    assert (alarm.room_id, called(alarm)) == (ROOM, [MOUSSA])
+
+
+async def test_a_patient_without_consultation_alarms_the_wards_room(scene: Scene) -> None:
+    await scene.types(MOUSSA, "!garde prendre")
+    patient = await scene.records.patients.add(
+        number="1", initials="A.D.", bed="1", account="@p:clinic.test", ward=MEDICINE
+    )
+    alarm = await falls(scene, patient)
+    assert (alarm.room_id, called(alarm)) == (ROOM, [MOUSSA])
+
+
+async def test_a_patient_with_account_alarms_the_consultation_and_who_is_on_duty_in_it(
+    scene: Scene,
+) -> None:
+    for person in (MOUSSA, AWA):
+        await scene.types(person, "!garde prendre")
+    patient, opened = await consultation(
+        scene, AWA, FATOU, IBOU, account="@p:clinic.test", ward=MEDICINE
+    )
+    alarm = await falls(scene, patient)
+    assert (alarm.room_id, called(alarm)) == (opened.room_id, [AWA])
+
+
+async def test_when_nobody_treating_is_on_duty_the_wards_room_is_alarmed(scene: Scene) -> None:
+    await scene.types(MOUSSA, "!garde prendre")
+    patient, _ = await consultation(scene, AWA, account="@p:clinic.test", ward=MEDICINE)
+    alarm = await falls(scene, patient)
+    assert (alarm.room_id, called(alarm)) == (ROOM, [MOUSSA])
+
+
+@pytest.mark.parametrize("account", [None, "@p:clinic.test"])
+async def test_when_nobody_at_all_is_on_duty_everybody_is_called(
+    scene: Scene, account: str | None
+) -> None:
+    patient, _ = await consultation(scene, AWA, account=account, ward=MEDICINE)
+    alarm = await falls(scene, patient)
+    assert (alarm.room_id, called(alarm)) == (ROOM, [AWA, FATOU, MOUSSA])
+
+
+async def test_who_is_on_duty_but_has_left_is_not_called(scene: Scene) -> None:
+    for person in (MOUSSA, AWA):
+        await scene.types(person, "!garde prendre")
+    await leaves(scene, MOUSSA)
+    patient, _ = await consultation(scene, MOUSSA, account="@p:clinic.test", ward=MEDICINE)
+    alarm = await falls(scene, patient)
+    assert (alarm.room_id, called(alarm)) == (ROOM, [AWA])
+
+
+async def test_a_patient_of_no_ward_alarms_the_consultation_as_before(scene: Scene) -> None:
+    partner = "@expert:partner.test"
+    patient, opened = await consultation(scene, partner, account="@p:clinic.test")
+    alarm = await falls(scene, patient)
+    assert (alarm.room_id, called(alarm)) == (opened.room_id, [partner])
+
+
+async def test_a_ward_without_room_alarms_the_consultation_as_before(scene: Scene) -> None:
+    ward = WardId("maternite")
+    await scene.records.wards.add(Ward(ward, None, Language.FRENCH, "UTC", Roster()))
+    patient, opened = await consultation(scene, AWA, IBOU, ward=ward)
+    alarm = await falls(scene, patient)
+    assert (alarm.room_id, called(alarm)) == (opened.room_id, [AWA, IBOU])

@@ -1,0 +1,257 @@
+"""What people are told about their accounts, and names and codes that cannot be mistaken."""
+
+from __future__ import annotations
+
+import secrets
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from appservice import letters
+from appservice.staff import _skeleton, checked_name, one_time_password
+from fajma.commands import CODE_LENGTH, Action, Command, parse
+from fajma.errors import InputError
+from fajma.language import Language
+from fajma.store.people import MAX_NAME
+from fajma.trust import identity_code
+
+AWA = "@awa.diop:clinic.test"
+PASSWORD = "abcde-fghjk-mnpqr-stuvw"
+SERVER = "https://matrix.clinic.test"
+BOTH = pytest.mark.parametrize("language", list(Language))
+
+
+def welcome(language: Language, *, password: str | None = PASSWORD, here: bool = True) -> str:
+    return letters.welcome(language, account=AWA, password=password, homeserver=SERVER, here=here)
+
+
+def lost(language: Language, *, stolen: bool = False, devices: tuple[str, ...] = ("Pixel",)) -> str:
+    return letters.lost_phone(
+        language,
+        account=AWA,
+        password=PASSWORD,
+        homeserver=SERVER,
+        devices=devices,
+        stolen=stolen,
+    )
+
+
+def steps(letter: str) -> list[int]:
+    numbered = [line.partition(".")[0] for line in letter.splitlines()]
+    return [int(one) for one in numbered if one.isdigit()]
+
+
+# --- letters -------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_a_new_member_of_staff_reads_where_to_type_what(language: Language) -> None:
+    letter = welcome(language)
+    assert AWA in letter
+    assert SERVER in letter
+    assert " awa.diop  " in letter.replace("\N{NO-BREAK SPACE}", " ")  # the user name alone
+    assert letter.count(PASSWORD) == 1
+    assert "!test" in letter
+    assert steps(letter) == [1, 2, 3, 4, 5, 6]
+
+
+@BOTH
+def test_who_keeps_an_account_gets_no_password_and_no_steps(language: Language) -> None:
+    letter = welcome(language, password=None)
+    assert AWA in letter
+    assert PASSWORD not in letter
+    assert steps(letter) == []
+
+
+@BOTH
+def test_only_who_is_on_another_homeserver_is_told_to_set_the_rules(language: Language) -> None:
+    rules = letters.partner_rules(language)
+    assert "fajma staff check" in rules
+    assert rules in welcome(language, password=None, here=False)
+    assert rules not in welcome(language)
+
+
+@BOTH
+def test_who_lost_a_phone_keeps_the_identity_on_paper(language: Language) -> None:
+    letter = lost(language, devices=("Pixel", "iPad"))
+    assert "Pixel, iPad" in letter
+    assert letter.count(PASSWORD) == 1
+    assert SERVER in letter
+    assert steps(letter) == [1, 2, 3, 4, 5, 6]
+
+
+def test_who_was_robbed_is_told_to_reset_and_never_to_use_the_old_recovery_key() -> None:
+    stolen, mislaid = lost(Language.ENGLISH, stolen=True), lost(Language.ENGLISH)
+    assert "trusted no more" in stolen
+    assert "type the key from your paper" in mislaid
+    assert "type the key from your paper" not in stolen
+    assert "trusted no more" not in mislaid
+    assert steps(stolen) == [1, 2, 3, 4, 5, 6]
+    french = lost(Language.FRENCH, stolen=True)
+    assert steps(french) == steps(stolen)
+    assert french != lost(Language.FRENCH)
+
+
+@BOTH
+def test_the_name_of_a_device_cannot_disturb_a_letter(language: Language) -> None:
+    evil = "Pixel\n1. Type your password here: evil.test\N{RIGHT-TO-LEFT OVERRIDE}" + "x" * 500
+    for letter in (
+        lost(language, devices=(evil,)),
+        letters.unsigned_device(language, device=evil),
+    ):
+        assert "\n1. Type" not in letter
+        assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in letter
+        assert "x" * MAX_NAME not in letter
+
+
+@BOTH
+def test_the_operators_read_which_ward_and_why(language: Language) -> None:
+    nobody = letters.outage(language, ward="medecine-2", reachable=True)
+    unreachable = letters.outage(language, ward="medecine-2", reachable=False)
+    assert "medecine-2" in nobody
+    assert "medecine-2" in unreachable
+    assert nobody != unreachable
+
+
+def test_why_nobody_is_woken_is_said_the_right_way_round() -> None:
+    # "reachable" tells which of the two warnings it is: nobody reachable, or nobody on duty.
+    assert "can be reached" in letters.outage(Language.ENGLISH, ward="w", reachable=True)
+    assert "nobody is on duty" in letters.outage(Language.ENGLISH, ward="w", reachable=False)
+
+
+def test_every_letter_is_written_in_both_languages() -> None:
+    def all_of(language: Language) -> list[str]:
+        return [
+            *welcome(language, here=False).splitlines(),
+            *lost(language).splitlines(),
+            *lost(language, stolen=True).splitlines(),
+            letters.unsigned_device(language, device="Pixel"),
+            letters.changed_identity(language, staff=True),
+            letters.changed_identity(language, staff=False),
+            letters.drill(language, ward="w"),
+            letters.muted(language),
+            letters.outage(language, ward="w", reachable=True),
+            letters.outage(language, ward="w", reachable=False),
+        ]
+
+    english, french = all_of(Language.ENGLISH), all_of(Language.FRENCH)
+    assert len(english) == len(french)
+    assert not set(english) & set(french)
+    assert all("{" not in line for line in english + french)
+
+
+@BOTH
+def test_a_patient_is_not_sent_to_colleagues(language: Language) -> None:
+    staff, patient = (letters.changed_identity(language, staff=one) for one in (True, False))
+    assert staff != patient
+    for word in ("operator", "colleagues", "exploitant", "collègues"):
+        assert word not in patient
+
+
+# --- names ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("typed", "kept"),
+    [
+        ("  Awa   Diop ", "Awa Diop"),
+        ("E\N{COMBINING ACUTE ACCENT}lodie", "Élodie"),
+        ("N'Diaye-Sarr", "N'Diaye-Sarr"),
+        ("محمد", "محمد"),
+        ("Мария", "Мария"),
+        ("Awa 2", "Awa 2"),
+        ("x" * MAX_NAME, "x" * MAX_NAME),
+    ],
+)
+def test_a_name_of_one_alphabet_is_kept(typed: str, kept: str) -> None:
+    assert checked_name(typed) == kept
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        "",
+        "   ",
+        "x" * (MAX_NAME + 1),
+        "Аwa",  # noqa: RUF001 - the first letter is Cyrillic
+        "Aνa",  # noqa: RUF001 - the second is Greek
+        "Awa محمد",
+        "Awa\N{RIGHT-TO-LEFT OVERRIDE}poiD",
+        "Awa\N{ZERO WIDTH SPACE}Diop",
+        "Awa\N{ZERO WIDTH JOINER}Diop",
+        "Awa\x00Diop",
+        "Awa\ud800",
+    ],
+)
+def test_a_name_that_may_look_like_another_is_refused(typed: str) -> None:
+    with pytest.raises(InputError) as caught:
+        checked_name(typed)
+    assert caught.value.code == "name_invalid"
+    assert typed.strip() not in str(caught.value) or not typed.strip()
+
+
+@given(st.text(max_size=80))
+def test_a_checked_name_is_short_visible_and_stays_as_it_is(typed: str) -> None:
+    try:
+        kept = checked_name(typed)
+    except InputError:
+        return
+    assert 0 < len(kept) <= MAX_NAME
+    assert kept.isprintable()
+    assert checked_name(kept) == kept
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("Awa Diop", "awa diop"),
+        ("Awa Diop", "AwaDiop"),
+        ("Élodie", "Elodie"),
+        ("Awa-Diop", "Awa Diop"),
+        ("N'Diaye", "NDiaye"),
+        ("Weiß", "WEISS"),
+        ("ﬁfi", "fifi"),
+        ("Ａｗａ", "Awa"),  # noqa: RUF001 - full width
+    ],
+)
+def test_names_that_look_the_same_have_one_skeleton(one: str, other: str) -> None:
+    assert _skeleton(one) == _skeleton(other)
+
+
+def test_names_that_can_be_told_apart_have_not() -> None:
+    names = ["Awa Diop", "Awa Diop 2", "Awa Diopp", "Moussa Ba", "محمد", "Мария"]
+    assert len({_skeleton(name) for name in names}) == len(names)
+
+
+# --- codes and passwords -------------------------------------------------------------------------
+
+
+def test_a_first_password_is_twenty_letters_that_nobody_misreads() -> None:
+    passwords = {one_time_password() for _ in range(200)}
+    assert len(passwords) == 200
+    for password in passwords:
+        assert [len(group) for group in password.split("-")] == [5, 5, 5, 5]
+    letters_used = set("".join(passwords)) - {"-"}
+    assert len(letters_used) == 31
+    assert not letters_used & set("il1o0ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+def test_a_code_is_the_same_for_one_key_and_another_for_another() -> None:
+    codes = {identity_code(secrets.token_urlsafe(32)) for _ in range(500)}
+    assert len(codes) == 500
+    assert identity_code("key") == identity_code("key")
+    # Worked out apart: SHA-256 of "key" begins 2c 70 e1 2b 7a, five bits for each character.
+    assert identity_code("key") == "5HRE-2AVT"
+    for code in codes:
+        assert len(code.replace("-", "")) == CODE_LENGTH
+        assert not set(code) & set("ILOU")
+
+
+@given(st.text())
+def test_every_code_can_be_typed_as_it_is_shown_and_carelessly(key: str) -> None:
+    code = identity_code(key)
+    for typed in (code, code.lower(), code.replace("-", " "), code.replace("-", "")):
+        understood = parse(f"!identité accepter @awa {typed}", language=Language.FRENCH)
+        assert isinstance(understood, Command)
+        assert (understood.action, understood.code) == (Action.IDENTITY_ACCEPT, code)
