@@ -158,7 +158,7 @@ class Scene:
 
     async def time_passes(self, span: timedelta) -> None:
         self.now += span
-        await self.orders.look_at_time(await self.ward())
+        await self.orders._desk.look_at_time(await self.ward())
 
     async def audit(self) -> list[Entry]:
         return await self.records.audit.latest(limit=1000)
