@@ -387,12 +387,11 @@ class StaffService:
         return await self._operator.ring(account, rings=rings)
 
     async def rings(self, person: Staff) -> bool:
-        """Whether alarms ring at this person's phone now: on duty, or nobody else is."""
+        """Whether alarms ring at this person's phone now: on duty, or nobody can be reached."""
         ward = await self._records.wards.get(person.ward) if person.ward is not None else None
         if ward is None:
             return person.is_clinician
-        team = [one.account for one in await self._records.people.team(ward.id)]
-        return person.account in duty.ringing(ward.roster, team)
+        return person.account in await self._records.called(ward)
 
     async def _keep(self, person: Staff, action: str, now: datetime, **detail: str) -> None:
         async with self._records.store.transaction() as connection:

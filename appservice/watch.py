@@ -22,7 +22,6 @@ from appservice import letters
 from appservice.operator import Operator
 from appservice.service import MatrixService
 from appservice.staff import Finding, StaffService
-from fajma import duty
 from fajma.commands import Action, usage
 from fajma.config import People as PeopleSettings
 from fajma.errors import FajmaError
@@ -126,9 +125,9 @@ class Watch:
     async def _look_at_ward(self, ward: Ward) -> None:
         now = self._now()
         team = await self._records.people.team(ward.id)
-        on_duty = {one.account for one in ward.roster.on_call} & {one.account for one in team}
-        called = duty.ringing(ward.roster, [one.account for one in team])
-        findings = [await self._finding(one) for one in team if one.account in called]
+        on_duty = {one.account for one in team} & set(ward.roster.accounts)
+        asked = on_duty or {one.account for one in team}
+        findings = [await self._finding(one) for one in team if one.account in asked]
         reachable = [one for one in findings if not UNREACHABLE & set(one.troubles)]
         warnings = self._records.warnings
         await warnings.set(About.NOBODY_ON_DUTY, ward.id, [] if on_duty else [""], now=now)

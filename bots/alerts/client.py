@@ -57,6 +57,7 @@ from bots.alerts.identity import Identity, OwnKeys, require
 from fajma.errors import BugError, DecodeError, InputError, UnavailableError
 from fajma.store.pins import Audience, Pins
 from fajma.trust import (
+    REVOKED,
     CrossSigningSeeds,
     DeviceKeys,
     SignedIdentity,
@@ -388,8 +389,26 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         epoch = await self._audience.epoch()
         if self._epochs.get(room_id) != epoch:
             # An identity may have been accepted or revoked: judge everybody's devices afresh.
-            self.olm.users_for_key_query |= self._readers(room_id)
+            readers = self._readers(room_id)
+            await self._refuse_by_records(readers)
+            self.olm.users_for_key_query |= readers
             self._epochs[room_id] = epoch
+
+    async def _refuse_by_records(self, users: Iterable[str]) -> None:
+        """Refuse lost devices and replaced identities, also if the homeserver says nothing of them.
+
+        While it keeps its answer back we go on with what we know of people's devices; what our own
+        records say must not wait for it.
+        """
+        if self._pins is None:
+            return
+        pinned = await self._pins.known(list(users))
+        for user, master in pinned.items():
+            blocked = await self._pins.blocked(user)
+            replaced = master.startswith(REVOKED) or self._pinned.get(user, master) != master
+            for device in self.device_store.active_user_devices(user):
+                if device.verified and (replaced or device.id in blocked):
+                    self.blacklist_device(device)
 
     def _readers(self, room_id: str) -> set[str]:
         """Who is in a room and belongs there."""
@@ -760,6 +779,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         session = self.olm.inbound_group_store.get(room_id, event.sender_key, event.session_id)
         if session is None:
             return False
+        await self._refuse_by_records([event.sender])
         await self.judge_again(event.sender)
         try:
             return await self._is_signed_sender(event.sender, event.sender_key, session)

@@ -191,8 +191,7 @@ class DutyDesk:
     ) -> Outcome:
         _ = translator(language).gettext
         ngettext = translator(language).ngettext
-        team = [one.account for one in await self._records.people.team(ward.id)]
-        called = sorted(duty.ringing(roster, team))
+        called = sorted(await self._records.called(ward))
         drill_id = secrets.token_hex(8)
         started = duty.start_drill(roster, person.account, drill_id, called, self._now())
         await self._records.warnings.set(About.DRILL, ward.id, [drill_id], now=self._now())

@@ -21,7 +21,6 @@ from bots.alerts.alarm_state import PatientState
 from bots.alerts.limits import Confirmation, Rules, default_rules
 from bots.alerts.text import render
 from fajma.config import Alarms
-from fajma.duty import ringing
 from fajma.errors import BugError
 from fajma.events import ALARM, AlarmBlock
 from fajma.language import Language
@@ -190,10 +189,9 @@ class AlarmEngine:
         ward = await records.wards.responsible(patient.key)
         treating = consultation.clinicians if consultation is not None else ()
         if ward is not None and ward.room_id is not None:
-            team = [one.account for one in await records.people.team(ward.id)]
-            called = ringing(ward.roster, team)
-            # Only who is on duty: when nobody is, everybody is called, and in the ward's room.
-            here = called & set(treating) & set(ward.roster.accounts)
+            called = await records.called(ward)
+            # Only who is on call: when nobody is, everybody is called, and in the ward's room.
+            here = set(treating) & await records.on_call(ward)
             if (
                 consultation is None
                 or consultation.room_id is None

@@ -63,7 +63,8 @@ class Pins:
             now: aware UTC.
         """
         moment = to_ms(now or datetime.now(UTC))
-        pinned = await self.known(masters)
+        before = await self.known(masters)
+        pinned = dict(before)
         for account, master in masters.items():
             if account not in pinned:
                 # Another sender may meet the same person at this moment: the first counts.
@@ -77,7 +78,8 @@ class Pins:
                 pinned |= await self.known([account])
             if pinned[account] not in (master, REVOKED + master):
                 await self._note_change(account, master, moment)
-        back = [account for account, master in masters.items() if pinned[account] == master]
+        # Not of who is pinned just now: the other sender may have noted another one at this moment.
+        back = [account for account, master in masters.items() if before.get(account) == master]
         for account in back:  # the pinned identity is shown again
             await self._store.db.execute(
                 "DELETE FROM warning WHERE kind='identity' AND subject=$1", account

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fajma.duty import Roster, ringing
 from fajma.sealing import SiteKey
 from fajma.store.alarms import AlarmStates, Outbox
 from fajma.store.audit import Audit
@@ -15,8 +16,8 @@ from fajma.store.people import People
 from fajma.store.pins import Audience, Pins
 from fajma.store.quarantine import Quarantine
 from fajma.store.readings import Readings
-from fajma.store.wards import Wards
-from fajma.store.warnings import Warnings
+from fajma.store.wards import Ward, Wards
+from fajma.store.warnings import About, Warnings
 
 
 class Records:
@@ -41,3 +42,19 @@ class Records:
         self.warnings = Warnings(store)
         self.orders_seen = OrdersSeen(store)
         self.audit = Audit(store, site_key)
+
+    async def on_call(self, ward: Ward) -> frozenset[str]:
+        """Who of a ward's team is on duty, unless nobody on duty can be reached."""
+        roster = await self._reachable(ward)
+        return frozenset({one.account for one in await self.people.team(ward.id)}) & set(
+            roster.accounts
+        )
+
+    async def called(self, ward: Ward) -> frozenset[str]:
+        """Whose phones ring: who is on call, or all of the team when nobody is."""
+        team = [one.account for one in await self.people.team(ward.id)]
+        return ringing(await self._reachable(ward), team)
+
+    async def _reachable(self, ward: Ward) -> Roster:
+        nobody = await self.warnings.is_open(About.NOBODY_REACHABLE, ward.id)
+        return Roster() if nobody else ward.roster

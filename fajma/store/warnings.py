@@ -84,6 +84,15 @@ class Warnings:
                 mark,
             )
 
+    async def is_open(self, kind: About, subject: str) -> bool:
+        """Whether such a warning is true now."""
+        return (
+            await self._store.db.fetchval(
+                "SELECT mark FROM warning WHERE kind=$1 AND subject=$2", kind.value, subject
+            )
+            is not None
+        )
+
     async def open(self, kind: About | None = None) -> list[Warn]:
         """What is true now, oldest first."""
         rows = await self._store.db.fetch("SELECT * FROM warning ORDER BY seen_at, subject, mark")
