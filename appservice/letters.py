@@ -136,12 +136,12 @@ def muted(language: Language) -> str:
     )
 
 
-def outage(language: Language, *, ward: str, reachable: bool) -> str:
+def outage(language: Language, *, ward: str, on_duty: bool) -> str:
     """To the operators: a ward that no alarm would wake."""
     _ = translator(language).gettext
     text = (
         _("Ward {ward}: nobody is on duty. Everybody's phone rings until somebody takes duty.")
-        if not reachable
+        if not on_duty
         else _(
             "Ward {ward}: nobody on duty can be reached (no phone that rings, or no confirmed"
             " device)."

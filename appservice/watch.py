@@ -281,7 +281,7 @@ class Watch:
         if one.kind is About.DRILL:
             return letters.drill(language, ward=one.subject)
         return letters.outage(
-            language, ward=one.subject, reachable=one.kind is About.NOBODY_REACHABLE
+            language, ward=one.subject, on_duty=one.kind is About.NOBODY_REACHABLE
         )
 
     async def _ward_of(self, one: Warn) -> Ward | None:

@@ -17,7 +17,7 @@ from mautrix.util.async_db import Connection
 
 from bots.alerts.alarm_state import PatientState
 from bots.alerts.limits import Rules
-from bots.alerts.text import clock_time, limits_in_force, open_alarm
+from bots.alerts.text import MAX_BED, clock_time, limits_in_force, open_alarm
 from fajma import duty
 from fajma.commands import Action, Command, Person, help_text, usage
 from fajma.duty import DutyError, Roster
@@ -325,8 +325,16 @@ class DutyDesk:
             responsible = await self._records.wards.responsible(patient.key)
             if responsible is None or responsible.id != ward.id:
                 continue
-            text = await self._records.alarm_states.get(patient.key)
-            state = PatientState.from_json(text) if text else PatientState()
+            try:
+                text = await self._records.alarm_states.get(patient.key)
+                state = PatientState.from_json(text) if text else PatientState()
+            except FajmaError as error:  # one bad record must not stop a handover
+                log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
+                where = _("Bed {bed}").format(bed=shown(patient.bed, MAX_BED))
+                lines.append(
+                    _("{where}: alarms cannot be read, see the patient").format(where=where)
+                )
+                continue
             for key, track in state.tracks.items():
                 if track.episode is not None:
                     lines.append(

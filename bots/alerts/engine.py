@@ -192,14 +192,11 @@ class AlarmEngine:
             called = await records.called(ward)
             # Only who is on call: when nobody is, everybody is called, and in the ward's room.
             here = set(treating) & await records.on_call(ward)
-            if (
-                consultation is None
-                or consultation.room_id is None
-                or patient.account is None
-                or not here
-            ):
+            has_room = consultation is not None and consultation.room_id is not None
+            in_ward = patient.account is None or not here
+            if not has_room or (in_ward and called):  # a ward without team would tell nobody
                 return _Where(ward.room_id, ward.language, ward.time_zone, sorted(called))
-            treating = tuple(sorted(here))
+            treating = tuple(sorted(here)) or treating
         if consultation is None or consultation.room_id is None:
             # A monitor is linked to a patient who has a consultation's room or a ward's.
             raise BugError("an alarm without a room", code="alarm_without_room")

@@ -273,7 +273,7 @@ class Orders:
         mentions: Sequence[str] = (),
     ) -> None:
         delivery_id = self._records.site_key.fingerprint(
-            b"answer", heard.room_id.encode(), heard.event_id.encode()
+            b"answer", heard.room_id.encode(), self._envelope(heard)
         ).hex()
         more = {
             "m.relates_to": {"m.in_reply_to": {"event_id": heard.event_id}},

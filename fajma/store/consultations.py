@@ -38,7 +38,7 @@ class Consultation:
         language: language of the room and its alarms.
         time_zone: IANA name; alarms state the time in it.
         opened_at: aware UTC.
-        clinicians: Matrix user ids; without those who have left the staff.
+        clinicians: Matrix user ids; without those who have left the staff or treat no more.
     """
 
     id: ConsultationId
@@ -234,7 +234,8 @@ class Consultations:
         clinicians = await self._store.db.fetch(
             "SELECT clinician.account AS account FROM consultation_clinician AS clinician"
             " LEFT JOIN staff ON staff.account=clinician.account"
-            " WHERE consultation_id=$1 AND staff.left_at IS NULL ORDER BY clinician.account",
+            " WHERE consultation_id=$1 AND staff.left_at IS NULL"
+            " AND (staff.role IS NULL OR staff.role<>'operator') ORDER BY clinician.account",
             row["consultation_id"],
         )
         return Consultation(

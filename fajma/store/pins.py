@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from mautrix.util.async_db import Connection
@@ -19,6 +19,9 @@ from fajma.trust import REVOKED
 
 APPROVALS_NEEDED: Final = 2
 """Clinicians who must accept a changed identity, other than the person himself."""
+
+APPROVAL_VALID: Final = timedelta(days=1)
+"""How long the first acceptance waits for the second."""
 
 EPOCH: Final = "trust"
 
@@ -87,6 +90,12 @@ class Pins:
 
     async def _note_change(self, account: str, master: str, moment: int) -> None:
         """The one that is shown now; an earlier one can no longer be accepted."""
+        if await self._store.db.fetchval(
+            "SELECT account FROM revoked_identity WHERE account=$1 AND master_key=$2",
+            account,
+            master,
+        ):
+            return  # of a stolen phone: it gets nothing and is not offered
         async with self._store.transaction() as connection:
             added = await connection.fetchrow(
                 "INSERT INTO warning (kind, subject, mark, seen_at) VALUES ('identity', $1, $2, $3)"
@@ -129,9 +138,12 @@ class Pins:
             to_ms(now),
         )
         count = await connection.fetchval(
-            "SELECT COUNT(*) FROM pin_approval WHERE account=$1 AND master_key=$2 AND approver<>$1",
+            "SELECT COUNT(*) FROM pin_approval LEFT JOIN staff ON staff.account=approver"
+            " WHERE pin_approval.account=$1 AND master_key=$2 AND approver<>$1"
+            " AND staff.left_at IS NULL AND approved_at>$3",
             change.account,
             change.master_key,
+            to_ms(now - APPROVAL_VALID),
         )
         if int(count or 0) < APPROVALS_NEEDED:
             return False
@@ -145,7 +157,14 @@ class Pins:
     async def revoke(self, connection: Connection, account: str, *, now: datetime) -> None:
         """No identity of this account is trusted until another is accepted (a stolen phone)."""
         pinned = (await self.known([account])).get(account, "")
-        await self._pin(connection, account, REVOKED + pinned.removeprefix(REVOKED), now)
+        stolen = pinned.removeprefix(REVOKED)
+        await self._pin(connection, account, REVOKED + stolen, now)
+        await connection.execute(
+            "INSERT INTO revoked_identity (account, master_key) VALUES ($1, $2)"
+            " ON CONFLICT (account, master_key) DO NOTHING",
+            account,
+            stolen,
+        )
 
     async def block(
         self, connection: Connection, account: str, device_ids: Collection[str]

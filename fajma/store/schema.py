@@ -145,6 +145,12 @@ _V2 = (
         approved_at BIGINT NOT NULL,
         PRIMARY KEY (account, master_key, approver)
     )""",
+    # Identities of stolen phones: never offered for acceptance again.
+    """CREATE TABLE revoked_identity (
+        account TEXT NOT NULL,
+        master_key TEXT NOT NULL,
+        PRIMARY KEY (account, master_key)
+    )""",
     # Devices of lost phones: never again, whatever the homeserver lists.
     """CREATE TABLE blocked_device (
         account TEXT NOT NULL,

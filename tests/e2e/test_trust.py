@@ -6,8 +6,9 @@ devices, replaces identities, opens accounts again and adds members.
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from typing import Any
@@ -17,9 +18,12 @@ import nio
 import pytest
 import pytest_asyncio
 
+from bots.alerts.client import SignedClient
 from console.observer import Observer, Seen
 from console.run import opened
 from fajma.config import load
+from fajma.store import Records
+from fajma.tasks import end
 from fajma.trust import CrossSigningSeeds, identity_code
 from tests.e2e.test_readers import PlainDevice, plain_device, recovery_key, seeds_of
 from tests.e2e.ward import BOTS, BREATHLESS, PATIENCE_S, WELL, Bedside, Monitor, Ward
@@ -152,6 +156,19 @@ class Ghost(PlainDevice):
     async def take_over(self, seeds: CrossSigningSeeds) -> None:
         """Put this identity in the place of the account's own, and sign the device with it."""
         user = self.client.user_id
+        whose = {"device_keys": {user: []}}
+        _, listed = await self.ask("POST", "keys/query", whose)
+        shown = listed["master_keys"].get(user, {}).get("keys", {})
+        if seeds.master_key not in shown.values():
+            await self._publish(seeds)
+        _, listed = await self.ask("POST", "keys/query", whose)
+        device = listed["device_keys"][user][self.device_id]
+        signatures = seeds.signatures_body(user, device)
+        status, answer = await self.ask("POST", "keys/signatures/upload", signatures)
+        assert (status, answer) == (200, {"failures": {}})
+
+    async def _publish(self, seeds: CrossSigningSeeds) -> None:
+        user = self.client.user_id
         body = seeds.device_signing_body(user, self.device_id, self.client.olm.sign_json)
         path = "keys/device_signing/upload"
         status, answer = await self.ask("POST", path, body)
@@ -164,11 +181,6 @@ class Ghost(PlainDevice):
             }
             status, answer = await self.ask("POST", path, body)
         assert status == 200, answer
-        _, answer = await self.ask("POST", "keys/query", {"device_keys": {user: []}})
-        device = answer["device_keys"][user][self.device_id]
-        signatures = seeds.signatures_body(user, device)
-        status, answer = await self.ask("POST", "keys/signatures/upload", signatures)
-        assert (status, answer) == (200, {"failures": {}})
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, dict[str, Any]]:
         return await self.ward.matrix(method, path, body, token=self.client.access_token)
@@ -262,13 +274,13 @@ async def end_after(ward: Ward, monitor: Monitor, bedside: Bedside) -> str:
     before = {one.event_id for one in ward.alarms(bedside.room_id)}
     monitor.catch_up()
     await monitor.send(*[WELL] * 5)
-    end = await ward.observer.wait_for(
+    recovered = await ward.observer.wait_for(
         lambda one: (
             one in ward.alarms(bedside.room_id, "recovered") and one.event_id not in before
         ),
         PATIENCE_S,
     )  # fmt: skip
-    return end.event_id
+    return recovered.event_id
 
 
 def bots(ward: Ward, *names: str) -> set[str]:
@@ -455,6 +467,7 @@ async def test_an_account_that_was_closed_and_opened_again_gets_nothing_until_ac
         async with ward.monitor(bedside) as monitor:
             await monitor.send(WELL)
             await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, elimane.observer)
+            ends_logged_out(elimane.observer)
             await closed_and_opened_again(ward, elimane)
             async with ghost_of(ward, elimane.mxid, elimane.password) as usurper:
                 seeds = CrossSigningSeeds.generate()
@@ -593,6 +606,7 @@ async def test_a_lost_phone_never_gets_a_key_again_even_if_the_homeserver_goes_o
         ):
             await monitor.send(WELL)
             await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, phone)
+            ends_logged_out(phone)
             device_id = phone.client.device_id
             everybody = {"device_keys": {hawa.mxid: []}}
             _, listed = await ward.matrix("POST", "keys/query", everybody)
@@ -626,6 +640,13 @@ async def test_a_lost_phone_never_gets_a_key_again_even_if_the_homeserver_goes_o
             await hawa.observer.wait_for(lambda one: one.event_id == alarm, PATIENCE_S)
             assert not hawa.locked & {one.event_id for one in ward.events(bedside.room_id)}
             assert await senders_to(ward, token) & bots(ward) == set()
+
+
+def ends_logged_out(observer: Observer) -> None:
+    """A client whose session ends stops following with an error, which is what we want."""
+    following = observer._following
+    assert following is not None
+    following.add_done_callback(lambda task: task.cancelled() or task.exception())
 
 
 async def whoami(ward: Ward, token: str) -> int:
@@ -665,6 +686,7 @@ async def test_after_a_stolen_phone_the_other_device_too_gets_nothing_until_a_ne
         ):
             await monitor.send(WELL)
             await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, phone)
+            ends_logged_out(phone)
             answer = await ward.operate(
                 "staff/lost-phone", who=ibra.mxid, devices=[phone.client.device_id], stolen=True
             )
@@ -702,6 +724,7 @@ async def test_who_has_left_is_out_everywhere_and_has_no_key_of_what_comes_even_
             copied = {one.id for one in khady.observer.client.olm.inbound_group_store}
             assert copied & await sessions_of(ward, bots(ward), bedside.room_id)
 
+            ends_logged_out(khady.observer)
             code, output = await ward.command("staff", "leave", khady.mxid)
             assert code == 0, output
             assert await whoami(ward, khady.token) == 401
@@ -749,3 +772,77 @@ async def session_of(ward: Ward, room_id: str, event_id: str) -> str:
     )
     assert status == 200, answer
     return str(answer["content"]["session_id"])
+
+
+# --- an answer that is kept back -----------------------------------------------------------------
+
+
+class Forgetful(SignedClient):
+    """A client whose homeserver can keep back what it knows of people's keys."""
+
+    silent_about: frozenset[str] = frozenset()
+
+    async def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        status, answer = await super()._request(method, path, body)
+        if path == "keys/query":
+            for listed in answer.values():
+                for user in self.silent_about:
+                    listed.pop(user, None)
+        return status, answer
+
+
+class Members:
+    """Who belongs in the one room of a test; the epoch is that of the records."""
+
+    def __init__(self, records: Records, *accounts: str) -> None:
+        self.epoch = records.audience.epoch
+        self._accounts = frozenset(accounts)
+
+    async def of(self, _: str) -> frozenset[str]:
+        return self._accounts
+
+
+async def test_a_lost_device_gets_no_key_of_alarms_while_the_homeserver_keeps_its_answer_back(
+    ward: Ward,
+) -> None:
+    localpart, mxid, password = await ward.account("lamine")
+    _, sender, sender_password = await ward.account("sender")
+    async with (
+        opened(load(ward.clinic.config_path)) as records,
+        ward.client_of(localpart, password) as lamine,
+    ):
+        client = Forgetful(
+            ward.clinic.synapse.base_url,
+            sender,
+            ward.clinic.directory / "clients" / sender[1:10],
+            pins=records.pins,
+            audience=Members(records, mxid),  # type: ignore[arg-type]
+        )
+        await client.start_session(sender_password)
+        following = asyncio.create_task(client.run_sync())
+        try:
+            state = {"type": "m.room.encryption", "content": {"algorithm": "m.megolm.v1.aes-sha2"}}
+            body = {"invite": [mxid], "initial_state": [state]}
+            _, room = await ward.matrix("POST", "createRoom", body, token=client.access_token)
+            room_id = room["room_id"]
+            await lamine.client.join(room_id)
+            async with asyncio.timeout(PATIENCE_S):
+                while mxid not in getattr(client.rooms.get(room_id), "users", ()):
+                    await client.synced.wait()
+            device = (mxid, lamine.client.device_id)
+            await client.room_send(room_id, "m.room.message", {"msgtype": "m.text", "body": "1"})
+            assert client.olm.outbound_group_sessions[room_id].users_shared_with == {device}
+
+            client.silent_about = frozenset({mxid})
+            async with records.store.transaction() as connection:
+                await records.pins.block(connection, mxid, [device[1]])
+            sent = await client.room_send(
+                room_id, "m.room.message", {"msgtype": "m.text", "body": "2"}
+            )
+            assert client.olm.outbound_group_sessions[room_id].users_shared_with == set()
+            assert isinstance(sent, nio.RoomSendResponse)
+        finally:
+            await end([following])
+            await client.close()

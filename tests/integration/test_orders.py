@@ -415,6 +415,7 @@ async def test_the_same_ciphertext_under_another_event_id_does_nothing(
     assert await scene.types(AWA, "!garde prendre", envelope=envelope) == []
     assert (await scene.roster()).accounts == (MOUSSA,)
     assert await scene.acts() == acts
+    assert len(scene.client.asked) == (0 if restarted else 3)  # a replay costs no request
 
 
 async def test_whatever_spelling_of_a_ciphertext_still_decrypts_is_the_same_command(

@@ -107,17 +107,16 @@ def test_the_name_of_a_device_cannot_disturb_a_letter(language: Language) -> Non
 
 @BOTH
 def test_the_operators_read_which_ward_and_why(language: Language) -> None:
-    nobody = letters.outage(language, ward="medecine-2", reachable=True)
-    unreachable = letters.outage(language, ward="medecine-2", reachable=False)
+    nobody = letters.outage(language, ward="medecine-2", on_duty=False)
+    unreachable = letters.outage(language, ward="medecine-2", on_duty=True)
     assert "medecine-2" in nobody
     assert "medecine-2" in unreachable
     assert nobody != unreachable
 
 
 def test_why_nobody_is_woken_is_said_the_right_way_round() -> None:
-    # "reachable" tells which of the two warnings it is: nobody reachable, or nobody on duty.
-    assert "can be reached" in letters.outage(Language.ENGLISH, ward="w", reachable=True)
-    assert "nobody is on duty" in letters.outage(Language.ENGLISH, ward="w", reachable=False)
+    assert "can be reached" in letters.outage(Language.ENGLISH, ward="w", on_duty=True)
+    assert "nobody is on duty" in letters.outage(Language.ENGLISH, ward="w", on_duty=False)
 
 
 def test_every_letter_is_written_in_both_languages() -> None:
@@ -131,8 +130,8 @@ def test_every_letter_is_written_in_both_languages() -> None:
             letters.changed_identity(language, staff=False),
             letters.drill(language, ward="w"),
             letters.muted(language),
-            letters.outage(language, ward="w", reachable=True),
-            letters.outage(language, ward="w", reachable=False),
+            letters.outage(language, ward="w", on_duty=True),
+            letters.outage(language, ward="w", on_duty=False),
         ]
 
     english, french = all_of(Language.ENGLISH), all_of(Language.FRENCH)
