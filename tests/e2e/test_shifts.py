@@ -19,7 +19,7 @@ from fajma.config import load
 from fajma.events import AlarmBlock
 from fajma.store.wards import WardId
 from fajma.store.warnings import About
-from tests.e2e.test_push import (
+from tests.e2e.test_phones import (
     Clinician,
     Phone,
     Team,
