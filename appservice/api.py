@@ -8,7 +8,6 @@ unknown fields are refused.
 from __future__ import annotations
 
 import hmac
-import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from appservice.consultations import ConsultationService
 from appservice.patients import PatientService
-from appservice.staff import StaffService
+from appservice.staff import USER_ID, StaffService
 from appservice.wards import WardService
 from fajma.errors import FajmaError, InputError
 from fajma.language import Language
@@ -36,9 +35,6 @@ log = structlog.get_logger()
 PREFIX: Final = "/fajma/v1"
 MAX_BODY_BYTES: Final = 64 * 1024
 
-_USER_ID: Final = re.compile(r"@[a-z0-9._=/+-]{1,200}:[A-Za-z0-9.:\[\]-]{1,200}")
-"""Matrix user identifiers (specification, appendix "User identifiers")."""
-
 Text = Annotated[str, Field(min_length=1, max_length=64)]
 Who = Annotated[str, Field(min_length=1, max_length=255)]
 DeviceText = Annotated[str, Field(pattern=r"^[0-9A-F]{12}$")]
@@ -47,7 +43,7 @@ _Body = TypeVar("_Body", bound=BaseModel)
 
 
 def _user_id(value: str) -> str:
-    if not _USER_ID.fullmatch(value):
+    if not USER_ID.fullmatch(value):
         raise ValueError("write Matrix user ids like @awa:hospital.example")
     return value
 

@@ -6,12 +6,11 @@ import asyncio
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
-from typing import Final
 
 import structlog
 
 from appservice.rooms import CLINICIAN_POWER, room_request
-from appservice.service import MatrixService
+from appservice.service import GREET_AFTER_S, MatrixService
 from fajma.config import Settings
 from fajma.errors import InputError
 from fajma.events import CONSULTATION, MESSAGE
@@ -23,9 +22,6 @@ from fajma.store.pins import new_epoch
 from fajma.vitals import DeviceId
 
 log = structlog.get_logger()
-
-
-GREET_AFTER_S: Final = 3.0
 
 
 class ConsultationService:

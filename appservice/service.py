@@ -53,6 +53,10 @@ SCHEMAS: Final[tuple[UpgradeTable, ...]] = (PgStateStore.upgrade_table, PgCrypto
 
 RESYNC_RETRY_S: Final = 5.0
 
+GREET_AFTER_S: Final = 3.0
+"""How long after somebody joined he is greeted: a client refuses what comes before it has looked up
+our device."""
+
 PING_AGAIN_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses after pings that failed; then we give up."""
 

@@ -32,7 +32,9 @@ from fajma.trust import identity_code
 log = structlog.get_logger()
 
 _LOCALPART: Final = re.compile(r"[a-z0-9._=/-]{1,200}")
-_ACCOUNT: Final = re.compile(r"@[a-z0-9._=/+-]{1,200}:[A-Za-z0-9.:\[\]-]{1,200}")
+USER_ID: Final = re.compile(r"@[a-z0-9._=/+-]{1,200}:[A-Za-z0-9.:\[\]-]{1,200}")
+"""Matrix user identifiers (specification, appendix "User identifiers")."""
+
 # Without what is misread or mistyped on a small phone.
 _LETTERS: Final = "abcdefghjkmnpqrstuvwxyz23456789"
 
@@ -431,7 +433,7 @@ class StaffService:
 
     def _account(self, who: str) -> str:
         """A full user id from what an operator typed."""
-        if _ACCOUNT.fullmatch(who):
+        if USER_ID.fullmatch(who):
             return who
         if _LOCALPART.fullmatch(who):
             return f"@{who}:{self._settings.homeserver.server_name}"

@@ -10,11 +10,11 @@ from typing import Final
 import structlog
 
 from appservice.rooms import room_request
-from appservice.service import MatrixService
+from appservice.service import GREET_AFTER_S, MatrixService
 from fajma.commands import help_text
 from fajma.config import Settings
 from fajma.duty import Roster
-from fajma.errors import BugError, InputError
+from fajma.errors import InputError
 from fajma.events import MESSAGE
 from fajma.language import Language, translator
 from fajma.store import Records
@@ -23,7 +23,6 @@ from fajma.store.wards import Ward, WardId
 
 log = structlog.get_logger()
 
-GREET_AFTER_S: Final = 3.0
 _WARD_ID: Final = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,29}[a-z0-9])?")
 
 
@@ -120,8 +119,6 @@ class WardService:
             room_version=self._settings.homeserver.room_version,
         )
         room_id = await matrix.create_room(request)
-        if not room_id:
-            raise BugError("a room without id", code="room_without_id")
         await self._records.wards.opened(ward.id, room_id)
         log.info("ward_opened", ward=ward.id, room=room_id)
 

@@ -36,7 +36,7 @@ from fajma.trust import identity_code
 log = structlog.get_logger()
 
 RULES_AGAIN_S: Final = 600.0
-"""How often the rules of somebody who must not ring are looked at; who rings: at each look."""
+"""How often the rules are looked at of who is not watched with his ward (``rules_every_s``)."""
 
 TELL_AGAIN: Final = timedelta(hours=1)
 """A ward that nobody watches is announced again until somebody does."""
