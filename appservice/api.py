@@ -419,6 +419,9 @@ def _guarded(
         except FajmaError as error:
             log.error("api_request_failed", code=error.code)
             return _error(503, error.code, str(error))
+        except Exception as error:  # noqa: BLE001 - whoever asked gets an answer that he can read
+            log.error("api_request_broke", path=request.path, error=type(error).__name__)
+            return _error(500, "bug", "this is a bug in FAJMA: its log names it; tell the operator")
 
     return checked
 

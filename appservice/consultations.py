@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime
 
 import structlog
 
+from appservice.operator import Operator
+from appservice.patients import PatientService
 from appservice.rooms import CLINICIAN_POWER, room_request
 from appservice.service import GREET_AFTER_S, MatrixService
 from fajma.config import Settings
@@ -18,7 +19,6 @@ from fajma.language import Language, translator
 from fajma.store import Records, to_ms
 from fajma.store.consultations import Consultation, Status
 from fajma.store.patients import Patient
-from fajma.store.pins import new_epoch
 from fajma.vitals import DeviceId
 
 log = structlog.get_logger()
@@ -27,10 +27,19 @@ log = structlog.get_logger()
 class ConsultationService:
     """Opens consultations; what the REST API and, later, the bot's commands call."""
 
-    def __init__(self, settings: Settings, records: Records, matrix: MatrixService) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        records: Records,
+        matrix: MatrixService,
+        operator: Operator,
+        patients: PatientService,
+    ) -> None:
         self._settings = settings
         self._records = records
         self._matrix = matrix
+        self._operator = operator
+        self._patients = patients
         self._one_at_a_time = asyncio.Lock()
 
     async def open(
@@ -61,20 +70,21 @@ class ConsultationService:
             now: aware UTC.
 
         Raises:
-            InputError: no clinician, one who has left, or an account that cannot be a patient's.
+            InputError: no clinician, one who has left or has no account, or an account that cannot
+                be a patient's.
         """
         if not clinicians:
             raise InputError("name at least one clinician", code="no_clinician")
-        for account in (*clinicians, *([patient_account] if patient_account else [])):
-            person = await self._records.people.get(account)
-            if person is not None and not person.is_active:
-                raise InputError(f"{account} has left the staff", code="clinician_left")
+        for account in clinicians:
+            await self._prepare(account)
         async with self._one_at_a_time:
             patient = await self._records.patients.by_number(number)
             if patient is None:
                 patient = await self._records.patients.add(
-                    number=number, initials=initials, bed=bed, account=patient_account
+                    number=number, initials=initials, bed=bed, account=None
                 )
+            if patient_account is not None:
+                patient = await self._patients.link_account(number, patient_account, now=now)
             consultation = await self._records.consultations.of_patient(patient.key)
             if consultation is None:
                 consultation = await self._records.consultations.add(
@@ -88,7 +98,7 @@ class ConsultationService:
             if consultation.status is not Status.OPEN:
                 await self._make_room(consultation, patient)
             elif room_id is not None:
-                await self._complete(consultation, room_id, clinicians, patient, patient_account)
+                await self._complete(consultation, room_id, clinicians)
             if device is not None:
                 await self._records.consultations.link_device(device, consultation, now=now)
         opened = await self._records.consultations.get(consultation.id)
@@ -96,32 +106,30 @@ class ConsultationService:
             raise InputError("the consultation was removed meanwhile", code="consultation_gone")
         return opened
 
+    async def _prepare(self, account: str) -> None:
+        """See that somebody may treat, and that the invitation will make no sound.
+
+        Staff have our push rules since they were added; others here get them now.
+        """
+        person = await self._records.people.get(account)
+        if person is not None and not person.is_active:
+            raise InputError(f"{account} has left the staff", code="clinician_left")
+        if person is None and self._matrix.is_local(account):
+            await self._operator.ring(account, rings=True)
+
     async def _complete(
-        self,
-        consultation: Consultation,
-        room_id: str,
-        clinicians: Sequence[str],
-        patient: Patient,
-        patient_account: str | None,
+        self, consultation: Consultation, room_id: str, clinicians: Sequence[str]
     ) -> None:
         """Bring in who is new: first into our record, which decides who gets keys."""
         new = [one for one in clinicians if one not in consultation.clinicians]
-        new_account = patient_account if patient_account != patient.account else None
-        if not new and new_account is None:
+        if not new:
             return
         async with self._records.store.transaction() as connection:
             for account in new:
                 await self._records.consultations.include(connection, consultation.id, account)
-            if new_account is not None:
-                await self._records.patients.change(
-                    connection, replace(patient, account=new_account)
-                )
-                await new_epoch(connection)
         for account in new:
             await self._matrix.invite(room_id, account)
             await self._matrix.set_power(room_id, account, CLINICIAN_POWER)
-        if new_account is not None:
-            await self._matrix.invite(room_id, new_account)
         current = await self._records.consultations.get(consultation.id)
         await self._describe(room_id, current or consultation)
         self._records.store.hints.notify("trust")

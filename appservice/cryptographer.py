@@ -122,21 +122,6 @@ class Cryptographer(OlmMachine):
             encrypted["m.relates_to"] = content["m.relates_to"]
         return encrypted
 
-    async def handle_device_lists(self, device_lists: DeviceLists) -> None:
-        """Fetch the keys of people whose devices changed; tell if the trusted ones did.
-
-        mautrix drops a session when a device appears or disappears. A device that becomes signed
-        (a phone just verified) or loses its signature changes nothing in the list, so this looks
-        at trust itself. Our senders share one table of devices, so a change is seen by whoever
-        looks first, and by nobody after him.
-        """
-        known = await self.crypto_store.filter_tracked_users(device_lists.changed)
-        before = {user: await self._trusted_devices(user) for user in known}
-        await super().handle_device_lists(device_lists)
-        for user in known:
-            if await self._trusted_devices(user) != before[user]:
-                await self._trust_changed(user)
-
     async def forget_sessions_with(self, user: UserID) -> None:
         """The next event in each room of this user goes out under a new key."""
         rooms = await self.state_store.find_shared_rooms(user)
@@ -245,10 +230,21 @@ class Cryptographer(OlmMachine):
         since: SyncToken = SyncToken(""),  # noqa: B008 - mautrix's signature
         include_untracked: bool = False,  # noqa: FBT001, FBT002
     ) -> dict[UserID, dict[DeviceID, DeviceIdentity]]:
-        """As mautrix's; who is met for the first time is pinned, who has changed is noted."""
+        """As mautrix's; first meetings are pinned, changes of identity noted, of trust told.
+
+        mautrix drops a session when a device appears or disappears. A device that becomes signed
+        (a phone just verified) or loses its signature changes nothing in the list, so trust itself
+        is compared. Our senders share one table of devices: a change is seen by whoever looks
+        first and by nobody after him, so every look comes through here.
+        """
+        known = await self.crypto_store.filter_tracked_users(users)
+        before = {user: await self._trusted_devices(user) for user in known}
         devices = await super()._fetch_keys(users, since, include_untracked)
         masters = {user: await self._master_key(user) for user in devices}
         await self._pins.meet({user: key for user, key in masters.items() if key is not None})
+        for user, trusted in before.items():
+            if await self._trusted_devices(user) != trusted:
+                await self._trust_changed(user)
         return devices
 
     async def _master_key(self, user: UserID) -> str | None:

@@ -101,6 +101,8 @@ class PatientService:
             InputError: no such patient or account; it belongs to staff or to another patient.
         """
         patient = await self._get(number)
+        if patient.account == account:
+            return patient
         person = await self._records.people.get(account)
         if person is not None and person.is_active:
             raise InputError(
@@ -116,7 +118,7 @@ class PatientService:
         if self._matrix.is_local(account):
             # First, for without our rules the invitation would ring; refuses an unknown account.
             await self._operator.ring(account, rings=False)
-        if patient.account not in (None, account):
+        if patient.account is not None:
             await self.unlink_account(number, now=now)
             patient = await self._get(number)
         changed = replace(patient, account=account)

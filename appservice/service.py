@@ -17,7 +17,7 @@ from mautrix.api import Path as ApiPath
 from mautrix.appservice import AppService
 from mautrix.client.state_store.asyncpg import PgStateStore
 from mautrix.crypto import PgCryptoStore
-from mautrix.errors import MatrixError, MForbidden
+from mautrix.errors import MatrixError, MForbidden, MNotFound
 from mautrix.types import (
     ASToDeviceEvent,
     DeviceID,
@@ -194,8 +194,18 @@ class MatrixService:
         return user.endswith(f":{self._settings.homeserver.server_name}")
 
     async def invite(self, room_id: str, user: str) -> None:
-        """Invite somebody who belongs there; nothing if he is in the room or invited already."""
-        if user not in await self._state.get_members(RoomID(room_id)):
+        """Invite somebody who belongs there; nothing if he is in the room or invited already.
+
+        The homeserver is asked: what it tells us of who came and went arrives a moment later.
+        """
+        try:
+            member = await self.host.client.get_state_event(
+                RoomID(room_id), EventType.ROOM_MEMBER, UserID(user)
+            )
+        except MNotFound:
+            member = None
+        there = (Membership.JOIN, Membership.INVITE)
+        if not isinstance(member, MemberStateEventContent) or member.membership not in there:
             await self.host.client.invite_user(RoomID(room_id), UserID(user))
 
     async def remove(self, room_id: str, user: str) -> None:

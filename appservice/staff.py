@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Final
 
 import structlog
+from confusable_homoglyphs import confusables
 from mautrix.errors import MatrixError
 
 from appservice import letters
@@ -474,9 +475,21 @@ def checked_name(name: str) -> str:
 
 
 def _skeleton(name: str) -> str:
-    """What is left of a name for an eye that sees neither accents nor case nor blanks."""
-    bare = unicodedata.normalize("NFKD", name.casefold())
-    return "".join(letter for letter in bare if letter.isalnum())
+    """What is left of a name for an eye that sees neither accents, case, blanks nor alphabets.
+
+    Letters of other alphabets that look like Latin ones stand for these (Unicode Technical
+    Standard 39, confusables).
+    """
+    bare = unicodedata.normalize("NFKD", "".join(_latin(letter) for letter in name).casefold())
+    return "".join(_latin(letter) for letter in bare if letter.isalnum())
+
+
+def _latin(letter: str) -> str:
+    if letter.isascii():
+        return letter
+    alike = confusables.is_confusable(letter, greedy=True, preferred_aliases=["LATIN"])
+    shapes = [shape["c"] for one in alike or () for shape in one["homoglyphs"]]
+    return next((one for one in shapes if one.isascii() and one.isalnum()), letter)
 
 
 def one_time_password() -> str:

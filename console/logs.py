@@ -52,5 +52,7 @@ def configure(settings: Log) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(max(level, logging.WARNING))
+    # One line for each unsigned device at each look; the watch tells people of them, once.
+    logging.getLogger("mau.crypto").setLevel(logging.ERROR)
     for name in _OURS:
         logging.getLogger(name).setLevel(level)

@@ -74,10 +74,10 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
             server_name=settings.homeserver.server_name,
         )
         stack.push_async_callback(operator.close)
-        consultations = ConsultationService(settings, records, matrix)
         wards = WardService(settings, records, matrix)
         staff = StaffService(settings, records, matrix, operator, wards)
         patients = PatientService(records, matrix, operator, wards)
+        consultations = ConsultationService(settings, records, matrix, operator, patients)
         tokens = Tokens(
             hospital=read_secret(settings.secrets.api_token_file, purpose="API token"),
             operator=read_secret(settings.secrets.operator_token_file, purpose="operator's token"),

@@ -302,7 +302,6 @@ def bots(ward: Ward, *names: str) -> set[str]:
 # --- a device that nobody signed -----------------------------------------------------------------
 
 
-@pytest.mark.xfail(reason="issue 3, open: the honest phone sees no snapshot here within 30 s")
 async def test_a_ghost_device_gets_no_key_and_is_told_of_while_an_honest_one_reads_at_once(
     ward: Ward, team: Team
 ) -> None:

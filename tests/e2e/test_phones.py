@@ -24,6 +24,7 @@ from console.run import opened
 from fajma.config import load
 from fajma.events import AlarmBlock, VitalsBatch
 from fajma.store.alarms import Delivery
+from fajma.store.warnings import About
 from tests.e2e.ward import BREATHLESS, PATIENCE_S, WELL, Bedside, Ward, milliseconds, values
 from tests.push_gateway import Notification, PushGateway, have_pusher
 
@@ -201,16 +202,29 @@ async def clinician(
 async def clinicians(
     ward: Ward, gateway: PushGateway, team: Team, count: int
 ) -> AsyncIterator[list[Clinician]]:
-    """Several of a team; the first one is on duty, so the others are silent."""
+    """Several of a team; the first one is on duty, so the others are silent.
+
+    He takes it before the others come, who so have not heard that nobody had it.
+    """
     async with AsyncExitStack() as stack:
-        people = [
-            await stack.enter_async_context(clinician(ward, gateway, team)) for _ in range(count)
-        ]
+        people = [await stack.enter_async_context(clinician(ward, gateway, team))]
         await people[0].orders(team.room_id, "!garde prendre")
+        await people[0].rules_until(rings)
+        async with opened(load(ward.clinic.config_path)) as records, asyncio.timeout(PATIENCE_S):
+            while await open_warnings(ward, team) or await records.outbox.waiting(team.room_id):
+                pass  # a query answers, no clock is waited for
+        people += [
+            await stack.enter_async_context(clinician(ward, gateway, team)) for _ in range(1, count)
+        ]
         for one in people[1:]:
             await one.rules_until(is_silent)
-        await people[0].rules_until(rings)
         yield people
+
+
+async def open_warnings(ward: Ward, team: Team) -> set[About]:
+    """What the watch has noted of a ward and not seen mended."""
+    async with opened(load(ward.clinic.config_path)) as records:
+        return {one.kind for one in await records.warnings.open() if one.subject == team.name}
 
 
 async def patient_with_phone(ward: Ward, gateway: PushGateway, bedside: Bedside) -> Phone:
