@@ -24,10 +24,10 @@ clean-demo: ## forget the demo's accounts, rooms and readings
 	rm -rf build/demo build/demo-check
 
 test: $(VENV)/dev packages ## all tests but the slow ones
-	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term:skip-covered --cov-fail-under=85 $(ARGS)
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=85 $(ARGS)
 
 test-slow: $(VENV)/dev packages ## the slow tests alone
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 test-full: test test-slow ## all tests
 

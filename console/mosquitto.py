@@ -18,7 +18,7 @@ from console.pki import (
 from console.processes import (
     LOOPBACK,
     Child,
-    environment_without_proxies,
+    environment_for_server,
     require_port_free,
     require_program,
     tcp_open,
@@ -117,7 +117,7 @@ class Mosquitto:
         configuration = self.render()
         child = Child.start(
             [str(program), "-c", str(configuration)],
-            env=environment_without_proxies(),
+            env=environment_for_server(),
             log_path=self.log_path,
             name="Mosquitto",
         )

@@ -32,6 +32,9 @@ _LOG_TAIL_BYTES: Final = 64 * 1024
 _LOG_LINE_MAX: Final = 300
 # A login shell of an ordinary Debian user does not search these.
 _SYSTEM_DIRECTORIES: Final = ("/usr/local/sbin", "/usr/sbin", "/sbin")
+_SERVERS_NEED: Final = frozenset(
+    {"PATH", "HOME", "USER", "LANG", "LC_ALL", "TZ", "TMPDIR", "LD_LIBRARY_PATH", "VIRTUAL_ENV"}
+)
 _TELLS_WHY: Final = re.compile(
     r"error|exception|fail|cannot|unable|refused|denied|in use|no such|invalid|missing",
     re.IGNORECASE,
@@ -92,6 +95,14 @@ def require_program(name: str, hint: str) -> Path:
             code="program_missing",
         )
     return Path(found)
+
+
+def environment_for_server() -> dict[str, str]:
+    """What a server that is not ours gets to see of our environment: nothing that is meant for us.
+
+    (Settings and secrets of FAJMA in variables; the measuring of our tests, which slows it down.)
+    """
+    return {key: value for key, value in os.environ.items() if key in _SERVERS_NEED}
 
 
 def environment_without_proxies() -> dict[str, str]:

@@ -27,7 +27,7 @@ from console.files import base_file
 from console.processes import (
     LOOPBACK,
     Child,
-    environment_without_proxies,
+    environment_for_server,
     http_ok,
     require_port_free,
 )
@@ -241,7 +241,7 @@ class Synapse:
         # Through a proxy it would not reach an application service on this machine.
         child = Child.start(
             [sys.executable, "-m", "synapse.app.homeserver", "-c", str(self.site.config_path)],
-            env=environment_without_proxies(),
+            env=environment_for_server(),
             log_path=self.site.log_path,
             name="Synapse",
         )
