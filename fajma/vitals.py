@@ -71,6 +71,17 @@ class Clock(StrEnum):
     """The device states a time that cannot be; the reading is placed by its arrival."""
 
 
+class Age(StrEnum):
+    """Whether a reading says something about the patient now (``bridges.mqtt_vitals.clocks``)."""
+
+    LIVE = "live"
+    """Measured just before it came."""
+    LATE = "late"
+    """From a backlog; it raises no live alarm."""
+    UNKNOWN = "unknown"
+    """Nobody can say how old it is; it raises no live alarm either."""
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """What a monitor measured at one moment: only plausible values.
@@ -80,7 +91,11 @@ class Reading:
         measured_at: aware UTC time of the measurement.
         received_at: aware UTC time at which we got it.
         clock: how ``measured_at`` is known.
-        values: plausible values by kind, in the unit of ``MEASURES``; never empty.
+        values: plausible values by kind, in the unit of ``MEASURES``; empty only when ``contact``
+            is false.
+        age: whether it is about the patient now.
+        quality: of the pulse wave, 0 to 100 %; ``None`` where the monitor does not say.
+        contact: false when the probe is off the patient; ``None`` where the monitor does not say.
     """
 
     device: DeviceId
@@ -88,6 +103,9 @@ class Reading:
     received_at: datetime
     clock: Clock
     values: Mapping[Kind, Decimal]
+    age: Age = Age.LIVE
+    quality: int | None = None
+    contact: bool | None = None
 
 
 def is_plausible(kind: Kind, value: Decimal) -> bool:

@@ -33,7 +33,7 @@ from fajma.config import Mqtt
 from fajma.errors import DecodeError
 from fajma.store import Records
 from fajma.store.quarantine import Refused
-from fajma.store.readings import NewReading
+from fajma.store.readings import Fate, NewReading
 from fajma.tasks import end
 
 log = structlog.get_logger()
@@ -87,7 +87,8 @@ class Ingest:
         async with records.store.transaction() as connection:
             for message in batch:
                 await self._sort(message, clocks, readings, refused)
-            stored = await records.readings.append(connection, readings) if readings else 0
+            fates = await records.readings.append(connection, readings) if readings else []
+            stored = fates.count(Fate.STORED)
             await records.quarantine.keep(connection, refused)
         self._clocks.keep(clocks)
         if stored:

@@ -7,18 +7,46 @@ is committed later.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
+from enum import StrEnum
+from typing import Final, cast
 
+import asyncpg
 from mautrix.util.async_db import Connection
 
 from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.keys import PatientKeys
-from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
-LOG = "readings"
+LOG: Final = "readings"
+
+_COLUMNS: Final = (
+    "position",
+    "device_id",
+    "record",
+    "patient_key",
+    "measured_at",
+    "received_at",
+    "sealed",
+    "trace",
+)
+
+_Row = tuple[DeviceId, bytes, PatientKey, int, int, bytes, bytes | None]
+"""A row of the log without its position: the columns in their order."""
+
+
+class Fate(StrEnum):
+    """What became of a reading on its way into the log."""
+
+    STORED = "stored"
+    REPEATED = "repeated"
+    """The log has it already: a redelivery."""
+    REUSED = "reused"
+    """The log has another reading under the same identity; this one is not in it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,14 +54,18 @@ class NewReading:
     """A reading on its way into the log.
 
     Attributes:
-        record: identity of the reading at its device, 16 bytes (``ingest`` says how it is made).
+        record: identity of the reading at its device, 8 or 16 bytes (``ingest`` says how it is
+            made).
         patient: who wore the monitor.
         reading: what was measured.
+        trace: fingerprint of what a v2 record says, 8 bytes; ``None`` for v1, whose identity is
+            made of what it says.
     """
 
     record: bytes
     patient: PatientKey
     reading: Reading
+    trace: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +84,81 @@ class Readings:
         self._store = store
         self._keys = keys
 
-    async def append(self, connection: Connection, batch: Sequence[NewReading]) -> int:
+    async def append(self, connection: Connection, batch: Sequence[NewReading]) -> list[Fate]:
         """Append what is not yet in the log, inside the caller's transaction.
 
         Returns:
-            How many were new; the others were already there (a redelivery).
+            What became of each reading, in order.
         """
+        # Sealed before the log is locked, for others wait on the lock.
+        rows = [await self._row(new) for new in batch]
         position = await lock_head(connection, LOG)
-        start = position
-        seen: set[tuple[DeviceId, bytes]] = set()
-        rows = []
-        for new in batch:
-            reading = new.reading
-            identity = (reading.device, new.record)
-            if identity in seen or await connection.fetchval(
-                "SELECT 1 FROM reading WHERE device_id=$1 AND record=$2", *identity
-            ):
+        known = await self._known(connection, rows)
+        fates = []
+        new = []
+        for row in rows:
+            identity = (row[0], row[1])
+            if identity in known:
+                fates.append(Fate.REPEATED if known[identity] == row[6] else Fate.REUSED)
                 continue
-            seen.add(identity)
+            known[identity] = row[6]
+            fates.append(Fate.STORED)
             position += 1
-            key = await self._keys.get(new.patient)
-            rows.append(
-                (
-                    position,
-                    reading.device,
-                    new.record,
-                    new.patient,
-                    to_ms(reading.measured_at),
-                    to_ms(reading.received_at),
-                    key.seal(_sealed_part(reading), place=_place(new.patient, new.record)),
+            new.append((position, *row))
+        if new:
+            if self._store.is_sqlite:
+                places = ", ".join(f"${n}" for n in range(1, len(_COLUMNS) + 1))
+                await connection.executemany(
+                    f"INSERT INTO reading ({', '.join(_COLUMNS)}) VALUES ({places})",  # noqa: S608
+                    new,
                 )
-            )
-        if rows:
-            await connection.executemany(
-                "INSERT INTO reading (position, device_id, record, patient_key, measured_at,"
-                " received_at, sealed) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-                rows,
-            )
+            else:
+                postgres = cast("asyncpg.Connection", connection.wrapped)
+                await postgres.copy_records_to_table("reading", records=new, columns=_COLUMNS)
             await move_head(connection, LOG, position)
-        return position - start
+        return fates
+
+    async def _row(self, new: NewReading) -> _Row:
+        reading = new.reading
+        key = await self._keys.get(new.patient)
+        return (
+            reading.device,
+            new.record,
+            new.patient,
+            to_ms(reading.measured_at),
+            to_ms(reading.received_at),
+            key.seal(_sealed_part(reading), place=_place(new.patient, new.record)),
+            new.trace,
+        )
+
+    async def _known(
+        self, connection: Connection, rows: Sequence[_Row]
+    ) -> dict[tuple[DeviceId, bytes], bytes | None]:
+        """Which of these records the log has already, with their traces."""
+        if not rows:
+            return {}
+        if self._store.is_sqlite:
+            asked = ", ".join(f"(${2 * n + 1}, ${2 * n + 2})" for n in range(len(rows)))
+            found = await connection.fetch(
+                f"WITH asked (device_id, record) AS (VALUES {asked})"  # noqa: S608 - placeholders
+                " SELECT device_id, record, trace"
+                " FROM asked JOIN reading USING (device_id, record)",
+                *itertools.chain.from_iterable(row[:2] for row in rows),
+            )
+        else:
+            found = await connection.fetch(
+                "SELECT device_id, record, trace"
+                " FROM unnest($1::text[], $2::bytea[]) AS asked (device_id, record)"
+                " JOIN reading USING (device_id, record)",
+                [row[0] for row in rows],
+                [row[1] for row in rows],
+            )
+        return {
+            (row["device_id"], bytes(row["record"])): (
+                bytes(row["trace"]) if row["trace"] is not None else None
+            )
+            for row in found
+        }
 
     async def after(
         self, position: int, *, limit: int, patient: PatientKey | None = None
@@ -150,6 +218,9 @@ class Readings:
                 received_at=from_ms(row["received_at"]),
                 clock=Clock(content["clock"]),
                 values={Kind(kind): Decimal(text) for kind, text in content["values"].items()},
+                age=Age(content.get("age", Age.LIVE)),
+                quality=content.get("quality"),
+                contact=content.get("contact"),
             ),
         )
 
@@ -169,12 +240,16 @@ async def move_head(connection: Connection, log: str, position: int) -> None:
 
 
 def _sealed_part(reading: Reading) -> bytes:
-    return json.dumps(
-        {
-            "clock": reading.clock.value,
-            "values": {kind.value: str(value) for kind, value in reading.values.items()},
-        }
-    ).encode()
+    """JSON, written by hand, for speed: names and decimals need no escapes."""
+    values = ",".join(f'"{kind.value}":"{value}"' for kind, value in reading.values.items())
+    more = ""
+    if reading.age is not Age.LIVE:
+        more += f',"age":"{reading.age.value}"'
+    if reading.quality is not None:
+        more += f',"quality":{reading.quality:d}'
+    if reading.contact is not None:
+        more += f',"contact":{"true" if reading.contact else "false"}'
+    return f'{{"clock":"{reading.clock.value}","values":{{{values}}}{more}}}'.encode()
 
 
 def _place(patient: PatientKey, record: bytes) -> str:

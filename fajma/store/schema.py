@@ -222,3 +222,54 @@ async def _v2(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v2, description="Staff, wards, duty, pinned identities, audit")
+
+_V3 = (
+    # A keyed fingerprint of what a v2 record says, so that a number that is used again for
+    # something else is told from a repetition.
+    "ALTER TABLE reading ADD COLUMN trace BYTEA",
+    # Who wears what is kept in memory by each ingest; a change has a number, so that it is seen.
+    "ALTER TABLE device_link ADD COLUMN changed BIGINT NOT NULL DEFAULT 0",
+    "CREATE INDEX device_link_changed ON device_link (changed)",
+    "INSERT INTO log_head (log, position) VALUES ('devices', 0)",
+    # The pair of keys between a v2 monitor and us, sealed by the site key.
+    """CREATE TABLE payload_key (
+        device_id TEXT NOT NULL,
+        version INTEGER NOT NULL,
+        created_at BIGINT NOT NULL,
+        retired_at BIGINT,
+        sealed BYTEA NOT NULL,
+        PRIMARY KEY (device_id, version)
+    )""",
+    # How far the records of a v2 monitor are settled without gap, and which are beyond.
+    """CREATE TABLE device_sequence (
+        device_id TEXT PRIMARY KEY,
+        contiguous BIGINT NOT NULL,
+        beyond TEXT NOT NULL
+    )""",
+    "ALTER TABLE quarantine ADD COLUMN device_id TEXT NOT NULL DEFAULT ''",
+    "CREATE INDEX quarantine_of_device ON quarantine (device_id, received_at)",
+    # How often each thing happened, ever: stored, repeated, lost_at_device, ...
+    """CREATE TABLE tally (
+        name TEXT PRIMARY KEY,
+        count BIGINT NOT NULL
+    )""",
+    # Secrets of the site, wrapped by the key in the site key file, which can so be changed.
+    """CREATE TABLE site_secret (
+        name TEXT PRIMARY KEY,
+        wrapped BYTEA NOT NULL
+    )""",
+    # Which process does what only one may do.
+    """CREATE TABLE lease (
+        name TEXT PRIMARY KEY,
+        holder TEXT NOT NULL,
+        until BIGINT NOT NULL
+    )""",
+)
+
+
+async def _v3(connection: Connection, _: Scheme) -> None:
+    for statement in _V3:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v3, description="v2 monitors, who wears what, leases")

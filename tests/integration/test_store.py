@@ -31,7 +31,7 @@ from fajma.store.alarms import Delivery
 from fajma.store.consultations import Consultation, Status, Wearing
 from fajma.store.followers import Feed
 from fajma.store.quarantine import Refused
-from fajma.store.readings import LoggedReading, NewReading
+from fajma.store.readings import Fate, LoggedReading, NewReading
 from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
 
 Admit = Callable[..., Awaitable[Consultation]]
@@ -65,7 +65,8 @@ def new(
 
 async def append(records: Records, batch: Sequence[NewReading]) -> int:
     async with records.store.transaction() as connection:
-        return await records.readings.append(connection, batch)
+        fates = await records.readings.append(connection, batch)
+    return fates.count(Fate.STORED)
 
 
 async def numbers(records: Records) -> list[int]:
