@@ -100,7 +100,9 @@ class ConsultationService:
             elif room_id is not None:
                 await self._complete(consultation, room_id, clinicians)
             if device is not None:
-                await self._records.consultations.link_device(device, consultation, now=now)
+                await self._records.devices.link(
+                    device, consultation.patient, consultation.id, now=now
+                )
         opened = await self._records.consultations.get(consultation.id)
         if opened is None:  # nothing deletes consultations
             raise InputError("the consultation was removed meanwhile", code="consultation_gone")

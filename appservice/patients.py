@@ -163,7 +163,10 @@ class PatientService:
                 " (`fajma patient change --ward`) or open a consultation first",
                 code="patient_without_room",
             )
-        await self._records.consultations.link_to_patient(device, patient.key, now=now)
+        consultation = await self._records.consultations.of_patient(patient.key)
+        await self._records.devices.link(
+            device, patient.key, consultation.id if consultation else None, now=now
+        )
         await self._note("patient.wear", patient, now, device=device)
         return patient
 

@@ -23,13 +23,14 @@ from bots.alerts.client import SignedClient
 from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.orders import Orders
 from bridges.mqtt_vitals.broker import EmbeddedBroker
-from bridges.mqtt_vitals.ingest import Ingest, Subscriber
+from bridges.mqtt_vitals.ingest import Ingest
 from bridges.mqtt_vitals.publisher import Publisher
+from bridges.mqtt_vitals.subscriber import Subscriber
 from console.files import only_here
 from fajma.config import Settings, read_secret
 from fajma.errors import InputError
-from fajma.sealing import SiteKey
 from fajma.store import Records, Store
+from fajma.store.site import check_site_key_file, site_key
 from fajma.tasks import end
 
 log = structlog.get_logger()
@@ -38,10 +39,10 @@ log = structlog.get_logger()
 @contextlib.asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Records]:
     """The records, open."""
-    site_key = SiteKey.from_file(settings.secrets.site_key_file)
+    check_site_key_file(settings.secrets.site_key_file)
     store = await Store.open(settings.database, also_upgrade=SCHEMAS)
     try:
-        yield Records(store, site_key)
+        yield Records(store, await site_key(store, settings.secrets.site_key_file))
     finally:
         await store.close()
 

@@ -68,6 +68,16 @@ class Feeds:
             anchor_day=row["anchor_day"],
         )
 
+    async def lag(self) -> int:
+        """How many readings of open consultations are not yet known to be in their rooms."""
+        value = await self._store.db.fetchval(
+            "SELECT COUNT(*) FROM consultation JOIN reading"
+            " ON reading.patient_key=consultation.patient_key"
+            " LEFT JOIN feed ON feed.consultation_id=consultation.consultation_id"
+            " WHERE consultation.status='open' AND reading.position>COALESCE(feed.published, 0)"
+        )
+        return int(value or 0)
+
     async def put(self, consultation: ConsultationId, feed: Feed) -> None:
         """Note progress."""
         await self._store.db.execute(

@@ -199,6 +199,17 @@ class Readings:
         )
         return [await self._logged(row) for row in reversed(rows)]
 
+    async def newest(self, *, limit: int, patient: PatientKey | None = None) -> list[LoggedReading]:
+        """The newest readings, in order; of one patient only, if given."""
+        if patient is not None:
+            return await self.latest(patient, limit=limit)
+        return await self.after(max(await self.head() - limit, 0), limit=limit)
+
+    async def head(self) -> int:
+        """The position of the newest reading, 0 in an empty log."""
+        value = await self._store.db.fetchval("SELECT position FROM log_head WHERE log=$1", LOG)
+        return int(value or 0)
+
     async def count(self) -> int:
         """How many readings the log holds."""
         return int(await self._store.db.fetchval("SELECT COUNT(*) FROM reading"))

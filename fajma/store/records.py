@@ -8,6 +8,7 @@ from fajma.store.alarms import AlarmStates, Outbox
 from fajma.store.audit import Audit
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
+from fajma.store.devices import Devices
 from fajma.store.followers import Feeds, Followers
 from fajma.store.keys import PatientKeys
 from fajma.store.orders import OrdersSeen
@@ -16,6 +17,7 @@ from fajma.store.people import People
 from fajma.store.pins import Audience, Pins
 from fajma.store.quarantine import Quarantine
 from fajma.store.readings import Readings
+from fajma.store.tally import Tally
 from fajma.store.wards import Ward, Wards
 from fajma.store.warnings import About, Warnings
 
@@ -29,8 +31,10 @@ class Records:
         keys = PatientKeys(store, site_key)
         self.patients = Patients(store, keys, site_key)
         self.consultations = Consultations(store)
+        self.devices = Devices(store, site_key)
         self.readings = Readings(store, keys)
         self.quarantine = Quarantine(store, site_key.site)
+        self.tally = Tally(store)
         self.followers = Followers(store)
         self.feeds = Feeds(store)
         self.alarm_states = AlarmStates(store, keys)

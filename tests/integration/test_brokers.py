@@ -22,7 +22,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.broker import INGEST, EmbeddedBroker, may
-from bridges.mqtt_vitals.ingest import CLIENT_ID, Ingest, Message, Outcome, Subscriber
+from bridges.mqtt_vitals.ingest import Ingest, Message, Outcome
+from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
 from console.mosquitto import Mosquitto
 from console.pki import Credentials, issue_bridge, issue_device, issue_server
 from console.processes import LOOPBACK, free_port
@@ -263,7 +264,7 @@ async def test_a_reading_of_a_monitor_arrives_in_the_log(broker: Site, records: 
         Kind.SPO2: Decimal(97),
         Kind.TEMPERATURE: Decimal(37),
     }
-    worn = await records.consultations.wearing(MINE, datetime.now(UTC))
+    worn = await records.devices.wearing(MINE, datetime.now(UTC))
     assert worn is not None
     assert one.patient == worn.patient
     assert await stored(records) == [3, 4]
@@ -362,14 +363,15 @@ async def test_nobody_gets_at_a_session_by_giving_its_name(
 BRIDGE = """
 import asyncio, sys
 from pathlib import Path
-from bridges.mqtt_vitals.ingest import Ingest, Subscriber
+from bridges.mqtt_vitals.ingest import Ingest
+from bridges.mqtt_vitals.subscriber import Subscriber
 from fajma.config import DatabaseSettings, Mqtt
-from fajma.sealing import SiteKey
 from fajma.store import Records, Store
+from fajma.store.site import site_key
 
 async def main():
     store = await Store.open(DatabaseSettings(url=sys.argv[2]))
-    records = Records(store, SiteKey.from_file(Path(sys.argv[3])))
+    records = Records(store, await site_key(store, Path(sys.argv[3])))
     await Subscriber(Mqtt.model_validate_json(sys.argv[1]), Ingest(records)).run()
 
 asyncio.run(main())

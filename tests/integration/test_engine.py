@@ -282,14 +282,14 @@ import asyncio, sys
 from pathlib import Path
 from bots.alerts import engine
 from fajma.config import Alarms, DatabaseSettings
-from fajma.sealing import SiteKey
 from fajma.store import Records, Store
+from fajma.store.site import site_key
 
 engine.MAX_STEP = 3
 
 async def main():
     store = await Store.open(DatabaseSettings(url=sys.argv[1]))
-    records = Records(store, SiteKey.from_file(Path(sys.argv[2])))
+    records = Records(store, await site_key(store, Path(sys.argv[2])))
     judge = engine.AlarmEngine(Alarms(), records)
     while await judge.advance():
         print("at", await records.followers.position(engine.FOLLOWER), flush=True)

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from structlog.testing import capture_logs
 
+from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import UNKNOWN_DEVICE, Ingest, Message, Outcome
 from fajma.store import Records
 from fajma.store.consultations import Consultation
@@ -40,7 +41,8 @@ def not_acknowledged() -> None:
 
 def message(payload: bytes, *, topic: str | None = None, received_at: datetime = NOON) -> Message:
     topic = V1_TOPIC.format(device=DEVICE) if topic is None else topic
-    return Message(topic, payload, received_at, not_acknowledged)
+    arrival = Arrival(received_at, (received_at - NOON).total_seconds())
+    return Message(topic, payload, arrival, not_acknowledged)
 
 
 def good(number: int, *, device: DeviceId = DEVICE) -> Message:
@@ -192,7 +194,7 @@ async def test_a_reading_belongs_to_the_patient_who_wore_the_monitor_then(
 ) -> None:
     records = sqlite_records
     first, second = await admit(records, DEVICE), await admit(records, STRANGER)
-    await records.consultations.link_device(DEVICE, second, now=NOON)
+    await records.devices.link(DEVICE, second.patient, second.id, now=NOON)
     await Ingest(records).commit([good(0), good(-1), good(1)])
     stored = await records.readings.after(0, limit=10)
     assert [one.patient for one in stored] == [second.patient, first.patient, second.patient]
@@ -231,13 +233,13 @@ async def test_equal_values_of_another_moment_or_monitor_are_another_reading(
 async def test_a_clock_that_is_steadily_behind_is_placed_by_arrival(sqlite_ward: Records) -> None:
     behind = timedelta(hours=2)
     batch = [
-        message(good(number).payload, received_at=good(number).received_at + behind)
+        message(good(number).payload, received_at=good(number).arrival.at + behind)
         for number in range(3)
     ]
     await Ingest(sqlite_ward).commit(batch)
     stored = await sqlite_ward.readings.after(0, limit=10)
     assert [one.reading.clock for one in stored] == [Clock.DEVICE, Clock.WRONG, Clock.WRONG]
-    assert stored[2].reading.measured_at == batch[2].received_at
+    assert stored[2].reading.measured_at == batch[2].arrival.at
 
 
 # --- when the database fails ---------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -25,12 +26,14 @@ from fajma.sealing import SiteKey
 from fajma.store import Records, Store, to_ms
 from fajma.store.alarms import Delivery, SentBy
 from fajma.store.audit import OPERATOR
-from fajma.store.consultations import Consultation, Wearing
+from fajma.store.consultations import Consultation
+from fajma.store.devices import Wearing
 from fajma.store.keys import PatientKeys
 from fajma.store.patients import AgeBand, Patient
 from fajma.store.people import Role, Staff, named
 from fajma.store.pins import Changed, new_epoch
 from fajma.store.schema import upgrade_table
+from fajma.store.site import site_key
 from fajma.store.wards import Ward, WardId
 from fajma.store.warnings import About
 from fajma.trust import REVOKED
@@ -66,7 +69,7 @@ def staff(
 async def opened_again(database: DatabaseSettings, site_key_file: Path) -> AsyncIterator[Records]:
     store = await Store.open(database)
     try:
-        yield Records(store, SiteKey.from_file(site_key_file))
+        yield Records(store, await site_key(store, site_key_file))
     finally:
         await store.close()
 
@@ -115,9 +118,9 @@ async def consult(records: Records, patient: Patient, *clinicians: str) -> Consu
 async def test_the_second_schema_keeps_every_row_of_the_first(
     database: DatabaseSettings, site_key_file: Path
 ) -> None:
-    site_key = SiteKey.from_file(site_key_file)
+    legacy = SiteKey(base64.b64decode(site_key_file.read_text(encoding="ascii")))
     patient, spare = PatientKey("11" * 16), PatientKey("22" * 16)
-    await fill_first_schema(database, site_key, patient, spare)
+    await fill_first_schema(database, legacy, patient, spare)
 
     async with opened_again(database, site_key_file) as records:
         assert await records.store.db.fetchval("SELECT version FROM fajma_version") >= 2
@@ -127,9 +130,9 @@ async def test_the_second_schema_keeps_every_row_of_the_first(
         assert (await records.patients.all(MEDICINE)) == []
 
         worn = Wearing(patient, (await records.consultations.open_ones())[0].id)
-        assert await records.consultations.wearing(DeviceId("OLD"), at(5)) == worn
-        assert await records.consultations.wearing(DeviceId("OLD"), at(10)) is None
-        assert await records.consultations.wearing(DeviceId("NEW"), at(1e6)) == worn
+        assert await records.devices.wearing(DeviceId("OLD"), at(5)) == worn
+        assert await records.devices.wearing(DeviceId("OLD"), at(10)) is None
+        assert await records.devices.wearing(DeviceId("NEW"), at(1e6)) == worn
         assert (await records.consultations.open_ones())[0].clinicians == (AWA,)
 
         assert await records.outbox.counts() == (2, 1)
@@ -153,15 +156,16 @@ async def test_the_second_schema_keeps_every_row_of_the_first(
         assert await records.outbox.waiting("!r:clinic.test", sender=SentBy.HOST) == ["next"]
         assert await records.store.db.fetchval("SELECT MAX(position) FROM outbox") == 3
         assert [one.position for one in await records.audit.latest()] == [1]
-        await records.consultations.link_to_patient(DeviceId("NEW"), spare, now=at(2e6))
-        assert await records.consultations.wearing(DeviceId("NEW"), at(2e6)) == Wearing(spare, None)
+        await records.devices.link(DeviceId("NEW"), spare, None, now=at(2e6))
+        assert await records.devices.wearing(DeviceId("NEW"), at(2e6)) == Wearing(spare, None)
 
 
 async def test_the_tables_that_were_made_anew_still_refuse_what_cannot_be(
     database: DatabaseSettings, site_key_file: Path
 ) -> None:
     patient, spare = PatientKey("11" * 16), PatientKey("22" * 16)
-    await fill_first_schema(database, SiteKey.from_file(site_key_file), patient, spare)
+    legacy = SiteKey(base64.b64decode(site_key_file.read_text(encoding="ascii")))
+    await fill_first_schema(database, legacy, patient, spare)
     link = "INSERT INTO device_link (device_id, patient_key, linked_from) VALUES ('NEW', $1, $2)"
     async with opened_again(database, site_key_file) as records:
         with pytest.raises(DATABASE_ERRORS):

@@ -28,10 +28,12 @@ from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store import Hints, Records, Store, from_ms, to_ms
 from fajma.store.alarms import Delivery
-from fajma.store.consultations import Consultation, Status, Wearing
+from fajma.store.consultations import Consultation, Status
+from fajma.store.devices import Wearing
 from fajma.store.followers import Feed
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, LoggedReading, NewReading
+from fajma.store.site import site_key
 from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
 
 Admit = Callable[..., Awaitable[Consultation]]
@@ -89,7 +91,7 @@ async def patient(records: Records, admit: Admit) -> PatientKey:
 async def opened_again(database: DatabaseSettings, site_key_file: Path) -> AsyncIterator[Records]:
     store = await Store.open(database)
     try:
-        yield Records(store, SiteKey.from_file(site_key_file))
+        yield Records(store, await site_key(store, site_key_file))
     finally:
         await store.close()
 
@@ -377,8 +379,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from fajma.config import DatabaseSettings
-from fajma.sealing import SiteKey
 from fajma.store import Records, Store
+from fajma.store.site import site_key
 from fajma.store.readings import NewReading
 from fajma.vitals import Clock, Kind, Reading
 
@@ -392,7 +394,7 @@ def new(number):
 
 async def main():
     store = await Store.open(DatabaseSettings(url=url))
-    records = Records(store, SiteKey.from_file(Path(key_file)))
+    records = Records(store, await site_key(store, Path(key_file)))
     number = first
     while True:
         async with store.transaction() as connection:
@@ -501,8 +503,7 @@ async def test_a_monitor_belongs_to_whoever_wore_it_at_that_time(
     records: Records, admit: Admit
 ) -> None:
     first, second = await admit(records, DEVICE), await admit(records, OTHER)
-    wearing = records.consultations.wearing
-    link = records.consultations.link_device
+    wearing = records.devices.wearing
     linked = first.opened_at
 
     async def wore(device: DeviceId, moment: datetime) -> Wearing | None:
@@ -510,7 +511,7 @@ async def test_a_monitor_belongs_to_whoever_wore_it_at_that_time(
 
     was = Wearing(first.patient, first.id)
     now = Wearing(second.patient, second.id)
-    await link(DEVICE, second, now=NOON)
+    await records.devices.link(DEVICE, second.patient, second.id, now=NOON)
     assert await wore(DEVICE, linked - timedelta(milliseconds=1)) is None
     assert await wore(DEVICE, linked) == was
     assert await wore(DEVICE, NOON - timedelta(milliseconds=1)) == was
@@ -523,10 +524,10 @@ async def test_linking_a_monitor_again_to_its_wearer_changes_nothing(
     records: Records, admit: Admit
 ) -> None:
     consultation = await admit(records, DEVICE)
-    await records.consultations.link_device(DEVICE, consultation, now=NOON)
+    await records.devices.link(DEVICE, consultation.patient, consultation.id, now=NOON)
     assert await records.store.db.fetchval("SELECT COUNT(*) FROM device_link") == 1
     before = NOON - timedelta(seconds=1)
-    assert await records.consultations.wearing(DEVICE, before) is not None
+    assert await records.devices.wearing(DEVICE, before) is not None
 
 
 # --- cursors, alarm state, outbox ----------------------------------------------------------------
