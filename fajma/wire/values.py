@@ -14,6 +14,7 @@ from fajma.vitals import MAX_DECIMALS, MEASURES, Kind
 REQUIRED: Final = (Kind.HEART_RATE, Kind.SPO2, Kind.TEMPERATURE)
 """Kinds that a monitor should always measure; blood pressure is optional."""
 
+_KINDS: Final = tuple(Kind)  # going through an Enum costs more
 _MAX_DIGITS_BEFORE_POINT: Final = 10
 _ROUNDING: Final = Context(prec=28, rounding=ROUND_HALF_EVEN)
 
@@ -94,7 +95,7 @@ def part(
         judged = {**judged, **unbelievable}
     values: dict[Kind, Decimal] = {}
     rejected: list[Rejected] = []
-    for kind in Kind:
+    for kind in _KINDS:
         found = judged.get(kind)
         if isinstance(found, Decimal):
             values[kind] = found
