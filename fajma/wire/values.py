@@ -15,6 +15,7 @@ REQUIRED: Final = (Kind.HEART_RATE, Kind.SPO2, Kind.TEMPERATURE)
 """Kinds that a monitor should always measure; blood pressure is optional."""
 
 _KINDS: Final = tuple(Kind)  # going through an Enum costs more
+_KEPT_DECIMALS: Final = range(MAX_DECIMALS + 1)
 _MAX_DIGITS_BEFORE_POINT: Final = 10
 _ROUNDING: Final = Context(prec=28, rounding=ROUND_HALF_EVEN)
 
@@ -28,6 +29,8 @@ class Reason(StrEnum):
     """It is a text, a truth value, an object, NaN, infinity, or an endless row of digits."""
     IMPLAUSIBLE_LOW = "implausible_low"
     IMPLAUSIBLE_HIGH = "implausible_high"
+    WRONG_UNIT = "wrong_unit"
+    """The message states another unit than ours (v2 only; v1 states none)."""
     INCONSISTENT = "inconsistent"
     """Systolic is not above diastolic, so neither can be believed."""
 
@@ -67,9 +70,10 @@ def judge(kind: Kind, stated: object) -> Decimal | Reason:
     if not isinstance(stated, Decimal) or not stated.is_finite():
         return Reason.NOT_A_NUMBER
     value = stated
-    if stated.adjusted() < _MAX_DIGITS_BEFORE_POINT:
-        decimals = min(max(-int(stated.as_tuple().exponent), 0), MAX_DECIMALS)
-        value = stated.quantize(Decimal(1).scaleb(-decimals), context=_ROUNDING)
+    decimals = -int(stated.as_tuple().exponent)
+    if decimals not in _KEPT_DECIMALS and stated.adjusted() < _MAX_DIGITS_BEFORE_POINT:
+        kept = MAX_DECIMALS if decimals > MAX_DECIMALS else 0
+        value = stated.quantize(Decimal(1).scaleb(-kept), context=_ROUNDING)
     measure = MEASURES[kind]
     if value < measure.lowest:
         return Reason.IMPLAUSIBLE_LOW
