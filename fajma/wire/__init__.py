@@ -21,6 +21,7 @@ from fajma.wire.cose import (
     seal_downlink,
 )
 from fajma.wire.topics import (
+    V2_PREFIX,
     V2_TOPIC,
     Channel,
     parse_status,
@@ -69,6 +70,7 @@ __all__ = [
     "REQUIRED",
     "UNIX_MS_FROM",
     "V1_TOPIC",
+    "V2_PREFIX",
     "V2_TOPIC",
     "Ack",
     "Channel",

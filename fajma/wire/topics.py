@@ -10,6 +10,7 @@ from typing import Final
 from fajma.errors import DecodeError
 from fajma.vitals import DeviceId
 
+V2_PREFIX: Final = "fajma/v2/"
 V2_TOPIC: Final = "fajma/v2/{device}/{channel}"
 """``device`` is a ``DeviceId``, in that spelling only; ``channel`` a ``Channel``."""
 

@@ -18,8 +18,8 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Final
 
-from fajma.errors import BugError, DecodeError
-from fajma.vitals import Clock, DeviceId, Kind, Reading
+from fajma.errors import DecodeError
+from fajma.vitals import DeviceId, Kind
 from fajma.wire.values import REQUIRED, NoUsableValueError, Reason, Rejected, judge, part
 
 V1_TOPIC: Final = "fajma/sensors/{device}"
@@ -85,14 +85,18 @@ _PLAIN: Final = _plain_message()
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What one message holds.
+    """What one message says.
 
     Attributes:
-        reading: the plausible values; at least one.
+        device: the monitor.
+        timestamp_ms: milliseconds since 1970 (``UNIX_MS_FROM`` and above) or since its start.
+        values: plausible values by kind, in the unit of ``MEASURES``; at least one.
         rejected: what was kept out, in the order of ``Kind``; often empty.
     """
 
-    reading: Reading
+    device: DeviceId
+    timestamp_ms: int
+    values: Mapping[Kind, Decimal]
     rejected: tuple[Rejected, ...]
 
 
@@ -130,36 +134,26 @@ def parse_topic(topic: str) -> DeviceId:
     return parse_device_id(topic.removeprefix(_TOPIC_PREFIX))
 
 
-def decode_v1(topic: str, payload: bytes, received_at: datetime) -> Decoded:
-    """Turn one v1 message into a reading.
+def decode_v1(topic: str, payload: bytes) -> Decoded:
+    """Read one v1 message.
 
     Keys that we do not know are ignored: devices in the field add their own (battery, firmware),
     and refusing them would silence a monitor.
 
-    ``timestamp`` counts milliseconds since 1970 or since the device's start. A count since the
-    start says nothing about the date, and wraps after 49.7 days where it has 32 bits, so such a
-    reading is placed by its arrival. Placing a backlog by differences of uptime is a later issue.
-    A date more than 5 minutes ahead or 7 days behind our clock is a wrong clock: by arrival too.
+    When it was measured is not decided here: a timestamp may be wrong, or count from the device's
+    start.
 
     Args:
         topic: the MQTT topic it came on.
         payload: the bytes as received.
-        received_at: aware time of arrival.
-
-    Returns:
-        The reading (times in UTC) and what was kept out of it.
 
     Raises:
         DecodeError: the message as a whole is unusable; ``code`` is ``bad_topic``, ``bad_device``,
             ``too_large``, ``not_utf8``, ``too_deep``, ``not_json``, ``duplicate_key``,
             ``not_object``, ``wrong_device``, ``bad_timestamp`` or ``no_usable_value`` (then a
             ``NoUsableValueError``). The message never holds a value.
-        BugError: ``received_at`` has no time zone.
     """
-    if received_at.tzinfo is None:
-        raise BugError("A time of arrival without a time zone was given.", code="naive_time")
     device = parse_topic(topic)
-    received_utc = received_at.astimezone(UTC)
     plain = _PLAIN.fullmatch(payload)
     if plain is not None:
         stated, digits, *numbers = plain.groups()
@@ -171,11 +165,10 @@ def decode_v1(topic: str, payload: bytes, received_at: datetime) -> Decoded:
         _check_device(message.get("device_id"), device)
         timestamp_ms = _timestamp_ms(message.get("timestamp"))
         judged = _judge_values(message)
-    measured_at, clock = _place(timestamp_ms, received_utc)
     values, rejected = part(judged)
     if not values:
         raise NoUsableValueError(rejected)
-    return Decoded(Reading(device, measured_at, received_utc, clock, values), rejected)
+    return Decoded(device, timestamp_ms, values, rejected)
 
 
 def encode_v1(device: DeviceId, timestamp_ms: int, values: Mapping[Kind, Decimal]) -> bytes:
@@ -311,18 +304,6 @@ def _timestamp_ms(timestamp: object) -> int:
             code="bad_timestamp",
         )
     return int(timestamp)
-
-
-def _place(timestamp_ms: int, received_at: datetime) -> tuple[datetime, Clock]:
-    """When it was measured, and how we know."""
-    if timestamp_ms < UNIX_MS_FROM:
-        return received_at, Clock.ARRIVAL
-    # Compared as durations, which cannot overflow as dates do.
-    since_epoch = timedelta(milliseconds=timestamp_ms)
-    ahead = since_epoch - (received_at - _EPOCH)
-    if -PAST_TOLERANCE <= ahead <= FUTURE_TOLERANCE:
-        return _EPOCH + since_epoch, Clock.DEVICE
-    return received_at, Clock.WRONG
 
 
 def _judge_values(message: Mapping[str, object]) -> dict[Kind, Decimal | Reason]:

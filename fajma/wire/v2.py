@@ -4,8 +4,8 @@ A pack is a list of records; each states one thing, by its name. The rules, in t
 records:
 
 1. The first record carries the base name, which is the device's.
-2. ``oldest``, once, before the first item.
-3. ``boot`` before the first reading and whenever it changes; it ends the item before it.
+2. ``oldest``, ``boot`` and ``sent``, once each and in this order, before the first item.
+3. ``boot`` again whenever the following readings are of another start; it ends the item before it.
 4. ``seq`` begins an item, which lasts until the next ``seq`` or ``boot``. An item is either a gap
    (``lost`` or ``unused``, nothing else) or a reading: ``mono``, ``clock``, values, ``quality``,
    ``contact``, each at most once and in any order.
@@ -48,6 +48,8 @@ _UNWANTED_LABELS: Final = frozenset({_BU, _BV, _BS, _T})
 
 _UINT32: Final = range(2**32)
 _UINT64: Final = range(2**64)
+_SEQUENCE: Final = range(2**63)
+"""Sequence numbers and times fit a signed 64-bit integer too, as databases have."""
 _QUALITIES: Final = range(101)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -120,11 +122,15 @@ class Pack:
     Attributes:
         device: the monitor.
         oldest: the oldest record in its journal; everything below is settled.
+        boot: number of its present start.
+        sent_ms: milliseconds from that start to the writing of this pack.
         items: in the order of their sequence numbers; maybe none.
     """
 
     device: DeviceId
     oldest: int
+    boot: int
+    sent_ms: int
     items: tuple[Item | Gap, ...]
 
 
@@ -173,8 +179,12 @@ def encode_pack(pack: Pack) -> bytes:
     Values may be implausible (a simulator must be able to send nonsense), finite, with at most 6
     decimals. ``rejected`` is not written.
     """
-    records: list[_Record] = [{_BN: base_name(pack.device), **_stating("oldest", pack.oldest)}]
-    boot: int | None = None
+    records: list[_Record] = [
+        {_BN: base_name(pack.device), **_stating("oldest", pack.oldest)},
+        _stating("boot", pack.boot),
+        _stating("sent", pack.sent_ms),
+    ]
+    boot = pack.boot
     clock: bool | None = None
     base_time: datetime | None = None
     for item in pack.items:
@@ -246,6 +256,7 @@ class _PackReader:
     def __init__(self) -> None:
         self._oldest: int | None = None
         self._boot: int | None = None
+        self._sent: tuple[int, int] | None = None
         self._clock: bool | None = None
         self._base_time: datetime | None = None
         self._next_seq = 0
@@ -258,10 +269,18 @@ class _PackReader:
             case "oldest":
                 if self._oldest is not None:
                     raise _bad_pack("the oldest record is stated twice")
-                self._oldest = _count(record)
+                self._oldest = _count(record, _SEQUENCE)
             case "boot":
+                if self._oldest is None or (self._boot is not None and self._sent is None):
+                    raise _bad_pack("oldest, boot and sent are stated in this order")
                 self._end_item()
                 self._boot = _count(record, _UINT32)
+            case "sent":
+                if self._sent is not None or self._boot is None:
+                    raise _bad_pack("oldest, boot and sent are stated in this order")
+                if record.get(_U, "ms") != "ms":
+                    raise _bad_pack("monotonic time is not in milliseconds")
+                self._sent = self._boot, _count(record, _SEQUENCE)
             case "seq":
                 self._end_item()
                 self._begin_item(record)
@@ -271,14 +290,14 @@ class _PackReader:
     def finish(self, device: DeviceId) -> Pack:
         """The pack, when all records are taken."""
         self._end_item()
-        if self._oldest is None:
-            raise _bad_pack("the oldest record is missing")
-        return Pack(device, self._oldest, tuple(self._items))
+        if self._oldest is None or self._sent is None:
+            raise _bad_pack("oldest, boot or sent is missing")
+        return Pack(device, self._oldest, *self._sent, tuple(self._items))
 
     def _begin_item(self, record: _Record) -> None:
-        seq = _count(record)
-        if self._oldest is None:
-            raise _bad_pack("an item stands before the oldest record is stated")
+        seq = _count(record, _SEQUENCE)
+        if self._sent is None:
+            raise _bad_pack("an item stands before oldest, boot and sent are stated")
         if seq < self._next_seq:
             raise _bad_pack("sequence numbers do not increase")
         if len(self._items) == MAX_ITEMS:
@@ -299,7 +318,7 @@ class _PackReader:
             case "mono":
                 if record.get(_U, "ms") != "ms":
                     raise _bad_pack("monotonic time is not in milliseconds")
-                draft.mono_ms = _count(record)
+                draft.mono_ms = _count(record, _SEQUENCE)
             case "clock":
                 self._clock = _truth(record)
             case "quality":
