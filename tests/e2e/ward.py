@@ -339,8 +339,12 @@ class Ward:
         """The same from ``fajma readings count``, as an operator asks."""
         code, output = await fajma("readings", "count", "--config", str(self.clinic.config_path))
         assert code == 0, output
-        lines = [line.removeprefix("refused ").split() for line in output.splitlines()]
-        return {name: int(count) for name, count in lines}
+        lines = [line.rsplit(" ", 1) for line in output.splitlines()]
+        return {
+            name.removeprefix("refused "): int(count)
+            for name, count in lines
+            if name == "stored" or name.startswith("refused ")
+        }
 
     # The homeserver, without a client between.
 
