@@ -186,6 +186,14 @@ class Mqtt(_Section):
         description="Most messages held in memory before the broker is made to wait.",
     )
 
+    quarantine_days: int = Field(
+        default=30,
+        ge=1,
+        le=3650,
+        description="Days for which refused messages are kept, sealed, so that somebody can look "
+        "into them or give them to a patient.",
+    )
+
     @model_validator(mode="after")
     def _embedded_needs_certificate(self) -> Mqtt:
         if self.embedded and (self.server_cert_file is None or self.server_key_file is None):

@@ -12,10 +12,11 @@ byte, its timestamp included, count as one. Identity of a v2 reading: its sequen
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import structlog
@@ -44,6 +45,8 @@ SUSPICIOUS: Final = frozenset(
     {"wrong_device", "not_authentic", UNKNOWN_KEY, SEQUENCE_REUSED, RATE_LIMITED}
 )
 """Refusals that smell of attack: noted in the audit log, once an hour for each device."""
+
+EXPIRE_EVERY_S: Final = 3600.0
 
 AUDIT_AGAIN: Final = timedelta(hours=1)
 
@@ -343,6 +346,18 @@ class Ingest:
                     reason=reason,
                 )
                 self._audited[device, reason] = now
+
+
+async def forget_refused(records: Records, *, after: timedelta) -> None:
+    """Forget what has been in the quarantine for long, once an hour, until cancelled."""
+    while True:
+        try:
+            gone = await records.quarantine.expire(before=datetime.now(UTC) - after)
+            if gone:
+                log.info("quarantine_expired", messages=gone)
+        except Exception as error:  # noqa: BLE001 - a database that is away comes back
+            log.error("quarantine_not_expired", error=type(error).__name__)
+        await asyncio.sleep(EXPIRE_EVERY_S)
 
 
 def _keys_wanted(messages: Sequence[Message]) -> set[tuple[DeviceId, int]]:
