@@ -13,8 +13,9 @@ byte, its timestamp included, count as one. Identity of a v2 reading: its sequen
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
@@ -32,7 +33,7 @@ from fajma.store.devices import Fleet, KeyPair
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, NewReading
 from fajma.vitals import DeviceId, Kind, Reading
-from fajma.wire import Channel, Gap, Item, Pack
+from fajma.wire import Channel, Envelope, Gap, Item, Pack
 
 log = structlog.get_logger()
 
@@ -100,6 +101,8 @@ class _Batch:
     """What a batch has come to so far."""
 
     clocks: Clocks
+    envelopes: Mapping[bytes, Envelope]
+    """Of v2 messages, by payload, those that are envelopes."""
     readings: list[NewReading] = field(default_factory=list)
     sources: list[Message] = field(default_factory=list)
     """For each reading, the message that it came in."""
@@ -128,8 +131,9 @@ class Ingest:
         records = self._records
         async with records.store.transaction() as connection:
             await self._fleet.refresh(connection)
-            await self._fleet.load_keys(connection, _keys_wanted(messages))
-            batch = _Batch(self._clocks.tried())
+            batch = _Batch(self._clocks.tried(), _envelopes(messages))
+            wanted = {(one.device, one.key_version) for one in batch.envelopes.values()}
+            await self._fleet.load_keys(connection, wanted)
             for message in messages:
                 self._sort(message, batch)
             fates = await records.readings.append(connection, batch.readings)
@@ -203,7 +207,7 @@ class Ingest:
         if channel is Channel.STATUS:
             wire.parse_status(message.payload)
             return
-        envelope = wire.parse_envelope(message.payload)
+        envelope = batch.envelopes.get(message.payload) or wire.parse_envelope(message.payload)
         keys = self._fleet.keys(envelope.device, envelope.key_version)
         if keys is None:
             raise DecodeError(
@@ -360,17 +364,14 @@ async def forget_refused(records: Records, *, after: timedelta) -> None:
         await asyncio.sleep(EXPIRE_EVERY_S)
 
 
-def _keys_wanted(messages: Sequence[Message]) -> set[tuple[DeviceId, int]]:
-    """Which pairs of keys a batch needs."""
-    wanted = set()
+def _envelopes(messages: Sequence[Message]) -> dict[bytes, Envelope]:
+    """The v2 messages of a batch, taken apart but not opened."""
+    found = {}
     for message in messages:
         if message.topic.startswith(wire.V2_PREFIX):
-            try:
-                envelope = wire.parse_envelope(message.payload)
-            except DecodeError:
-                continue
-            wanted.add((envelope.device, envelope.key_version))
-    return wanted
+            with contextlib.suppress(DecodeError):  # looked at again when its turn comes
+                found[message.payload] = wire.parse_envelope(message.payload)
+    return found
 
 
 def _said(item: Item) -> bytes:
