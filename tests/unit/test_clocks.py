@@ -18,6 +18,7 @@ from bridges.mqtt_vitals.clocks import (
     place_v2,
 )
 from fajma.vitals import Age, Clock, DeviceId
+from fajma.wire import MAX_TIMESTAMP, UNIX_MS_FROM
 
 NOW = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)
@@ -65,6 +66,20 @@ def test_a_right_clock_is_live_from_its_first_reading_and_keeps_its_own_time() -
     for number in range(20):
         measured = 5 * number
         assert unix(clocks, measured + 2, measured) == Placed(at(measured), Clock.DEVICE, Age.LIVE)
+
+
+@given(st.integers(-7 * 86_400_000, 300_000))
+def test_a_first_reading_keeps_any_date_that_can_be(offset_ms: int) -> None:
+    one = Clocks().place_v1(DEVICE, NOW_MS + offset_ms, arrival(0))
+    assert (one.measured_at, one.clock) == (NOW + timedelta(milliseconds=offset_ms), Clock.DEVICE)
+
+
+@pytest.mark.parametrize("timestamp_ms", [UNIX_MS_FROM, NOW_MS + 300_001, MAX_TIMESTAMP])
+def test_a_first_reading_with_a_date_that_cannot_be_is_placed_by_its_arrival(
+    timestamp_ms: int,
+) -> None:
+    one = Clocks().place_v1(DEVICE, timestamp_ms, arrival(0))
+    assert one == Placed(NOW, Clock.WRONG, Age.UNKNOWN)
 
 
 def test_a_backlog_is_late_keeps_its_own_times_and_is_live_again_at_its_end() -> None:
