@@ -409,15 +409,15 @@ def good_samples() -> dict[str, dict[str, Any]]:
         "good_largest": sample(
             "The largest numbers that count. 63 bits: more than a double can hold.",
             pack(
-                item(2**63 - 2, 2**63 - 1, boot=2**32 - 1),
+                item(2**63 - 2, 2**42 - 1, boot=2**32 - 1),
                 gap(2**63 - 1, 1, overwritten=True),
                 oldest=2**63 - 1,
                 boot=2**32 - 1,
-                sent=2**63 - 1,
+                sent=2**42 - 1,
             ),
             cbor(
-                start(2**63 - 1, 2**32 - 1, 2**63 - 1)
-                + begin(2**63 - 2, mono=2**63 - 1)
+                start(2**63 - 1, 2**32 - 1, 2**42 - 1)
+                + begin(2**63 - 2, mono=2**42 - 1)
                 + VALUES
                 + [n("seq", 2**63 - 1), n("lost", 1)]
             ),
@@ -763,7 +763,8 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         "mono_in_seconds": [*begin()[:1], {**n("mono", 60), U: "s"}, CLOCK_SET, *VALUES],
         "mono_fraction": begin(mono=Decimal("60000.0")) + VALUES,
         "mono_negative": begin(mono=-1) + VALUES,
-        "mono_too_large": begin(mono=2**63) + VALUES,
+        "mono_after_sending": begin(mono=SENT + 1) + VALUES,
+        "mono_too_large": begin(mono=2**42) + VALUES,
         "clock_number": [*begin(clock=None), {N: "clock", V: 1}, *VALUES],
         "contact_number": [*begin(), *VALUES, {N: "contact", V: 0}],
         "value_twice": [*begin(), *VALUES, VALUES[0]],
@@ -810,7 +811,8 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         "mono_in_seconds": "Monotonic time in another unit.",
         "mono_fraction": "What counts is an integer.",
         "mono_negative": "What counts is not negative.",
-        "mono_too_large": "Monotonic time is below 2^63 ms.",
+        "mono_after_sending": "A reading is not measured after its pack was sent.",
+        "mono_too_large": "Monotonic time is below 2^42 ms.",
         "clock_number": "The state of the clock is a truth value.",
         "contact_number": "Contact is a truth value.",
         "value_twice": "A kind twice in one item: two readers could see two values.",
@@ -884,7 +886,7 @@ def refused_packs() -> dict[str, dict[str, Any]]:
             [oldest, boot, {**n("sent", 70), U: "s"}, *begin(), *VALUES],
         ),
         "refused_sent_too_large": bad(
-            "The time of sending is below 2^63 ms.", start(sent=2**63) + begin() + VALUES
+            "The time of sending is below 2^42 ms.", start(sent=2**42) + begin() + VALUES
         ),
         "refused_oldest_too_large": bad(
             "The number of the oldest record is below 2^63.", start(2**63) + begin() + VALUES

@@ -41,6 +41,7 @@ UNKNOWN_DEVICE: Final = "unknown_device"
 RATE_LIMITED: Final = "rate_limited"
 SEQUENCE_REUSED: Final = "sequence_reused"
 UNKNOWN_KEY: Final = "unknown_key"
+BUG: Final = "bug"
 
 SUSPICIOUS: Final = frozenset(
     {"wrong_device", "not_authentic", UNKNOWN_KEY, SEQUENCE_REUSED, RATE_LIMITED}
@@ -171,6 +172,10 @@ class Ingest:
             device = _device(message.topic)
             self._refuse(batch, error.code, device, message)
             log.warning("reading_refused", reason=error.code, why=str(error), device=device)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not stop every monitor
+            device = _device(message.topic)
+            self._refuse(batch, BUG, device, message)
+            log.critical("message_not_understood", device=device, error=type(error).__name__)
 
     def _sort_v1(self, message: Message, batch: _Batch) -> None:
         device = wire.parse_topic(message.topic)
@@ -252,11 +257,15 @@ class Ingest:
         way_s = None
         if not message.replayed:
             newest = items[-1] if items else None
-            sent_at = None
-            if newest is not None and newest.boot == pack.boot and newest.measured_at is not None:
-                since = timedelta(milliseconds=pack.sent_ms - newest.mono_ms)
-                sent_at = newest.measured_at + since
-            way_s = clocks.way_of(pack.device, pack.boot, pack.sent_ms, sent_at, message.arrival)
+            of_start = newest is not None and newest.boot == pack.boot
+            way_s = clocks.way_of(
+                pack.device,
+                pack.boot,
+                pack.sent_ms,
+                newest.measured_at if newest is not None and of_start else None,
+                before_sending_s=(pack.sent_ms - newest.mono_ms) / 1000 if newest else 0.0,
+                arrival=message.arrival,
+            )
         for item in items:
             same_start = item.boot == pack.boot and not message.replayed
             yield (

@@ -47,6 +47,9 @@ _UNWANTED_LABELS: Final = frozenset({_BU, _BV, _BS, _T})
 """They would change what other fields mean, and our firmware does not use them."""
 
 _UINT32: Final = range(2**32)
+_MONOTONIC_MS: Final = range(2**42)
+"""139 years: no monitor runs longer, and dates can be reckoned with it."""
+
 _COUNTS: Final = range(2**63)
 """What counts fits a signed 64-bit integer too, as databases have."""
 
@@ -336,6 +339,8 @@ class _PackReader:
     def _reading(self, draft: _Draft) -> Item:
         if self._boot is None or draft.mono_ms is None or self._clock is None:
             raise _bad_pack("a reading has no monotonic time or no state of the clock")
+        if self._sent is not None and self._boot == self._sent[0] and draft.mono_ms > self._sent[1]:
+            raise _bad_pack("a reading was measured after its pack was sent")
         timed = self._base_time is not None
         if timed != self._clock or (timed and not draft.states_time):
             raise _bad_pack("the base time of a reading does not fit the state of the clock")
@@ -445,7 +450,7 @@ def _count(record: _Record, allowed: range = _COUNTS) -> int:
 def _monotonic_ms(record: _Record) -> int:
     if record.get(_U, "ms") != "ms":
         raise _bad_pack("monotonic time is not in milliseconds")
-    return _count(record)
+    return _count(record, _MONOTONIC_MS)
 
 
 def _truth(record: _Record) -> bool:

@@ -79,6 +79,7 @@ def packs(draw: st.DrawFn) -> Pack:
     items: list[Item | Gap] = []
     boots = st.integers(0, 2**32 - 1)
     boot = draw(boots)
+    sent_ms = draw(st.integers(0, 2**42 - 1))
     next_seq = draw(st.integers(0, 2**63 - 2**20))
     for _ in range(draw(st.integers(0, 5))):
         seq = next_seq + draw(st.integers(0, 2**10))
@@ -90,11 +91,12 @@ def packs(draw: st.DrawFn) -> Pack:
             continue
         measured_at = draw(st.none() | INSTANTS)
         measured = draw(values())
+        earlier = draw(st.booleans())
         items.append(
             Item(
                 seq=seq,
-                boot=draw(st.just(boot) | boots),
-                mono_ms=draw(COUNTS),
+                boot=draw(boots.filter(lambda one: one != boot)) if earlier else boot,
+                mono_ms=draw(st.integers(0, 2**42 - 1 if earlier else sent_ms)),
                 measured_at=measured_at,
                 clock_set=measured_at is not None,
                 values=measured,
@@ -103,7 +105,7 @@ def packs(draw: st.DrawFn) -> Pack:
                 contact=draw(st.none() | st.booleans()) if measured else False,
             )
         )
-    return Pack(draw(DEVICES), draw(COUNTS), boot, draw(COUNTS), tuple(items))
+    return Pack(draw(DEVICES), draw(COUNTS), boot, sent_ms, tuple(items))
 
 
 def take(topic: str, key: PayloadKey, payload: bytes) -> dict[str, Any]:
