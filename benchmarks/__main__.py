@@ -5,13 +5,21 @@ from __future__ import annotations
 import sys
 
 from benchmarks.alarm_latency import alarm_latency_idle
+from benchmarks.alternative import ingest_alternative
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
 from benchmarks.fleet import fleet_10k
 from benchmarks.ingest import ingest
 
 ALL = {
     one.__name__: one
-    for one in (demo_first_vital_s, run_memory_mb, alarm_latency_idle, ingest, fleet_10k)
+    for one in (
+        demo_first_vital_s,
+        run_memory_mb,
+        alarm_latency_idle,
+        ingest,
+        ingest_alternative,
+        fleet_10k,
+    )
 }
 
 names = sys.argv[1:] or list(ALL)

@@ -170,7 +170,7 @@ def load(here: Scene, messages: list[tuple[str, bytes]]) -> None:
     client.loop_stop()
 
 
-async def _committed(here: Scene, database: str, query: str, count: int) -> None:
+async def committed(here: Scene, database: str, query: str, count: int) -> None:
     """Wait until a query says that so many are there."""
     connection = await asyncpg.connect(here.postgres.url(database))
     try:
@@ -200,7 +200,7 @@ async def pipe(here: Scene, messages: list[tuple[str, bytes]]) -> float:
     process = await asyncio.create_subprocess_shell(command)
     await process.wait()
     elapsed = time.perf_counter() - began
-    await _committed(here, "pipe", "SELECT COUNT(*) FROM raw", len(messages))
+    await committed(here, "pipe", "SELECT COUNT(*) FROM raw", len(messages))
     return len(messages) / elapsed
 
 
@@ -322,7 +322,7 @@ async def ours(here: Scene, messages: list[tuple[str, bytes]], *, v2: bool = Fal
         began, cpu = time.perf_counter(), time.process_time()
         running = asyncio.create_task(Subscriber(settings, Ingest(records)).run())
         head = "SELECT position FROM log_head WHERE log='readings'"
-        await _committed(here, "ours", head, len(messages))
+        await committed(here, "ours", head, len(messages))
         elapsed, cpu = time.perf_counter() - began, time.process_time() - cpu
         version = "v2" if v2 else "v1"
         print(f"{version}: {cpu / len(messages) * 1e6:.1f} us of CPU per reading in the process")
