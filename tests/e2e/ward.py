@@ -243,10 +243,10 @@ class Ward:
         return list(found.values())
 
     def published(self, room_id: str) -> Series:
-        """Every sample of every batch."""
+        """Every sample of every batch, without what is repeated for who comes later."""
         found: Series = {}
         for seen in self.events(room_id):
-            if isinstance(seen.content, VitalsBatch):
+            if isinstance(seen.content, VitalsBatch) and not seen.content.history:
                 for kind, samples in seen.content.samples.items():
                     found.setdefault(kind, []).extend(
                         (milliseconds(sample.measured_at), sample.value) for sample in samples
