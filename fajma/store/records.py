@@ -18,6 +18,7 @@ from fajma.store.quarantine import Quarantine
 from fajma.store.readings import Readings
 from fajma.store.wards import Ward, Wards
 from fajma.store.warnings import About, Warnings
+from fajma.store.watching import Watching
 
 
 class Records:
@@ -33,6 +34,7 @@ class Records:
         self.quarantine = Quarantine(store, site_key.site)
         self.followers = Followers(store)
         self.feeds = Feeds(store)
+        self.watching = Watching(store)
         self.alarm_states = AlarmStates(store, keys)
         self.outbox = Outbox(store, keys, site_key)
         self.wards = Wards(store)
