@@ -36,7 +36,7 @@ COUNT: Final = 36
 """Readings of each monitor: normal, SpO2 under 90, recovered, and the dwell after it."""
 
 SETTINGS: Final = {
-    "publish": {"state_every_s": 2, "batch_every_s": 2},
+    "publish": {"state_every_s": 2, "unwatched_state_every_s": 2, "batch_every_s": 2},
     "alarms": {"clear_dwell_s": 2},
 }
 PATIENT: Final = PATIENTS[0]

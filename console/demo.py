@@ -52,7 +52,7 @@ STEPS: Final = {
     "scan": "Searching the homeserver for anything in clear",
 }
 DEMO_SETTINGS: Final = {
-    "publish": {"state_every_s": 10, "batch_every_s": 10},
+    "publish": {"state_every_s": 10, "unwatched_state_every_s": 10, "batch_every_s": 10},
     "alarms": {"clear_dwell_s": 15},
 }
 _PORTS: Final = Ports()

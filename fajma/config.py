@@ -200,7 +200,15 @@ class Publish(_Section):
         default=300,
         ge=1,
         le=3600,
-        description="Seconds between two snapshots (room state) while no alarm changes.",
+        description="Seconds between two snapshots (room state) in a room that is watched or whose "
+        "alarm changed within half an hour; a change of alarm sends one at once.",
+    )
+    unwatched_state_every_s: float = Field(
+        default=1800,
+        ge=1,
+        le=86400,
+        description="The same in any other room. Room state is never purged and costs a phone "
+        "twice, so it follows who looks; who begins to watch gets a fresh one.",
     )
     batch_every_s: float = Field(
         default=60, ge=1, le=3600, description="Seconds between two timeline batches ..."

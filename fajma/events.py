@@ -200,10 +200,11 @@ class VitalsBatch:
     def to_content(self) -> dict[str, Any]:
         """The Matrix content, made small, for a phone pays for it every minute.
 
-        Times are the first one and the steps from each to the next (ms). A series is the values of
-        one kind at the readings that ``at`` numbers (from 0), at all of them without ``at``; its
-        exponent is 0 unless stated. The unit is the kind's. ``ages`` has the first and last number
-        of each run of readings that are not live.
+        Times (ms) are the first one, ``from``, and the steps from each to the next. The values of a
+        series are written so too, the first and then the steps; they belong to the readings that
+        ``at`` numbers (from 0), to all of them without ``at``. The exponent is 0 unless stated, the
+        unit is the kind's. ``ages`` has the first and last number of each run of readings that are
+        not live.
         """
         times = [_to_ms(one.measured_at) for one in self.readings]
         content: dict[str, Any] = {
@@ -227,7 +228,9 @@ class VitalsBatch:
         at = [number for number, one in enumerate(self.readings) if kind in one.values]
         values = [self.readings[number].values[kind] for number in at]
         exponent = min(_exponent(value) for value in values)
-        series: dict[str, Any] = {"values": [int(value.scaleb(-exponent)) for value in values]}
+        whole = [int(value.scaleb(-exponent)) for value in values]
+        steps = [after - before for before, after in pairwise(whole)]
+        series: dict[str, Any] = {"values": [whole[0], *steps]}
         if exponent:
             series["exponent"] = exponent
         if len(at) < len(self.readings):
@@ -407,7 +410,7 @@ def _numbered(series: Mapping[str, Any], readings: int) -> Iterable[tuple[int, o
     at = series.get("at", range(readings))
     if not all(0 <= _whole(number) < readings for number in at):
         raise ValueError("a value of no reading")
-    return zip(at, series["values"], strict=True)
+    return zip(at, accumulate(map(_whole, series["values"])), strict=True)
 
 
 def _whole(number: object) -> int:

@@ -59,6 +59,7 @@ class Cadence:
     """How often, in seconds: ``publish`` of the settings."""
 
     state_every_s: float
+    unwatched_state_every_s: float
     batch_every_s: float
     watched_every_s: float
 
@@ -133,7 +134,9 @@ def _snapshot(room: Standing, cadence: Cadence, now: datetime) -> Due | None:
             if promised <= now and (room.state_sent_at is None or room.state_sent_at < promised):
                 return Due(min(urgency, Urgency.WATCHED), What.SNAPSHOT, promised)
     if room.newest > room.shown:
-        since = _due_since(room.state_sent_at, cadence.state_every_s, now)
+        idle = urgency is Urgency.ROUTINE
+        every_s = cadence.unwatched_state_every_s if idle else cadence.state_every_s
+        since = _due_since(room.state_sent_at, every_s, now)
         if since is not None:
             return Due(urgency, What.SNAPSHOT, since)
     return None

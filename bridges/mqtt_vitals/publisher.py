@@ -52,9 +52,9 @@ log = structlog.get_logger()
 
 MAX_BATCH_READINGS: Final = 400
 """Most readings in one event. The largest such event, encrypted, stays under the 64 KiB that an
-event may have, with room for what a homeserver adds (tests/integration/test_event_size.py)."""
+event may have, with room for what a homeserver adds (tests/unit/test_event_size.py)."""
 
-MAX_HISTORY_READINGS: Final = 800
+MAX_HISTORY_READINGS: Final = 600
 """The same for history, in which a reading has mostly one value."""
 
 SNAPSHOT_READINGS: Final = 100
@@ -143,7 +143,10 @@ class Publisher:
         now: Now = lambda: datetime.now(UTC),
     ) -> None:
         self._cadence = Cadence(
-            settings.state_every_s, settings.batch_every_s, settings.watched_every_s
+            state_every_s=settings.state_every_s,
+            unwatched_state_every_s=settings.unwatched_state_every_s,
+            batch_every_s=settings.batch_every_s,
+            watched_every_s=settings.watched_every_s,
         )
         self._history_points = settings.history_points
         self._records = records

@@ -36,7 +36,7 @@ from fajma.vitals import DeviceId, Kind
 from fajma.wire import V1_TOPIC, encode_v1
 
 SETTINGS: Final = {
-    "publish": {"state_every_s": 1, "batch_every_s": 1},
+    "publish": {"state_every_s": 1, "unwatched_state_every_s": 1, "batch_every_s": 1},
     "alarms": {"clear_dwell_s": 2},
     "people": {"look_every_s": 0.5, "rules_every_s": 0.5, "unsigned_after_s": 1},
 }

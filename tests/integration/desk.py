@@ -27,7 +27,7 @@ from fajma.store.readings import NewReading
 from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
-SETTINGS = Publish(state_every_s=300, batch_every_s=60)
+SETTINGS = Publish(state_every_s=300, unwatched_state_every_s=300, batch_every_s=60)
 
 
 class KilledError(BaseException):

@@ -21,7 +21,9 @@ from bridges.mqtt_vitals.cadence import (
 )
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
-CADENCE = Cadence(state_every_s=300, batch_every_s=60, watched_every_s=5)
+CADENCE = Cadence(
+    state_every_s=300, unwatched_state_every_s=1800, batch_every_s=60, watched_every_s=5
+)
 UP_TO_DATE = Standing(
     newest=10, shown=10, published=10, state_sent_at=NOON, batch_sent_at=NOON
 )  # fmt: skip
@@ -85,7 +87,7 @@ def test_batches_keep_their_cadence_which_a_watch_speeds_up_until_it_ends(
 
 def test_a_watch_never_slows_batches_down() -> None:
     room = replace(UP_TO_DATE, newest=11, watched_until=NOON + s(300))
-    fast = Cadence(state_every_s=300, batch_every_s=1, watched_every_s=5)
+    fast = replace(CADENCE, batch_every_s=1)
     assert next_of(room, fast, NOON + s(1)) is not None
 
 
@@ -96,11 +98,30 @@ def test_a_batch_of_unknown_outcome_and_the_rest_of_a_backlog_wait_for_no_cadenc
     assert whats(replace(UP_TO_DATE, **change), NOON) is What.BATCH
 
 
-def test_snapshots_keep_their_cadence_and_need_news() -> None:
+@pytest.mark.parametrize(
+    ("change", "every_s"),
+    [
+        ({}, 1800),
+        ({"watched_until": NOON + s(3600)}, 300),
+        ({"alarm_at": NOON, "shown_alarm": NOON}, 300),
+    ],
+    ids=["unwatched", "watched", "alarming"],
+)
+def test_snapshots_keep_their_cadence_and_need_news(
+    change: dict[str, datetime], every_s: float
+) -> None:
+    room = replace(UP_TO_DATE, newest=11, published=11, **change)
+    assert whats(room, NOON + s(every_s - 1)) is None
+    assert whats(room, NOON + s(every_s)) is What.SNAPSHOT
+    assert whats(replace(room, blank=True), NOON + s(every_s)) is None
+    assert whats(replace(room, newest=10), NOON + s(every_s)) is None
+
+
+def test_who_begins_to_watch_gets_a_fresh_snapshot() -> None:
     room = replace(UP_TO_DATE, newest=11, published=11)
-    assert whats(room, NOON + s(299)) is None
-    assert whats(room, NOON + s(300)) is What.SNAPSHOT
-    assert whats(replace(room, blank=True), NOON + s(300)) is None
+    later = NOON + s(400)
+    assert whats(room, later) is None
+    assert whats(replace(room, watched_until=later + s(60)), later) is What.SNAPSHOT
 
 
 def test_a_change_of_alarm_sends_the_snapshot_at_once_and_once() -> None:
