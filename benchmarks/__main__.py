@@ -6,8 +6,18 @@ import sys
 
 from benchmarks.alarm_latency import alarm_latency_idle
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
+from benchmarks.publish import patient_day_bytes, publish_100
 
-ALL = {one.__name__: one for one in (demo_first_vital_s, run_memory_mb, alarm_latency_idle)}
+ALL = {
+    one.__name__: one
+    for one in (
+        demo_first_vital_s,
+        run_memory_mb,
+        alarm_latency_idle,
+        publish_100,
+        patient_day_bytes,
+    )
+}
 
 names = sys.argv[1:] or list(ALL)
 unknown = [name for name in names if name not in ALL]
