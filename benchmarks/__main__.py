@@ -9,6 +9,7 @@ from benchmarks.alternative import ingest_alternative
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
 from benchmarks.fleet import fleet_10k
 from benchmarks.ingest import ingest
+from benchmarks.publish import patient_day_bytes, publish_100
 
 ALL = {
     one.__name__: one
@@ -19,6 +20,8 @@ ALL = {
         ingest,
         ingest_alternative,
         fleet_10k,
+        publish_100,
+        patient_day_bytes,
     )
 }
 
