@@ -134,9 +134,10 @@ def _ages(bed: _Bed, observer: Observer) -> list[float]:
 
 
 async def _watch(observer: Observer, beds: Sequence[_Bed]) -> None:
-    wish = VitalsWatch(MAX_WATCH_S).to_content()
+    newest = {one.room_id: one.event_id for one in observer.seen}
     for one in beds:
-        await observer.client.room_send(one.room_id, VITALS_WATCH, dict(wish))
+        wish = VitalsWatch(MAX_WATCH_S).to_content(newest[one.room_id])
+        await observer.client.room_send(one.room_id, VITALS_WATCH, wish)
 
 
 async def _measure(

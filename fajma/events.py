@@ -30,6 +30,9 @@ ENCRYPTED: Final = "m.room.encrypted"
 MESSAGE: Final = "m.room.message"
 
 VERSION: Final = 1
+WATCH_RELATION: Final = "com.fajma.watch"
+"""How a wish to watch refers to the day, in clear: so push rules know that it is for no phone."""
+
 MAX_WATCH_S: Final = 300
 """Longest wish to watch, s; who watches on wishes again."""
 
@@ -287,9 +290,18 @@ class VitalsWatch:
 
     for_s: int
 
-    def to_content(self) -> dict[str, Any]:
-        """The Matrix content."""
-        return {"version": VERSION, "for_s": self.for_s}
+    def to_content(self, about: str) -> dict[str, Any]:
+        """The Matrix content.
+
+        Args:
+            about: an event of the room, such as the day's anchor. Readers do not need it; without
+                the relation the wish would be pushed to the phones of everybody in the room.
+        """
+        return {
+            "version": VERSION,
+            "for_s": self.for_s,
+            "m.relates_to": {"rel_type": WATCH_RELATION, "event_id": about},
+        }
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> VitalsWatch:

@@ -42,7 +42,8 @@ async def quiet_ward(tmp_path_factory) -> AsyncIterator[Ward]:  # type: ignore[n
 
 async def wish(ward: Ward, bedside: Bedside, for_s: int) -> None:
     """What a widget sends in the name of the doctor who looks at it."""
-    content = VitalsWatch(for_s).to_content()
+    newest = ward.events(bedside.room_id)[-1]
+    content = VitalsWatch(for_s).to_content(newest.event_id)
     await ward.observer.client.room_send(bedside.room_id, VITALS_WATCH, content)
 
 
