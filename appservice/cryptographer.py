@@ -41,6 +41,7 @@ from fajma.files import write_private
 from fajma.store.pins import Audience, Pins
 
 ALGORITHM = "m.megolm.v1.aes-sha2"
+RELATION = "m.relates_to"
 
 TrustChanged = Callable[[UserID], Awaitable[None]]
 
@@ -96,19 +97,21 @@ class Cryptographer(OlmMachine):
         Args:
             room_id: the room.
             event_type: type inside the encryption.
-            content: content inside the encryption; a relation is copied outside, as the
-                specification wants (client-server API, "m.room.encrypted").
+            content: content inside the encryption; a relation goes outside, where clients and
+                homeserver look for it (client-server API, "m.room.encrypted", ``m.relates_to``),
+                and not inside too, for each event is paid for by phones.
             state_key: for a state event; it becomes part of the plaintext (MSC4362).
 
         Returns:
             Content of the ``m.room.encrypted`` event.
         """
+        inside = {key: value for key, value in content.items() if key != RELATION}
         async with self._room_locks[room_id]:
             session = await self._usable_session(RoomID(room_id))
-            plain: dict[str, Any] = {"room_id": room_id, "type": event_type, "content": content}
+            plain: dict[str, Any] = {"room_id": room_id, "type": event_type, "content": inside}
             if state_key is not None:
                 plain["state_key"] = state_key
-            ciphertext = session.encrypt(json.dumps(plain))  # type: ignore[no-untyped-call]
+            ciphertext = session.encrypt(json.dumps(plain, separators=(",", ":")))  # type: ignore[no-untyped-call]
             # On disk before it is sent: a message index must never be used twice.
             await self.crypto_store.update_outbound_group_session(session)
         encrypted: dict[str, Any] = {
@@ -118,8 +121,8 @@ class Cryptographer(OlmMachine):
             "sender_key": self.own_identity.identity_key,
             "device_id": self.client.device_id,
         }
-        if "m.relates_to" in content:
-            encrypted["m.relates_to"] = content["m.relates_to"]
+        if RELATION in content:
+            encrypted[RELATION] = content[RELATION]
         return encrypted
 
     async def forget_sessions_with(self, user: UserID) -> None:

@@ -25,6 +25,8 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
+from fajma.events import WATCH_RELATION
+
 OURS: Final = "com.fajma."
 """What the ids of our rules begin with; of these no others are left standing."""
 
@@ -59,12 +61,15 @@ class Rule:
         sender: pattern of the sender's user id.
         actions: as in the specification; none means silence.
         invited: a user id; then the rule is about invitations of this user only.
+        relation: how an event refers to another, which stands in clear; then the rule is about
+            such events only.
     """
 
     rule_id: str
     sender: str
     actions: tuple[Action, ...]
     invited: str | None = None
+    relation: str | None = None
 
     def conditions(self) -> list[dict[str, str]]:
         """When it matches, as in the specification."""
@@ -76,6 +81,9 @@ class Rule:
                 "content.membership": "invite",
                 "state_key": self.invited,
             }
+        if self.relation is not None:
+            # Dots within a name are escaped ("event_match").
+            wanted |= {"content.m\\.relates_to.rel_type": self.relation}
         return [
             {"kind": "event_match", "key": key, "pattern": pattern}
             for key, pattern in wanted.items()
@@ -118,14 +126,16 @@ def rules(mxid: str, *, rings: bool) -> tuple[Rule, ...]:
         Rule("com.fajma.notices", "@fajma:*", _SILENT),
         # The site's own notices are messages in clear of a room of two, which ring by default.
         Rule("com.fajma.site", "@fajma-avis:*", _QUIET),
+        # A client that shows vitals says in the name of its user that somebody looks.
+        Rule("com.fajma.watches", "*", _SILENT, relation=WATCH_RELATION),
     )
 
 
 def changes(current: Mapping[str, Any], mxid: str, *, rings: bool) -> tuple[Change, ...]:
     """What to send, in this order, so that the user's rules are as they should be.
 
-    Only what must be put is put. What would go wrong in between is harmless: our patterns never
-    match the same sender, except the two of ``@fajma``.
+    Only what must be put is put. What would go wrong in between is harmless: our rules never match
+    the same event, except the two of ``@fajma``.
 
     Args:
         current: the answer to ``GET /_matrix/client/v3/pushrules/``, of any shape.

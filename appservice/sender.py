@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
+import math
 import secrets
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Final, cast
 
 import structlog
-from mautrix.api import HTTPAPI, Method
+from aiohttp import ClientError, ClientResponse, ClientSession
+from mautrix.api import HTTPAPI, Method, PathBuilder
 from mautrix.api import Path as ApiPath
 from mautrix.client import Client
 from mautrix.crypto import PgCryptoStore
-from mautrix.errors import MatrixConnectionError, MatrixRequestError, MUserInUse
+from mautrix.errors import MatrixConnectionError, MatrixRequestError, MNotFound, MUserInUse
 from mautrix.types import (
     ASToDeviceEvent,
     DeviceID,
@@ -38,6 +43,31 @@ SYNC_FILTER: Final = (
     '"account_data":{"types":[]}}'
 )
 """A sync that brings only what encryption needs: to-device messages and device lists."""
+
+
+SEND_TIMEOUT_S: Final = 20.0
+"""How long a send may take before its outcome counts as unknown."""
+
+
+class BusyError(UnavailableError):
+    """The homeserver answers 429: it takes nothing for a while.
+
+    Attributes:
+        retry_after_s: how long it asks for, ``None`` if it does not say.
+    """
+
+    def __init__(self, retry_after_s: float | None) -> None:
+        super().__init__("the homeserver asks us to slow down", code="homeserver_busy")
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class SealedState:
+    """Room state, encrypted: where it belongs, and content of the ``m.room.encrypted`` event."""
+
+    room_id: str
+    outer_key: str
+    content: dict[str, Any] = field(repr=False)
 
 
 class Sender:
@@ -76,7 +106,12 @@ class Sender:
         self._display_name = display_name
         self._recovery_key_file = recovery_key_file
         self._keys = PgCryptoStore(mxid, site_key.pickle_key(mxid), state.db)
-        self._api = HTTPAPI(homeserver_url, token=as_token, as_user_id=UserID(mxid))
+        session = ClientSession(
+            headers={"User-Agent": HTTPAPI.default_ua}, raise_for_status=_refuse_when_busy
+        )
+        self._api = HTTPAPI(
+            homeserver_url, token=as_token, as_user_id=UserID(mxid), client_session=session
+        )
         self.client = Client(mxid=UserID(mxid), api=self._api)
         self._state = state
         self.cryptographer = Cryptographer(
@@ -200,11 +235,14 @@ class Sender:
 
         Returns:
             The event id.
+
+        Raises:
+            BusyError: the homeserver wants to be left alone for a while; it has not taken it.
+            MatrixError, TimeoutError: it refused, or did not answer.
+            UnavailableError: there is no room key now.
         """
         encrypted = await self.cryptographer.encrypt(room_id, event_type, content)
-        path = ApiPath.v3.rooms[room_id].send[ENCRYPTED][transaction_id]
-        answer = await self._api.request(Method.PUT, path, encrypted)
-        return str(answer["event_id"])
+        return await self._put(ApiPath.v3.rooms[room_id].send[ENCRYPTED][transaction_id], encrypted)
 
     async def set_state(
         self, room_id: str, event_type: str, state_key: str, content: Mapping[str, Any]
@@ -214,12 +252,49 @@ class Sender:
         Returns:
             The event id.
         """
+        sealed = await self.seal_state(room_id, event_type, state_key, content)
+        return await self.put_state(sealed)
+
+    async def seal_state(
+        self, room_id: str, event_type: str, state_key: str, content: Mapping[str, Any]
+    ) -> SealedState:
+        """Encrypt room state without setting it yet.
+
+        Raises:
+            UnavailableError: there is no room key now.
+        """
         encrypted = await self.cryptographer.encrypt(
             room_id, event_type, content, state_key=state_key
         )
-        outer_key = encrypted_state_key(event_type, state_key)
-        path = ApiPath.v3.rooms[room_id].state[ENCRYPTED][outer_key]
-        answer = await self._api.request(Method.PUT, path, encrypted)
+        return SealedState(room_id, encrypted_state_key(event_type, state_key), encrypted)
+
+    async def put_state(self, sealed: SealedState) -> str:
+        """Set room state that was encrypted; there is no transaction id to repeat it under.
+
+        Returns:
+            The event id.
+
+        Raises:
+            BusyError, MatrixError, TimeoutError: as ``send``.
+        """
+        return await self._put(_state_path(sealed), sealed.content)
+
+    async def is_set(self, sealed: SealedState) -> bool:
+        """Whether the room state is exactly this: what became of a ``put_state``.
+
+        Raises:
+            BusyError, MatrixError, TimeoutError: as ``send``.
+        """
+        try:
+            async with asyncio.timeout(SEND_TIMEOUT_S):
+                answer = await self._api.request(Method.GET, _state_path(sealed))
+        except MNotFound:
+            return False
+        return bool(answer.get("ciphertext") == sealed.content["ciphertext"])
+
+    async def _put(self, path: PathBuilder, content: dict[str, Any]) -> str:
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            answer = await self._api.request(Method.PUT, path, content)
         return str(answer["event_id"])
 
     # What the homeserver tells us about encryption, forwarded by the application service.
@@ -246,3 +321,24 @@ class Sender:
     async def membership(self, event: StateEvent) -> None:
         """Somebody came or went: the next message uses a new key."""
         await self.cryptographer.handle_member_event(event)
+
+
+def _state_path(sealed: SealedState) -> PathBuilder:
+    return ApiPath.v3.rooms[sealed.room_id].state[ENCRYPTED][sealed.outer_key]
+
+
+async def _refuse_when_busy(response: ClientResponse) -> None:
+    """Take out of a 429 what mautrix drops: how long to wait.
+
+    The header counts before the older key of the body (client-server API, "Rate limiting").
+    """
+    if response.status != HTTPStatus.TOO_MANY_REQUESTS:
+        return
+    try:
+        retry_after_s = float(response.headers["Retry-After"])
+    except (KeyError, ValueError):
+        try:
+            retry_after_s = float((await response.json())["retry_after_ms"]) / 1000
+        except (KeyError, TypeError, ValueError, ClientError):
+            raise BusyError(None) from None
+    raise BusyError(retry_after_s if 0 <= retry_after_s < math.inf else None)

@@ -36,7 +36,7 @@ COUNT: Final = 36
 """Readings of each monitor: normal, SpO2 under 90, recovered, and the dwell after it."""
 
 SETTINGS: Final = {
-    "publish": {"state_every_s": 2, "batch_every_s": 2},
+    "publish": {"state_every_s": 2, "unwatched_state_every_s": 2, "batch_every_s": 2},
     "alarms": {"clear_dwell_s": 2},
 }
 PATIENT: Final = PATIENTS[0]
@@ -172,7 +172,7 @@ class Judge:
         return [
             (seen.room_id, _ms(sample.measured_at))
             for seen in self._observer.seen
-            if isinstance(seen.content, VitalsBatch)
+            if isinstance(seen.content, VitalsBatch) and not seen.content.history
             for sample in seen.content.samples.get(Kind.HEART_RATE, ())
         ]
 
@@ -272,7 +272,9 @@ class Judge:
             room_id = self.clinic.rooms[patient.number]
             shown: dict[Kind, list[tuple[int, Decimal]]] = {}
             for seen in self._observer.seen:
-                if isinstance(seen.content, VitalsBatch) and seen.room_id == room_id:
+                if seen.room_id != room_id or not isinstance(seen.content, VitalsBatch):
+                    continue
+                if not seen.content.history:
                     for kind, samples in seen.content.samples.items():
                         shown.setdefault(kind, []).extend(
                             (_ms(sample.measured_at), sample.value) for sample in samples

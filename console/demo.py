@@ -52,7 +52,7 @@ STEPS: Final = {
     "scan": "Searching the homeserver for anything in clear",
 }
 DEMO_SETTINGS: Final = {
-    "publish": {"state_every_s": 10, "batch_every_s": 10},
+    "publish": {"state_every_s": 10, "unwatched_state_every_s": 10, "batch_every_s": 10},
     "alarms": {"clear_dwell_s": 15},
 }
 _PORTS: Final = Ports()
@@ -364,8 +364,8 @@ class _Live:
             )
             self._line("blue", bed, f"state decrypted   {values}")
         elif isinstance(content, VitalsBatch):
-            count = max(len(samples) for samples in content.samples.values())
-            self._line("blue", bed, f"batch decrypted   {count} readings")
+            what = "history decrypted" if content.history else "batch decrypted  "
+            self._line("blue", bed, f"{what} {len(content.readings)} readings")
         elif isinstance(content, AlarmBlock):
             style = "bold green" if content.state == "recovered" else "bold red"
             self._line(style, bed, f"ALARM decrypted   {escape(one.body)}")

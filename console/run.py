@@ -22,6 +22,7 @@ from bots.alerts.bot import AlertBot
 from bots.alerts.client import SignedClient
 from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.orders import Orders
+from bots.alerts.watchers import Watchers
 from bridges.mqtt_vitals.broker import EmbeddedBroker
 from bridges.mqtt_vitals.ingest import Ingest
 from bridges.mqtt_vitals.publisher import Publisher
@@ -131,6 +132,7 @@ async def run(settings: Settings, *, ready: Callable[[], None] = lambda: None) -
                 "alert bot": bot.run(),
                 "alarm engine": engine.run(),
                 "orders": orders.run(),
+                "watchers": Watchers(client, records).run(),
                 "messenger": Messenger(records, matrix.host).run(),
                 "watch": watch.run(),
                 "publisher": publisher.run(),

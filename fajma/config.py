@@ -186,6 +186,14 @@ class Mqtt(_Section):
         description="Most messages held in memory before the broker is made to wait.",
     )
 
+    quarantine_days: int = Field(
+        default=30,
+        ge=1,
+        le=3650,
+        description="Days for which refused messages are kept, sealed, so that somebody can look "
+        "into them or give them to a patient.",
+    )
+
     @model_validator(mode="after")
     def _embedded_needs_certificate(self) -> Mqtt:
         if self.embedded and (self.server_cert_file is None or self.server_key_file is None):
@@ -200,10 +208,36 @@ class Publish(_Section):
         default=300,
         ge=1,
         le=3600,
-        description="Seconds between two snapshots (room state) while no alarm changes.",
+        description="Seconds between two snapshots (room state) in a room that is watched or whose "
+        "alarm changed within half an hour; a change of alarm sends one at once.",
+    )
+    unwatched_state_every_s: float = Field(
+        default=1800,
+        ge=1,
+        le=86400,
+        description="The same in any other room. Room state is never purged and costs a phone "
+        "twice, so it follows who looks; who begins to watch gets a fresh one.",
     )
     batch_every_s: float = Field(
-        default=60, ge=1, le=3600, description="Seconds between two timeline batches."
+        default=60, ge=1, le=3600, description="Seconds between two timeline batches ..."
+    )
+    watched_every_s: float = Field(
+        default=5, ge=1, le=3600, description="... while somebody watches in a client."
+    )
+    events_per_s: float = Field(
+        default=25,
+        gt=0,
+        le=1000,
+        description="Budget of telemetry: most events a second for the homeserver, on average; "
+        "twice as many at once. One Synapse process takes about 60 (docs/scaling.md).",
+    )
+    history_points: int = Field(
+        default=288,
+        ge=0,
+        le=1440,
+        multiple_of=2,
+        description="Most values of each kind in the last 24 hours that are shown to somebody who "
+        "joins; 0 shows none.",
     )
 
 

@@ -7,20 +7,22 @@ All of these contents travel encrypted; nothing here is ever sent in clear.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
+from itertools import accumulate, groupby, pairwise
 from typing import Any, Final
 
 from fajma.errors import DecodeError
-from fajma.vitals import MEASURES, Kind, PatientKey, Reading
+from fajma.vitals import MEASURES, Age, Kind, PatientKey, Reading
 
 CONSULTATION: Final = "com.fajma.consultation"
 VITALS: Final = "com.fajma.vitals"
 VITALS_DAY: Final = "com.fajma.vitals.day"
 VITALS_BATCH: Final = "com.fajma.vitals.batch"
+VITALS_WATCH: Final = "com.fajma.vitals.watch"
 ALARM: Final = "com.fajma.alarm"
 """Key of the block for machines inside an ``m.room.message``."""
 
@@ -28,6 +30,12 @@ ENCRYPTED: Final = "m.room.encrypted"
 MESSAGE: Final = "m.room.message"
 
 VERSION: Final = 1
+WATCH_RELATION: Final = "com.fajma.watch"
+"""How a wish to watch refers to the day, in clear: so push rules know that it is for no phone."""
+
+MAX_WATCH_S: Final = 300
+"""Longest wish to watch, s; who watches on wishes again."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
 
@@ -56,12 +64,13 @@ class Trend(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Latest:
-    """The latest value of one kind."""
+    """The latest value of one kind; ``age`` says whether it is about the patient now."""
 
     value: Decimal
     measured_at: datetime
     quality: Quality
     trend: Trend
+    age: Age = Age.LIVE
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +101,7 @@ class Vitals:
                     "measured_at": _to_ms(one.measured_at),
                     "quality": one.quality.value,
                     "trend": one.trend.value,
+                    **({} if one.age is Age.LIVE else {"age": one.age.value}),
                 }
                 for kind, one in self.latest.items()
             },
@@ -115,6 +125,7 @@ class Vitals:
                         measured_at=_from_ms(one["measured_at"]),
                         quality=Quality(one["quality"]),
                         trend=Trend(one["trend"]),
+                        age=Age(one.get("age", Age.LIVE)),
                     )
                     for kind, one in content["latest"].items()
                 },
@@ -132,6 +143,15 @@ class Sample:
 
 
 @dataclass(frozen=True, slots=True)
+class Measured:
+    """One reading in a batch: when, what, and whether it was about the patient as it came."""
+
+    measured_at: datetime
+    values: Mapping[Kind, Decimal]
+    age: Age = Age.LIVE
+
+
+@dataclass(frozen=True, slots=True)
 class VitalsBatch:
     """Content of ``com.fajma.vitals.batch``: every reading since the last batch.
 
@@ -140,47 +160,93 @@ class VitalsBatch:
         anchor: event id of the day's ``com.fajma.vitals.day``, which the batch refers to.
         first: log position of the first reading.
         last: log position of the last reading; readers de-duplicate by it.
-        samples: by kind, in the order of the log.
+        readings: in the order of the log, at least one; those without any value are left out.
+        history: whether it repeats, thinned, what somebody new in the room could not read; who has
+            the batches that it repeats finds in it nothing new.
     """
 
     patient: PatientKey
     anchor: str
     first: int
     last: int
-    samples: Mapping[Kind, Sequence[Sample]]
+    readings: Sequence[Measured]
+    history: bool = False
 
     @classmethod
     def of(
-        cls, patient: PatientKey, anchor: str, readings: Sequence[tuple[int, Reading]]
+        cls,
+        patient: PatientKey,
+        anchor: str,
+        readings: Sequence[tuple[int, Reading]],
+        *,
+        history: bool = False,
     ) -> VitalsBatch:
-        """A batch of logged readings (position, reading), not empty, in order."""
-        samples: dict[Kind, list[Sample]] = {}
-        for _, reading in readings:
-            for kind, value in reading.values.items():
-                samples.setdefault(kind, []).append(Sample(reading.measured_at, value))
-        return cls(patient, anchor, readings[0][0], readings[-1][0], samples)
+        """A batch of logged readings (position, reading), one with a value at least, in order."""
+        return cls(
+            patient,
+            anchor,
+            readings[0][0],
+            readings[-1][0],
+            [Measured(one.measured_at, one.values, one.age) for _, one in readings if one.values],
+            history,
+        )
+
+    @property
+    def samples(self) -> Mapping[Kind, Sequence[Sample]]:
+        """By kind, in the order of the log."""
+        found: dict[Kind, list[Sample]] = {}
+        for one in self.readings:
+            for kind, value in one.values.items():
+                found.setdefault(kind, []).append(Sample(one.measured_at, value))
+        return found
 
     def to_content(self) -> dict[str, Any]:
-        """The Matrix content; one exponent per kind keeps it small."""
-        series = {}
-        for kind, samples in self.samples.items():
-            exponent = min(_exponent(sample.value) for sample in samples)
-            series[kind.value] = {
-                "unit": MEASURES[kind].unit,
-                "exponent": exponent,
-                "samples": [
-                    [_to_ms(sample.measured_at), int(sample.value.scaleb(-exponent))]
-                    for sample in samples
-                ],
-            }
-        return {
+        """The Matrix content, made small, for a phone pays for it every minute.
+
+        Times (ms) are the first one, ``from``, and the steps from each to the next. The values of a
+        series are written so too, the first and then the steps; they belong to the readings that
+        ``at`` numbers (from 0), to all of them without ``at``. The exponent is 0 unless stated, the
+        unit is the kind's. ``ages`` has the first and last number of each run of readings that are
+        not live.
+        """
+        times = [_to_ms(one.measured_at) for one in self.readings]
+        content: dict[str, Any] = {
             "version": VERSION,
             "patient": self.patient,
             "first": self.first,
             "last": self.last,
-            "series": series,
+            "from": times[0],
+            "steps": [after - before for before, after in pairwise(times)],
+            "series": {kind.value: self._series(kind) for kind in self.samples},
             "m.relates_to": {"rel_type": "m.reference", "event_id": self.anchor},
         }
+        ages = self._ages()
+        if ages:
+            content["ages"] = ages
+        if self.history:
+            content["history"] = True
+        return content
+
+    def _series(self, kind: Kind) -> dict[str, Any]:
+        at = [number for number, one in enumerate(self.readings) if kind in one.values]
+        values = [self.readings[number].values[kind] for number in at]
+        exponent = min(_exponent(value) for value in values)
+        whole = [int(value.scaleb(-exponent)) for value in values]
+        steps = [after - before for before, after in pairwise(whole)]
+        series: dict[str, Any] = {"values": [whole[0], *steps]}
+        if exponent:
+            series["exponent"] = exponent
+        if len(at) < len(self.readings):
+            series["at"] = at
+        return series
+
+    def _ages(self) -> dict[str, list[list[int]]]:
+        runs: dict[str, list[list[int]]] = {}
+        for age, run in groupby(enumerate(self.readings), key=lambda one: one[1].age):
+            if age is not Age.LIVE:
+                numbers = [number for number, _ in run]
+                runs.setdefault(age.value, []).append([numbers[0], numbers[-1]])
+        return runs
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> VitalsBatch:
@@ -191,21 +257,67 @@ class VitalsBatch:
         """
         try:
             _require_version(content)
+            times = list(accumulate(content["steps"], _later, initial=_from_ms(content["from"])))
+            values: list[dict[Kind, Decimal]] = [{} for _ in times]
+            for kind, series in content["series"].items():
+                for number, value in _numbered(series, len(times)):
+                    values[number][Kind(kind)] = _unscaled(value, series.get("exponent", 0))
+            ages = [Age.LIVE for _ in times]
+            for age, runs in content.get("ages", {}).items():
+                for first, last in runs:
+                    if not 0 <= _whole(first) <= _whole(last) < len(times):
+                        raise ValueError("not a run of readings")
+                    ages[first : last + 1] = [Age(age)] * (last + 1 - first)
             return cls(
                 patient=PatientKey(str(content["patient"])),
                 anchor=str(content["m.relates_to"]["event_id"]),
                 first=_whole(content["first"]),
                 last=_whole(content["last"]),
-                samples={
-                    Kind(kind): [
-                        Sample(_from_ms(at), _unscaled(value, series["exponent"]))
-                        for at, value in series["samples"]
-                    ]
-                    for kind, series in content["series"].items()
-                },
+                readings=[Measured(*one) for one in zip(times, values, ages, strict=True)],
+                history=content.get("history") is True,
             )
         except _MALFORMED as error:
             raise DecodeError(f"not a {VITALS_BATCH} content", code="bad_event") from error
+
+
+@dataclass(frozen=True, slots=True)
+class VitalsWatch:
+    """Content of ``com.fajma.vitals.watch``: somebody looks at the vitals of this room.
+
+    Attributes:
+        for_s: how long from now, 1 to ``MAX_WATCH_S``; who looks on sends another one in time.
+    """
+
+    for_s: int
+
+    def to_content(self, about: str) -> dict[str, Any]:
+        """The Matrix content.
+
+        Args:
+            about: an event of the room, such as the day's anchor. Readers do not need it; without
+                the relation the wish would be pushed to the phones of everybody in the room.
+        """
+        return {
+            "version": VERSION,
+            "for_s": self.for_s,
+            "m.relates_to": {"rel_type": WATCH_RELATION, "event_id": about},
+        }
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> VitalsWatch:
+        """Read a Matrix content.
+
+        Raises:
+            DecodeError: it is not one, or it asks for more than anybody may.
+        """
+        try:
+            _require_version(content)
+            for_s = _whole(content["for_s"])
+            if not 1 <= for_s <= MAX_WATCH_S:
+                raise ValueError("beyond what may be asked for")
+            return cls(for_s)
+        except _MALFORMED as error:
+            raise DecodeError(f"not a {VITALS_WATCH} content", code="bad_event") from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,6 +411,18 @@ def _unscaled(value: object, exponent: object) -> Decimal:
     if type(value) is not int or type(exponent) is not int or not -_MAX_EXPONENT <= exponent <= 0:
         raise ValueError("not a scaled integer")
     return Decimal(value).scaleb(exponent)
+
+
+def _later(moment: datetime, step_ms: object) -> datetime:
+    return moment + _whole(step_ms) * _MS
+
+
+def _numbered(series: Mapping[str, Any], readings: int) -> Iterable[tuple[int, object]]:
+    """The values of a series with the number of the reading that each belongs to."""
+    at = series.get("at", range(readings))
+    if not all(0 <= _whole(number) < readings for number in at):
+        raise ValueError("a value of no reading")
+    return zip(at, accumulate(map(_whole, series["values"])), strict=True)
 
 
 def _whole(number: object) -> int:

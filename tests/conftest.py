@@ -70,7 +70,7 @@ class Postgres:
                 code="program_missing",
             )
         self._bin = found[-1]
-        self._directory = directory
+        self.directory = directory
         self._child: Child | None = None
         self._as_user: list[str] = []
         if os.geteuid() == 0:  # PostgreSQL refuses to be root
@@ -79,21 +79,21 @@ class Postgres:
             self._as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--init-groups"]
 
     def url(self, database: str) -> str:
-        return f"postgres://fajma@/{database}?host={self._directory}"
+        return f"postgres://fajma@/{database}?host={self.directory}"
 
     def start(self) -> None:
-        data = self._directory / "data"
-        log_path = self._directory / "postgres.log"
+        data = self.directory / "data"
+        log_path = self.directory / "postgres.log"
         env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         subprocess.run(
             [*self._as_user, str(self._bin / "initdb"), "--auth=trust", "--username=fajma",
              "--encoding=UTF8", f"--pgdata={data}"],
-            check=True, env=env, cwd=self._directory, stdout=subprocess.DEVNULL,
+            check=True, env=env, cwd=self.directory, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         # A change of user clears the signal that Child asks for: ask again.
         user = [*self._as_user, "--pdeathsig=INT"] if self._as_user else []
         self._child = Child.start(
-            [*user, str(self._bin / "postgres"), f"-D{data}", f"-k{self._directory}",
+            [*user, str(self._bin / "postgres"), f"-D{data}", f"-k{self.directory}",
              "-clisten_addresses="],
             env=env, log_path=log_path, name="PostgreSQL",
         )  # fmt: skip

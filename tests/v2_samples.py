@@ -42,6 +42,8 @@ AT = Decimal("1772460120.123")
 AT_TEXT = "2026-03-02T14:02:00.123Z"
 LATER = Decimal("1772460125.123")
 LATER_TEXT = "2026-03-02T14:02:05.123Z"
+SENT = 70_250
+"""When a pack is written, by the monitor's monotonic time, unless said otherwise."""
 
 
 @dataclass(frozen=True)
@@ -142,10 +144,9 @@ def n(name: str, value: Any) -> dict[Any, Any]:
     return {N: name, V: value}
 
 
-def start(oldest: int = FIRST, boot: int | None = 3) -> list[Any]:
-    """What a pack begins with."""
-    records: list[Any] = [{BN: BASE, N: "oldest", V: oldest}]
-    return records if boot is None else [*records, n("boot", boot)]
+def start(oldest: int = FIRST, boot: int = 3, sent: Any = SENT) -> list[Any]:
+    """What a pack begins with: three records."""
+    return [{BN: BASE, N: "oldest", V: oldest}, n("boot", boot), n("sent", sent)]
 
 
 def begin(
@@ -164,9 +165,17 @@ VALUES = [n("heart_rate", 78), n("spo2", 97), n("temperature", Decimal("37.2"))]
 VALUES_TEXT = {"heart_rate": "78", "spo2": "97", "temperature": "37.2"}
 
 
-def pack(*items: Any, oldest: int = FIRST) -> dict[str, Any]:
+def pack(*items: Any, oldest: int = FIRST, boot: int = 3, sent: int = SENT) -> dict[str, Any]:
     """What a pack must decode to."""
-    return {"pack": {"device": DEVICE, "oldest": str(oldest), "items": list(items)}}
+    return {
+        "pack": {
+            "device": DEVICE,
+            "oldest": str(oldest),
+            "boot": boot,
+            "sent_ms": str(sent),
+            "items": list(items),
+        }
+    }
 
 
 def item(
@@ -252,7 +261,8 @@ def good_samples() -> dict[str, dict[str, Any]]:
             pack(everything_item),
             cbor(
                 [
-                    *start(),
+                    *start()[:2],
+                    {**n("sent", SENT), U: "ms"},
                     {**n("seq", FIRST), BT: AT},
                     *[
                         {**record, U: unit}
@@ -278,10 +288,10 @@ def good_samples() -> dict[str, dict[str, Any]]:
             canonical=True,
         ),
         "good_backlog_again": sample(
-            "The same readings in another pack, after the first was acknowledged: nothing about "
-            "them changes.",
-            pack(second_item, third_item, oldest=FIRST + 1),
-            cbor(start(FIRST + 1) + second[:2] + [CLOCK_SET] + second[2:] + third),
+            "The same readings in another pack, later, after the first was acknowledged: nothing "
+            "about them changes.",
+            pack(second_item, third_item, oldest=FIRST + 1, sent=80_000),
+            cbor(start(FIRST + 1, sent=80_000) + second[:2] + [CLOCK_SET] + second[2:] + third),
             canonical=True,
         ),
         "good_clock_unset": sample(
@@ -306,15 +316,25 @@ def good_samples() -> dict[str, dict[str, Any]]:
         "good_clock_lost_by_restart": sample(
             "A restart loses the clock: another start, and 0 takes the base time back, which would "
             "otherwise stay in force.",
-            pack(item(), item(FIRST + 1, 5_000, None, boot=4)),
+            pack(item(), item(FIRST + 1, 5_000, None, boot=4), boot=4, sent=5_250),
             cbor(
-                start()
-                + begin()
-                + VALUES
-                + [n("boot", 4)]
-                + begin(FIRST + 1, 0, 5_000, clock=False)
-                + VALUES
+                [
+                    *start(boot=4, sent=5_250),
+                    n("boot", 3),
+                    *begin(),
+                    *VALUES,
+                    n("boot", 4),
+                    *begin(FIRST + 1, 0, 5_000, clock=False),
+                    *VALUES,
+                ]
             ),
+            canonical=True,
+        ),
+        "good_earlier_start": sample(
+            "Sent right after a restart: the reading is of the start before, so the time of "
+            "sending says nothing about its age.",
+            pack(item(), boot=4, sent=900),
+            cbor([*start(boot=4, sent=900), n("boot", 3), *begin(), *VALUES]),
             canonical=True,
         ),
         "good_times": sample(
@@ -348,10 +368,12 @@ def good_samples() -> dict[str, dict[str, Any]]:
                 item(FIRST + 40),
                 gap(FIRST + 41, 2**16 - 41, overwritten=False),
                 item(FIRST + 2**16, 5_000, LATER_TEXT, boot=4),
+                boot=4,
+                sent=5_250,
             ),
             cbor(
                 [
-                    *start(boot=None),
+                    *start(boot=4, sent=5_250),
                     n("seq", FIRST),
                     n("lost", 40),
                     n("boot", 3),
@@ -369,7 +391,7 @@ def good_samples() -> dict[str, dict[str, Any]]:
         "good_nothing_to_report": sample(
             "A pack without items: all is settled up to the number that comes next.",
             pack(oldest=FIRST + 9),
-            cbor(start(FIRST + 9, boot=None)),
+            cbor(start(FIRST + 9)),
             canonical=True,
         ),
         "good_probe_off": sample(
@@ -381,21 +403,23 @@ def good_samples() -> dict[str, dict[str, Any]]:
         "good_full": sample(
             "256 items, the most.",
             pack(*[gap(FIRST + at, 1, overwritten=True) for at in range(256)]),
-            cbor(start(boot=None) + many),
+            cbor(start() + many),
             canonical=True,
         ),
         "good_largest": sample(
-            "The largest numbers that count. 64 bits: more than a double can hold.",
+            "The largest numbers that count. 63 bits: more than a double can hold.",
             pack(
-                item(2**64 - 2, 2**64 - 1, boot=2**32 - 1),
-                gap(2**64 - 1, 1, overwritten=True),
-                oldest=2**64 - 1,
+                item(2**63 - 2, 2**42 - 1, boot=2**32 - 1),
+                gap(2**63 - 1, 1, overwritten=True),
+                oldest=2**63 - 1,
+                boot=2**32 - 1,
+                sent=2**42 - 1,
             ),
             cbor(
-                start(2**64 - 1, 2**32 - 1)
-                + begin(2**64 - 2, mono=2**64 - 1)
+                start(2**63 - 1, 2**32 - 1, 2**42 - 1)
+                + begin(2**63 - 2, mono=2**42 - 1)
                 + VALUES
-                + [n("seq", 2**64 - 1), n("lost", 1)]
+                + [n("seq", 2**63 - 1), n("lost", 1)]
             ),
             canonical=True,
         ),
@@ -451,6 +475,7 @@ def good_samples() -> dict[str, dict[str, Any]]:
                     {BVER: 10, **start()[0], "firmware": "2.1.0"},
                     n("boot", 3),
                     {N: "battery", V: 81, U: "%"},
+                    n("sent", SENT),
                     *begin(),
                     {BN: BASE, **VALUES[0], S: 4000, UT: 5},
                     {**VALUES[1], 99: [1, {2: b"\x00"}]},
@@ -724,6 +749,7 @@ def refused_envelopes() -> dict[str, dict[str, Any]]:
 
 def refused_packs() -> dict[str, dict[str, Any]]:
     """What opens and cannot be read."""
+    oldest, boot, sent = start()
     usual = start() + begin() + VALUES
     body = b"".join(map(cbor, usual))
 
@@ -737,6 +763,8 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         "mono_in_seconds": [*begin()[:1], {**n("mono", 60), U: "s"}, CLOCK_SET, *VALUES],
         "mono_fraction": begin(mono=Decimal("60000.0")) + VALUES,
         "mono_negative": begin(mono=-1) + VALUES,
+        "mono_after_sending": begin(mono=SENT + 1) + VALUES,
+        "mono_too_large": begin(mono=2**42) + VALUES,
         "clock_number": [*begin(clock=None), {N: "clock", V: 1}, *VALUES],
         "contact_number": [*begin(), *VALUES, {N: "contact", V: 0}],
         "value_twice": [*begin(), *VALUES, VALUES[0]],
@@ -765,8 +793,9 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         "seq_backwards": begin() + VALUES + begin(FIRST - 1) + VALUES,
         "seq_in_gap": [n("seq", FIRST), n("lost", 5), *begin(FIRST + 4), *VALUES],
         "seq_fraction": begin(seq=Decimal("1.0")) + VALUES,
+        "seq_too_large": begin(seq=2**63) + VALUES,
         "gap_empty": [n("seq", FIRST), n("lost", 0)],
-        "gap_beyond_the_end": [n("seq", 2**64 - 1), n("unused", 2)],
+        "gap_beyond_the_end": [n("seq", 2**63 - 1), n("unused", 2)],
         "gap_with_value": [n("seq", FIRST), n("lost", 1), VALUES[0]],
         "gap_in_reading": [*begin(), *VALUES, n("lost", 1)],
         "two_gaps_in_one": [n("seq", FIRST), n("lost", 1), n("unused", 1)],
@@ -774,6 +803,7 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         "value_after_boot": [*begin(), n("boot", 4), *VALUES],
         "boot_too_large": [n("boot", 2**32), *begin(), *VALUES],
         "oldest_twice": [n("oldest", FIRST), *begin(), *VALUES],
+        "sent_twice": [n("sent", SENT), *begin(), *VALUES],
     }
     whys = {
         "no_mono": "A reading without monotonic time.",
@@ -781,6 +811,8 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         "mono_in_seconds": "Monotonic time in another unit.",
         "mono_fraction": "What counts is an integer.",
         "mono_negative": "What counts is not negative.",
+        "mono_after_sending": "A reading is not measured after its pack was sent.",
+        "mono_too_large": "Monotonic time is below 2^42 ms.",
         "clock_number": "The state of the clock is a truth value.",
         "contact_number": "Contact is a truth value.",
         "value_twice": "A kind twice in one item: two readers could see two values.",
@@ -806,6 +838,7 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         "seq_backwards": "Numbers that fall.",
         "seq_in_gap": "A number inside a gap before it.",
         "seq_fraction": "A number that counts is written as an integer.",
+        "seq_too_large": "Numbers of records are below 2^63.",
         "gap_empty": "A gap of nothing.",
         "gap_beyond_the_end": "A gap beyond the last number there is.",
         "gap_with_value": "A gap has no values.",
@@ -815,6 +848,7 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         "value_after_boot": "A start ends the item before it.",
         "boot_too_large": "Starts are counted in 32 bits.",
         "oldest_twice": "The oldest record is stated once.",
+        "sent_twice": "A pack is sent once.",
     }
     assert whys.keys() == bad_reading.keys()
     return {
@@ -823,15 +857,39 @@ def refused_packs() -> dict[str, dict[str, Any]]:
             for name, records in bad_reading.items()
         },
         "refused_no_boot": bad(
-            "No start that the monotonic time could belong to.",
-            start(boot=None) + begin() + VALUES,
+            "No start that the monotonic times could belong to.", [oldest, sent, *begin(), *VALUES]
         ),
         "refused_no_oldest": bad(
-            "The oldest record is not stated.", [{BN: BASE, **n("boot", 3)}, *begin(), *VALUES]
+            "The oldest record is not stated.", [{BN: BASE, **boot}, sent, *begin(), *VALUES]
         ),
+        "refused_no_sent": bad(
+            "Nobody can say when it was sent.", [oldest, boot, *begin(), *VALUES]
+        ),
+        "refused_only_oldest": bad("A pack without items is sent at some time too.", [oldest]),
         "refused_oldest_late": bad(
-            "The oldest record is stated after the first item.",
-            [{BN: BASE, **n("boot", 3)}, *begin(), *VALUES, n("oldest", FIRST)],
+            "The oldest record is stated after the start.",
+            [{BN: BASE, **boot}, n("oldest", FIRST), sent, *begin(), *VALUES],
+        ),
+        "refused_sent_before_boot": bad(
+            "Sent at a time that belongs to no start yet.", [oldest, sent, boot, *begin(), *VALUES]
+        ),
+        "refused_sent_late": bad(
+            "When it was sent is stated after the first item.",
+            [oldest, boot, *begin(), *VALUES, sent],
+        ),
+        "refused_boot_twice_before_sent": bad(
+            "Two starts that the time of sending could belong to.",
+            [oldest, n("boot", 2), boot, sent, *begin(), *VALUES],
+        ),
+        "refused_sent_in_seconds": bad(
+            "The time of sending in another unit.",
+            [oldest, boot, {**n("sent", 70), U: "s"}, *begin(), *VALUES],
+        ),
+        "refused_sent_too_large": bad(
+            "The time of sending is below 2^42 ms.", start(sent=2**42) + begin() + VALUES
+        ),
+        "refused_oldest_too_large": bad(
+            "The number of the oldest record is below 2^63.", start(2**63) + begin() + VALUES
         ),
         "refused_no_records": bad("A pack without records.", []),
         "refused_no_base_name": bad("The base name is missing.", [n("oldest", FIRST), *usual[1:]]),
@@ -840,7 +898,7 @@ def refused_packs() -> dict[str, dict[str, Any]]:
         ),
         "refused_too_many_items": bad(
             "257 items.",
-            start(boot=None)
+            start()
             + [record for at in range(257) for record in (n("seq", FIRST + at), n("lost", 1))],
         ),
         "refused_other_base_name": bad(
@@ -979,6 +1037,7 @@ def ack_samples() -> dict[str, dict[str, Any]]:
         "ack_refused_fraction": refused(
             "What counts is an integer.", [{**told, V: Decimal("1.5")}]
         ),
+        "ack_refused_too_large": refused("What counts is below 2^63.", [{**told, V: 2**63}]),
     }
 
 

@@ -44,6 +44,12 @@ LIVE_WITHIN_S: Final = 60.0
 DRIFT: Final = 200e-6
 """Crystals of two cheap clocks part by less than this share of the time that passes."""
 
+LONGEST_S: Final = 366 * 86_400.0
+"""More than this is not told apart; so that no count, however absurd, leaves the calendar."""
+
+V2_PAST: Final = timedelta(seconds=LONGEST_S)
+"""A v2 monitor keeps its records until they are acknowledged."""
+
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _WRAP_S: Final = 2**32 / 1000
 """``millis()`` of a 32-bit device starts again at 0 after 49.7 days."""
@@ -78,6 +84,7 @@ class _Line(NamedTuple):
         mono_s: ours when that came.
         delay_s: ours minus the device's.
         ordinary_s: the delay of a message that did not wait; ``None`` until it is known.
+        least_s: the smallest delay so far.
         wraps: how often a 32-bit count has started again.
     """
 
@@ -86,6 +93,7 @@ class _Line(NamedTuple):
     mono_s: float
     delay_s: float
     ordinary_s: float | None
+    least_s: float
     wraps: int = 0
 
 
@@ -126,7 +134,14 @@ class Clocks:
         return _placed(stated, waited_s, arrival, clock_set=True)
 
     def way_of(
-        self, device: DeviceId, boot: int, sent_ms: int, sent_at: datetime | None, arrival: Arrival
+        self,
+        device: DeviceId,
+        boot: int,
+        sent_ms: int,
+        measured_at: datetime | None,
+        *,
+        before_sending_s: float = 0.0,
+        arrival: Arrival,
     ) -> float | None:
         """How long a v2 message was on its way, in seconds; ``None`` if nobody can say.
 
@@ -134,16 +149,14 @@ class Clocks:
             device: the monitor.
             boot: number of its present start.
             sent_ms: its monotonic time when it sent the message.
-            sent_at: the same by its wall clock, if that is set.
+            measured_at: by its wall clock, of its newest record of this start; ``None`` if not set.
+            before_sending_s: how long before the sending that was.
             arrival: when it came.
         """
-        return self._waited(
-            device,
-            boot,
-            sent_ms / 1000,
-            arrival.mono_s,
-            agrees=sent_at is not None and _agree(sent_at, arrival.at),
+        agrees = measured_at is not None and (
+            abs((arrival.at - measured_at).total_seconds() - before_sending_s) <= AGREES_S
         )
+        return self._waited(device, boot, sent_ms / 1000, arrival.mono_s, agrees=agrees)
 
     def _waited(
         self,
@@ -171,18 +184,21 @@ class Clocks:
             and abs(delay_s - before.delay_s) <= SAME_S
         )
         ordinary_s = before.ordinary_s if before is not None else None
+        least_s = min(delay_s, before.least_s) if before is not None else delay_s
         waited_s: float | None
         if ordinary_s is None or before is None:
-            ordinary_s = delay_s if agrees or steady else None
-            waited_s = None if ordinary_s is None else 0.0
+            if agrees or steady:
+                # Where nothing steps, one message that came sooner shows that these wait.
+                ordinary_s = delay_s if steps or agrees else least_s
+            waited_s = None if ordinary_s is None else delay_s - ordinary_s
         else:
             drift_s = max(mono_s - before.mono_s, 0.0) * DRIFT
             ordinary_s += min(max(delay_s - ordinary_s, 0.0), drift_s)
             waited_s = delay_s - ordinary_s
             if waited_s < 0 or (steps and steady and waited_s > AGREES_S):
                 ordinary_s, waited_s = delay_s, 0.0
-        self._lines[device] = _Line(start, stamp_s, mono_s, delay_s, ordinary_s, wraps)
-        return waited_s
+        self._lines[device] = _Line(start, stamp_s, mono_s, delay_s, ordinary_s, least_s, wraps)
+        return None if waited_s is None else min(waited_s, LONGEST_S)
 
 
 def place_v2(
@@ -204,6 +220,7 @@ def place_v2(
         arrival: when it came.
     """
     stated = measured_at if measured_at is None or _is_date(measured_at, arrival.at) else None
+    since_start_s = min(since_start_s, LONGEST_S)
     if before_sending_s is None:
         # Older than the present start; that is all that is known without a clock.
         since_s = since_start_s + (way_s or 0.0)
@@ -262,7 +279,7 @@ def _stated(timestamp_ms: int, now: datetime) -> datetime | None:
 
 
 def _is_date(moment: datetime, now: datetime) -> bool:
-    return -PAST_TOLERANCE <= moment - now <= FUTURE_TOLERANCE
+    return -V2_PAST <= moment - now <= FUTURE_TOLERANCE
 
 
 def _agree(stated: datetime, now: datetime) -> bool:

@@ -12,10 +12,12 @@ byte, its timestamp included, count as one. Identity of a v2 reading: its sequen
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
 import structlog
@@ -31,7 +33,7 @@ from fajma.store.devices import Fleet, KeyPair
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, NewReading
 from fajma.vitals import DeviceId, Kind, Reading
-from fajma.wire import Channel, Gap, Item, Pack
+from fajma.wire import Channel, Envelope, Gap, Item, Pack
 
 log = structlog.get_logger()
 
@@ -39,11 +41,14 @@ UNKNOWN_DEVICE: Final = "unknown_device"
 RATE_LIMITED: Final = "rate_limited"
 SEQUENCE_REUSED: Final = "sequence_reused"
 UNKNOWN_KEY: Final = "unknown_key"
+BUG: Final = "bug"
 
 SUSPICIOUS: Final = frozenset(
     {"wrong_device", "not_authentic", UNKNOWN_KEY, SEQUENCE_REUSED, RATE_LIMITED}
 )
 """Refusals that smell of attack: noted in the audit log, once an hour for each device."""
+
+EXPIRE_EVERY_S: Final = 3600.0
 
 AUDIT_AGAIN: Final = timedelta(hours=1)
 
@@ -97,6 +102,8 @@ class _Batch:
     """What a batch has come to so far."""
 
     clocks: Clocks
+    envelopes: Mapping[bytes, Envelope]
+    """Of v2 messages, by payload, those that are envelopes."""
     readings: list[NewReading] = field(default_factory=list)
     sources: list[Message] = field(default_factory=list)
     """For each reading, the message that it came in."""
@@ -125,8 +132,9 @@ class Ingest:
         records = self._records
         async with records.store.transaction() as connection:
             await self._fleet.refresh(connection)
-            await self._fleet.load_keys(connection, _keys_wanted(messages))
-            batch = _Batch(self._clocks.tried())
+            batch = _Batch(self._clocks.tried(), _envelopes(messages))
+            wanted = {(one.device, one.key_version) for one in batch.envelopes.values()}
+            await self._fleet.load_keys(connection, wanted)
             for message in messages:
                 self._sort(message, batch)
             fates = await records.readings.append(connection, batch.readings)
@@ -164,6 +172,10 @@ class Ingest:
             device = _device(message.topic)
             self._refuse(batch, error.code, device, message)
             log.warning("reading_refused", reason=error.code, why=str(error), device=device)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not stop every monitor
+            device = _device(message.topic)
+            self._refuse(batch, BUG, device, message)
+            log.critical("message_not_understood", device=device, error=type(error).__name__)
 
     def _sort_v1(self, message: Message, batch: _Batch) -> None:
         device = wire.parse_topic(message.topic)
@@ -200,7 +212,7 @@ class Ingest:
         if channel is Channel.STATUS:
             wire.parse_status(message.payload)
             return
-        envelope = wire.parse_envelope(message.payload)
+        envelope = batch.envelopes.get(message.payload) or wire.parse_envelope(message.payload)
         keys = self._fleet.keys(envelope.device, envelope.key_version)
         if keys is None:
             raise DecodeError(
@@ -245,11 +257,15 @@ class Ingest:
         way_s = None
         if not message.replayed:
             newest = items[-1] if items else None
-            sent_at = None
-            if newest is not None and newest.boot == pack.boot and newest.measured_at is not None:
-                since = timedelta(milliseconds=pack.sent_ms - newest.mono_ms)
-                sent_at = newest.measured_at + since
-            way_s = clocks.way_of(pack.device, pack.boot, pack.sent_ms, sent_at, message.arrival)
+            of_start = newest is not None and newest.boot == pack.boot
+            way_s = clocks.way_of(
+                pack.device,
+                pack.boot,
+                pack.sent_ms,
+                newest.measured_at if newest is not None and of_start else None,
+                before_sending_s=(pack.sent_ms - newest.mono_ms) / 1000 if newest else 0.0,
+                arrival=message.arrival,
+            )
         for item in items:
             same_start = item.boot == pack.boot and not message.replayed
             yield (
@@ -345,17 +361,26 @@ class Ingest:
                 self._audited[device, reason] = now
 
 
-def _keys_wanted(messages: Sequence[Message]) -> set[tuple[DeviceId, int]]:
-    """Which pairs of keys a batch needs."""
-    wanted = set()
+async def forget_refused(records: Records, *, after: timedelta) -> None:
+    """Forget what has been in the quarantine for long, once an hour, until cancelled."""
+    while True:
+        try:
+            gone = await records.quarantine.expire(before=datetime.now(UTC) - after)
+            if gone:
+                log.info("quarantine_expired", messages=gone)
+        except Exception as error:  # noqa: BLE001 - a database that is away comes back
+            log.error("quarantine_not_expired", error=type(error).__name__)
+        await asyncio.sleep(EXPIRE_EVERY_S)
+
+
+def _envelopes(messages: Sequence[Message]) -> dict[bytes, Envelope]:
+    """The v2 messages of a batch, taken apart but not opened."""
+    found = {}
     for message in messages:
         if message.topic.startswith(wire.V2_PREFIX):
-            try:
-                envelope = wire.parse_envelope(message.payload)
-            except DecodeError:
-                continue
-            wanted.add((envelope.device, envelope.key_version))
-    return wanted
+            with contextlib.suppress(DecodeError):  # looked at again when its turn comes
+                found[message.payload] = wire.parse_envelope(message.payload)
+    return found
 
 
 def _said(item: Item) -> bytes:

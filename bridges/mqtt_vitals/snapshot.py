@@ -13,7 +13,7 @@ from decimal import Decimal
 from typing import Final
 
 from fajma.events import Latest, Quality, Trend, Vitals
-from fajma.vitals import Kind, PatientKey, Reading
+from fajma.vitals import Age, Kind, PatientKey, Reading
 
 TREND_OVER: Final = timedelta(minutes=5)
 TREND_AT_LEAST: Final = timedelta(minutes=1)
@@ -33,6 +33,7 @@ class Snapshot:
     def __init__(self, patient: PatientKey) -> None:
         self._patient = patient
         self._history: dict[Kind, deque[tuple[datetime, Decimal]]] = {}
+        self._ages: dict[Kind, Age] = {}
 
     def take(self, reading: Reading) -> None:
         """Take in a reading; one that was measured before the latest changes nothing."""
@@ -41,6 +42,7 @@ class Snapshot:
             if history and reading.measured_at < history[-1][0]:
                 continue
             history.append((reading.measured_at, value))
+            self._ages[kind] = reading.age
             while history[0][0] < reading.measured_at - TREND_OVER:
                 history.popleft()
 
@@ -56,7 +58,9 @@ class Snapshot:
             history = self._history.get(kind)
             if history:
                 measured_at, value = history[-1]
-                latest[kind] = Latest(value, measured_at, Quality.UNKNOWN, _trend(kind, history))
+                latest[kind] = Latest(
+                    value, measured_at, Quality.UNKNOWN, _trend(kind, history), self._ages[kind]
+                )
         return Vitals(self._patient, as_of, latest)
 
 

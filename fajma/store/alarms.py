@@ -68,12 +68,12 @@ class AlarmStates:
             sealed,
         )
 
-    async def changed_at(self, patient: PatientKey) -> int:
-        """When something was last announced (ms since 1970), 0 if never."""
-        value = await self._store.db.fetchval(
-            "SELECT changed_at FROM alarm_state WHERE patient_key=$1", patient
+    async def changed_since(self, moment: datetime) -> dict[PatientKey, datetime]:
+        """Of which patients something was announced since then, and when at last."""
+        rows = await self._store.db.fetch(
+            "SELECT patient_key, changed_at FROM alarm_state WHERE changed_at>=$1", to_ms(moment)
         )
-        return int(value or 0)
+        return {PatientKey(row["patient_key"]): from_ms(row["changed_at"]) for row in rows}
 
 
 @dataclass(frozen=True, slots=True)

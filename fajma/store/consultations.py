@@ -51,6 +51,16 @@ class Consultation:
     clinicians: tuple[str, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class OpenRoom:
+    """What the publisher must know of an open consultation; asked for once a second."""
+
+    id: ConsultationId
+    patient: PatientKey
+    room_id: str
+    time_zone: str
+
+
 class Consultations:
     """Repository of consultations."""
 
@@ -152,6 +162,23 @@ class Consultations:
             Status.OPEN.value,
         )
         return [await self._consultation(row) for row in rows]
+
+    async def open_rooms(self) -> list[OpenRoom]:
+        """Every open consultation, without its people: one query, however many there are."""
+        rows = await self._store.db.fetch(
+            "SELECT consultation_id, patient_key, room_id, time_zone FROM consultation"
+            " WHERE status=$1 AND room_id IS NOT NULL",
+            Status.OPEN.value,
+        )
+        return [
+            OpenRoom(
+                ConsultationId(row["consultation_id"]),
+                PatientKey(row["patient_key"]),
+                row["room_id"],
+                row["time_zone"],
+            )
+            for row in rows
+        ]
 
     async def include(
         self, connection: Connection, consultation: ConsultationId, account: str

@@ -15,7 +15,7 @@ import asyncpg
 from mautrix.util.async_db import Connection, Database, Scheme, UpgradeTable
 
 from fajma.config import DatabaseSettings, read_secret
-from fajma.errors import UnavailableError
+from fajma.errors import InputError, UnavailableError
 from fajma.store.schema import upgrade_table
 
 
@@ -83,6 +83,15 @@ class Hints:
         event.clear()
 
 
+async def _require_durable(db: Database) -> None:
+    if db.scheme == Scheme.POSTGRES and await db.fetchval("SHOW fsync") != "on":
+        raise InputError(
+            "PostgreSQL runs with fsync off, so a power cut would lose readings whose monitors have"
+            " deleted them: set fsync = on in postgresql.conf",
+            code="database_not_durable",
+        )
+
+
 def _probe(path: Path) -> None:
     """Raise what is wrong with a SQLite file before mautrix opens it.
 
@@ -122,13 +131,19 @@ class Store:
 
         Raises:
             UnavailableError: the database does not answer or cannot be opened.
+            InputError: it would lose what it has committed (``database_not_durable``).
         """
         url = settings.url
         if url.startswith("sqlite"):
             # One connection: writers take turns instead of failing on SQLite's lock.
             args: dict[str, Any] = {"min_size": 1, "init_commands": list(SQLITE_PRAGMAS)}
         else:
-            args = {"min_size": 1, "max_size": 8}
+            args = {
+                "min_size": 1,
+                "max_size": 8,
+                # A reading is acknowledged after its commit, so a commit must reach the disk.
+                "server_settings": {"synchronous_commit": "on"},
+            }
             if settings.password_file is not None:
                 args["password"] = read_secret(settings.password_file, purpose="database password")
         db = Database.create(url, upgrade_table=upgrade_table, db_args=args)
@@ -138,8 +153,12 @@ class Store:
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 _probe(path)
             await db.start()
+            await _require_durable(db)
             for table in also_upgrade:
                 await table.upgrade(db)
+        except InputError:
+            await db.stop()
+            raise
         except (OSError, asyncpg.PostgresError, sqlite3.Error) as error:
             with contextlib.suppress(Exception):
                 await db.stop()

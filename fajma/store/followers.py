@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import datetime
 
 from mautrix.util.async_db import Connection
 
-from fajma.store.consultations import ConsultationId
-from fajma.store.database import Store
+from fajma.store.consultations import ConsultationId, Status
+from fajma.store.database import Store, from_ms, to_ms
 
 
 class Followers:
@@ -40,12 +41,18 @@ class Feed:
         pending: last position of a batch that was sent without known outcome, or ``None``.
         anchor_event: event of the day that batches refer to.
         anchor_day: the day of that event, ``2026-11-22``.
+        state_sent_at: when the snapshot in the room was made, aware UTC; ``None`` before the first.
+        shown: last log position that this snapshot takes in.
+        shown_alarm: when the alarm last changed, as this snapshot knows it; ``None`` if never.
     """
 
-    published: int
-    pending: int | None
-    anchor_event: str | None
-    anchor_day: str | None
+    published: int = 0
+    pending: int | None = None
+    anchor_event: str | None = None
+    anchor_day: str | None = None
+    state_sent_at: datetime | None = None
+    shown: int = 0
+    shown_alarm: datetime | None = None
 
 
 class Feeds:
@@ -60,33 +67,44 @@ class Feeds:
             "SELECT * FROM feed WHERE consultation_id=$1", consultation
         )
         if row is None:
-            return Feed(published=0, pending=None, anchor_event=None, anchor_day=None)
+            return Feed()
+        sent, alarm = row["state_sent_at"], row["shown_alarm"]
         return Feed(
             published=row["published"],
             pending=row["pending"],
             anchor_event=row["anchor_event"],
             anchor_day=row["anchor_day"],
+            state_sent_at=None if sent is None else from_ms(sent),
+            shown=row["shown"],
+            shown_alarm=None if alarm is None else from_ms(alarm),
         )
-
-    async def lag(self) -> int:
-        """How many readings of open consultations are not yet known to be in their rooms."""
-        value = await self._store.db.fetchval(
-            "SELECT COUNT(*) FROM consultation JOIN reading"
-            " ON reading.patient_key=consultation.patient_key"
-            " LEFT JOIN feed ON feed.consultation_id=consultation.consultation_id"
-            " WHERE consultation.status='open' AND reading.position>COALESCE(feed.published, 0)"
-        )
-        return int(value or 0)
 
     async def put(self, consultation: ConsultationId, feed: Feed) -> None:
         """Note progress."""
         await self._store.db.execute(
-            "INSERT INTO feed (consultation_id, published, pending, anchor_event, anchor_day)"
-            " VALUES ($1, $2, $3, $4, $5) ON CONFLICT (consultation_id) DO UPDATE SET"
-            " published=$2, pending=$3, anchor_event=$4, anchor_day=$5",
+            "INSERT INTO feed (consultation_id, published, pending, anchor_event, anchor_day,"
+            " state_sent_at, shown, shown_alarm) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
+            " ON CONFLICT (consultation_id) DO UPDATE SET published=$2, pending=$3,"
+            " anchor_event=$4, anchor_day=$5, state_sent_at=$6, shown=$7, shown_alarm=$8",
             consultation,
             feed.published,
             feed.pending,
             feed.anchor_event,
             feed.anchor_day,
+            None if feed.state_sent_at is None else to_ms(feed.state_sent_at),
+            feed.shown,
+            None if feed.shown_alarm is None else to_ms(feed.shown_alarm),
+        )
+
+    async def lag(self) -> int:
+        """How many readings of open consultations are not known to be in their rooms."""
+        return int(
+            await self._store.db.fetchval(
+                "SELECT COUNT(*) FROM consultation"
+                " LEFT JOIN feed ON feed.consultation_id=consultation.consultation_id"
+                " JOIN reading ON reading.patient_key=consultation.patient_key"
+                " AND reading.position>COALESCE(feed.published, 0)"
+                " WHERE consultation.status=$1",
+                Status.OPEN.value,
+            )
         )

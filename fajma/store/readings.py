@@ -23,6 +23,7 @@ from fajma.store.keys import PatientKeys
 from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 LOG: Final = "readings"
+_LAST: Final = 2**63 - 1
 
 _COLUMNS: Final = (
     "position",
@@ -190,11 +191,21 @@ class Readings:
         )
         return [(row["position"], PatientKey(row["patient_key"])) for row in rows]
 
-    async def latest(self, patient: PatientKey, *, limit: int) -> list[LoggedReading]:
-        """A patient's newest readings, in order."""
+    async def latest(
+        self, patient: PatientKey, *, limit: int, until: int | None = None
+    ) -> list[LoggedReading]:
+        """A patient's newest readings up to a position (the last one if none is given), in order.
+
+        Args:
+            patient: whose.
+            limit: how many at most.
+            until: position of the last one that may be among them.
+        """
         rows = await self._store.db.fetch(
-            "SELECT * FROM reading WHERE patient_key=$1 ORDER BY position DESC LIMIT $2",
+            "SELECT * FROM reading WHERE patient_key=$1 AND position<=$2"
+            " ORDER BY position DESC LIMIT $3",
             patient,
+            _LAST if until is None else until,
             limit,
         )
         return [await self._logged(row) for row in reversed(rows)]
@@ -205,9 +216,15 @@ class Readings:
             return await self.latest(patient, limit=limit)
         return await self.after(max(await self.head() - limit, 0), limit=limit)
 
-    async def head(self) -> int:
-        """The position of the newest reading, 0 in an empty log."""
-        value = await self._store.db.fetchval("SELECT position FROM log_head WHERE log=$1", LOG)
+    async def head(self, patient: PatientKey | None = None) -> int:
+        """Position of the last reading, of one patient if given; 0 if there is none."""
+        if patient is None:
+            return int(
+                await self._store.db.fetchval("SELECT position FROM log_head WHERE log=$1", LOG)
+            )
+        value = await self._store.db.fetchval(
+            "SELECT MAX(position) FROM reading WHERE patient_key=$1", patient
+        )
         return int(value or 0)
 
     async def count(self) -> int:

@@ -20,6 +20,7 @@ from fajma.store.readings import Readings
 from fajma.store.tally import Tally
 from fajma.store.wards import Ward, Wards
 from fajma.store.warnings import About, Warnings
+from fajma.store.watching import Watching
 
 
 class Records:
@@ -37,6 +38,7 @@ class Records:
         self.tally = Tally(store)
         self.followers = Followers(store)
         self.feeds = Feeds(store)
+        self.watching = Watching(store)
         self.alarm_states = AlarmStates(store, keys)
         self.outbox = Outbox(store, keys, site_key)
         self.wards = Wards(store)

@@ -273,3 +273,30 @@ async def _v3(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v3, description="v2 monitors, who wears what, leases")
+
+_V4 = (
+    # Until when somebody watches the vitals in a consultation's room.
+    """CREATE TABLE watch (
+        consultation_id TEXT PRIMARY KEY REFERENCES consultation (consultation_id),
+        until BIGINT NOT NULL
+    )""",
+    # Where somebody came who is still owed the snapshot and the history.
+    """CREATE TABLE newcomer (
+        consultation_id TEXT PRIMARY KEY REFERENCES consultation (consultation_id),
+        came_at BIGINT NOT NULL
+    )""",
+    # What the snapshot in the room shows, so that a restart sends none without need: room state
+    # is never purged.
+    "ALTER TABLE feed ADD COLUMN state_sent_at BIGINT",
+    "ALTER TABLE feed ADD COLUMN shown BIGINT NOT NULL DEFAULT 0",
+    "ALTER TABLE feed ADD COLUMN shown_alarm BIGINT",
+    "CREATE INDEX alarm_state_changed ON alarm_state (changed_at)",
+)
+
+
+async def _v4(connection: Connection, _: Scheme) -> None:
+    for statement in _V4:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v4, description="Who watches, who came; what a snapshot shows")

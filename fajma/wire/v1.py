@@ -1,4 +1,4 @@
-"""v1, the JSON of the devices in the field, turned into readings.
+"""v1, the JSON of the devices in the field.
 
 The golden samples of its rules are in ``tests/samples/v1``.
 
@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from decimal import Decimal
 from functools import lru_cache
 from typing import Final
@@ -43,7 +43,6 @@ FUTURE_TOLERANCE: Final = timedelta(minutes=5)
 PAST_TOLERANCE: Final = timedelta(days=7)
 """A device may deliver readings this old after an outage."""
 
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_NUMBER_CHARS: Final = 32
 _HUGE_EXPONENT: Final = re.compile(r"[eE][+-]?0*[1-9][0-9]{3}")
 _NOT_BELIEVED: Final = Decimal("NaN")

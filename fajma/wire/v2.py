@@ -47,9 +47,12 @@ _UNWANTED_LABELS: Final = frozenset({_BU, _BV, _BS, _T})
 """They would change what other fields mean, and our firmware does not use them."""
 
 _UINT32: Final = range(2**32)
-_UINT64: Final = range(2**64)
-_SEQUENCE: Final = range(2**63)
-"""Sequence numbers and times fit a signed 64-bit integer too, as databases have."""
+_MONOTONIC_MS: Final = range(2**42)
+"""139 years: no monitor runs longer, and dates can be reckoned with it."""
+
+_COUNTS: Final = range(2**63)
+"""What counts fits a signed 64-bit integer too, as databases have."""
+
 _QUALITIES: Final = range(101)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -269,7 +272,7 @@ class _PackReader:
             case "oldest":
                 if self._oldest is not None:
                     raise _bad_pack("the oldest record is stated twice")
-                self._oldest = _count(record, _SEQUENCE)
+                self._oldest = _count(record)
             case "boot":
                 if self._oldest is None or (self._boot is not None and self._sent is None):
                     raise _bad_pack("oldest, boot and sent are stated in this order")
@@ -278,9 +281,7 @@ class _PackReader:
             case "sent":
                 if self._sent is not None or self._boot is None:
                     raise _bad_pack("oldest, boot and sent are stated in this order")
-                if record.get(_U, "ms") != "ms":
-                    raise _bad_pack("monotonic time is not in milliseconds")
-                self._sent = self._boot, _count(record, _SEQUENCE)
+                self._sent = self._boot, _monotonic_ms(record)
             case "seq":
                 self._end_item()
                 self._begin_item(record)
@@ -295,7 +296,7 @@ class _PackReader:
         return Pack(device, self._oldest, *self._sent, tuple(self._items))
 
     def _begin_item(self, record: _Record) -> None:
-        seq = _count(record, _SEQUENCE)
+        seq = _count(record)
         if self._sent is None:
             raise _bad_pack("an item stands before oldest, boot and sent are stated")
         if seq < self._next_seq:
@@ -316,9 +317,7 @@ class _PackReader:
         draft.names.add(name)
         match name:
             case "mono":
-                if record.get(_U, "ms") != "ms":
-                    raise _bad_pack("monotonic time is not in milliseconds")
-                draft.mono_ms = _count(record, _SEQUENCE)
+                draft.mono_ms = _monotonic_ms(record)
             case "clock":
                 self._clock = _truth(record)
             case "quality":
@@ -339,7 +338,9 @@ class _PackReader:
 
     def _reading(self, draft: _Draft) -> Item:
         if self._boot is None or draft.mono_ms is None or self._clock is None:
-            raise _bad_pack("a reading has no start, no monotonic time or no state of the clock")
+            raise _bad_pack("a reading has no monotonic time or no state of the clock")
+        if self._sent is not None and self._boot == self._sent[0] and draft.mono_ms > self._sent[1]:
+            raise _bad_pack("a reading was measured after its pack was sent")
         timed = self._base_time is not None
         if timed != self._clock or (timed and not draft.states_time):
             raise _bad_pack("the base time of a reading does not fit the state of the clock")
@@ -426,7 +427,7 @@ def _judge(kind: Kind, record: _Record) -> Decimal | Reason:
 
 def _gap(draft: _Draft, record: _Record, *, overwritten: bool) -> Gap:
     count = _count(record)
-    if count == 0 or draft.seq + count - 1 not in _UINT64 or len(draft.names) > 1:
+    if count == 0 or draft.seq + count - 1 not in _COUNTS or len(draft.names) > 1:
         raise _bad_pack("a gap is not a number of records and nothing else")
     return Gap(draft.seq, count, overwritten)
 
@@ -439,11 +440,17 @@ def _quality(record: _Record) -> int | None:
     return None
 
 
-def _count(record: _Record, allowed: range = _UINT64) -> int:
+def _count(record: _Record, allowed: range = _COUNTS) -> int:
     stated = record.get(_V)
     if type(stated) is not int or stated not in allowed:
         raise _bad_pack("a number that counts is not an integer of the right size")
     return stated
+
+
+def _monotonic_ms(record: _Record) -> int:
+    if record.get(_U, "ms") != "ms":
+        raise _bad_pack("monotonic time is not in milliseconds")
+    return _count(record, _MONOTONIC_MS)
 
 
 def _truth(record: _Record) -> bool:

@@ -291,9 +291,10 @@ class Telemetry:
 
     def _count(self, one: Seen) -> None:
         if isinstance(one.content, VitalsBatch):
+            if one.content.history:
+                return
             self.batches[one.room_id] += 1
-            for samples in one.content.samples.values():
-                self.newest[one.room_id] = milliseconds(samples[-1].measured_at)
+            self.newest[one.room_id] = milliseconds(one.content.readings[-1].measured_at)
         elif one.event_type == "com.fajma.vitals":
             self.snapshots[one.room_id] += 1
 

@@ -13,8 +13,10 @@ from nio.store import SqliteMemoryStore
 
 from bots.alerts.client import SignedClient
 from console.observer import Observer
+from fajma.events import VitalsBatch
 from fajma.trust import CrossSigningSeeds, SecretStorageKey, decode_recovery_key
-from tests.e2e.ward import BREATHLESS, PATIENCE_S, WELL, Ward
+from fajma.vitals import Kind
+from tests.e2e.ward import BREATHLESS, PATIENCE_S, WELL, Series, Ward, milliseconds, series
 
 
 async def test_a_clinician_who_is_invited_later_gets_the_snapshot_without_a_new_reading(
@@ -30,6 +32,53 @@ async def test_a_clinician_who_is_invited_later_gets_the_snapshot_without_a_new_
         shown = await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, late)
         assert {kind: one.value for kind, one in shown.latest.items()} == WELL
         assert await late.vitals(bedside.room_id) == shown
+
+
+async def test_a_clinician_who_joins_later_reads_the_day_thinned_and_its_worst_moment(
+    ward: Ward,
+) -> None:
+    bedside = await ward.admit()
+    async with ward.monitor(bedside) as monitor:
+        await monitor.send(*[WELL] * 10, BREATHLESS, *[WELL] * 10)
+        await ward.all_published(bedside.room_id, monitor.sent)
+        localpart, mxid, password = await ward.account("dr.later")
+        async with ward.client_of(localpart, password) as late:
+            await ward.join(bedside, mxid)
+            seen = await late.wait_for(
+                lambda one: (
+                    one.room_id == bedside.room_id
+                    and isinstance(one.content, VitalsBatch)
+                    and one.content.history
+                    and len(one.content.samples[Kind.SPO2]) > 0
+                ),
+                PATIENCE_S,
+            )
+            assert isinstance(seen.content, VitalsBatch)
+            shown = series_of(seen.content)
+            sent = series(monitor.sent)
+            for kind, samples in shown.items():
+                assert set(samples) <= set(sent[kind])
+            assert BREATHLESS[Kind.SPO2] in {value for _, value in shown[Kind.SPO2]}
+            assert len(shown[Kind.SPO2]) < len(sent[Kind.SPO2])
+            # What comes after it he reads as everybody does, and nobody counts it twice.
+            await monitor.send(WELL)
+            await ward.all_published(bedside.room_id, monitor.sent)
+            await late.wait_for(
+                lambda one: (
+                    isinstance(one.content, VitalsBatch)
+                    and not one.content.history
+                    and (monitor.sent[-1].at_ms, WELL[Kind.SPO2])
+                    in series_of(one.content)[Kind.SPO2]
+                ),
+                PATIENCE_S,
+            )
+
+
+def series_of(batch: VitalsBatch) -> Series:
+    return {
+        kind: [(milliseconds(one.measured_at), one.value) for one in samples]
+        for kind, samples in batch.samples.items()
+    }
 
 
 async def test_a_doctor_who_was_invited_before_his_first_login_reads_from_then_on(

@@ -36,7 +36,7 @@ from fajma.vitals import DeviceId, Kind
 from fajma.wire import V1_TOPIC, encode_v1
 
 SETTINGS: Final = {
-    "publish": {"state_every_s": 1, "batch_every_s": 1},
+    "publish": {"state_every_s": 1, "unwatched_state_every_s": 1, "batch_every_s": 1},
     "alarms": {"clear_dwell_s": 2},
     "people": {"look_every_s": 0.5, "rules_every_s": 0.5, "unsigned_after_s": 1},
 }
@@ -243,10 +243,10 @@ class Ward:
         return list(found.values())
 
     def published(self, room_id: str) -> Series:
-        """Every sample of every batch."""
+        """Every sample of every batch, without what is repeated for who comes later."""
         found: Series = {}
         for seen in self.events(room_id):
-            if isinstance(seen.content, VitalsBatch):
+            if isinstance(seen.content, VitalsBatch) and not seen.content.history:
                 for kind, samples in seen.content.samples.items():
                     found.setdefault(kind, []).extend(
                         (milliseconds(sample.measured_at), sample.value) for sample in samples

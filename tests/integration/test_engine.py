@@ -23,7 +23,7 @@ from bots.alerts.engine import FOLLOWER, AlarmEngine, rules_from
 from fajma.config import Alarms, DatabaseSettings
 from fajma.events import ALARM, AlarmBlock
 from fajma.sealing import SiteKey
-from fajma.store import Records
+from fajma.store import Records, from_ms
 from fajma.store.alarms import AlarmStates, Delivery
 from fajma.store.consultations import Consultation
 from fajma.store.readings import NewReading
@@ -152,7 +152,7 @@ async def test_silence_is_kept_about_what_is_not_announced(
     await judge_all(sqlite_records)
     assert await promised(sqlite_records) == []
     assert not woken.is_set()
-    assert await sqlite_records.alarm_states.changed_at(patient) == 0
+    assert await sqlite_records.alarm_states.changed_since(from_ms(1)) == {}
 
 
 async def test_the_publisher_learns_when_an_alarm_changed(
@@ -161,7 +161,7 @@ async def test_the_publisher_learns_when_an_alarm_changed(
     patient = (await admit(sqlite_records, MINE)).patient
     await log(sqlite_records, patient, readings(MINE, EPISODE))
     await judge_all(sqlite_records)
-    assert await sqlite_records.alarm_states.changed_at(patient) == NOON.timestamp() * 1000
+    assert await sqlite_records.alarm_states.changed_since(NOON) == {patient: NOON}
 
 
 async def test_the_engine_follows_the_log_by_itself(sqlite_records: Records, admit: Admit) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from typing import Any
 
 import pytest
 
@@ -268,6 +269,51 @@ async def test_a_record_of_an_earlier_start_is_late(records: Records, keys: KeyP
     assert (first.age, first.clock) == (Age.LATE, Clock.ARRIVAL)
     assert first.measured_at == at(5) - timedelta(milliseconds=now.mono_ms)
     assert second.age is Age.LIVE
+
+
+@pytest.mark.parametrize(
+    "absurd",
+    [
+        {"sent_ms": 2**42 - 1},
+        {"measured_at": datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)},
+        {"measured_at": datetime(1980, 1, 1, tzinfo=UTC)},
+        {"measured_at": None, "clock_set": False, "sent_ms": 10**12},
+        {"measured_at": None, "clock_set": False, "sent_ms": 10**12, "boot": 1},
+    ],
+)
+async def test_absurd_times_stop_nobody(
+    sqlite_records: Records, admit: Admit, absurd: dict[str, Any]
+) -> None:
+    records = sqlite_records
+    await admit(records, DEVICE)
+    keys = await records.devices.new_keys(DEVICE, now=NOON)
+    sent_ms = absurd.pop("sent_ms", None)
+    content = pack(item(0, **absurd), sent=5)
+    if sent_ms is not None:
+        content = replace(content, sent_ms=sent_ms)
+    ingest = Ingest(records)
+    await ingest.commit([message(keys, content, second=0)])
+    outcome = await ingest.commit([message(keys, pack(item(1)))])
+    assert (outcome.stored, acknowledged(outcome)) == (1, [1])
+
+
+async def test_a_message_that_we_stumble_over_is_kept_apart_and_stops_nobody(
+    sqlite_records: Records, admit: Admit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = sqlite_records
+    await admit(records, DEVICE)
+    keys = await records.devices.new_keys(DEVICE, now=NOON)
+    ingest = Ingest(records)
+    with monkeypatch.context() as patched:
+
+        def broken(*_: object) -> Pack:
+            raise ZeroDivisionError
+
+        patched.setattr("bridges.mqtt_vitals.ingest.wire.decode_pack", broken)
+        outcome = await ingest.commit([message(keys, pack(item(0)))])
+    assert outcome.refused == Counter({"bug": 1})
+    assert outcome.settled == ()  # the monitor keeps it, and may send it to a better version
+    assert (await ingest.commit([message(keys, pack(item(0)))])).stored == 1
 
 
 # --- one bad record, a probe that is off, a monitor that nobody wears ----------------------------

@@ -25,6 +25,7 @@ from appservice.operator import DEVICE, Operator
 from console.processes import free_port
 from console.synapse import OPERATOR, Synapse, SynapseSite
 from fajma.errors import InputError, UnavailableError
+from fajma.events import WATCH_RELATION
 from tests.conftest import run
 from tests.push_gateway import Notification, PushGateway, have_pusher
 
@@ -75,10 +76,13 @@ class Person:
                 raise RefusedError(response.status, answer)
             return answer
 
-    async def say(self, room_id: str, event_type: str = ENCRYPTED) -> str:
-        """Something that looks encrypted; its event id."""
+    async def say(
+        self, room_id: str, event_type: str = ENCRYPTED, *, about: dict[str, str] | None = None
+    ) -> str:
+        """Something that looks encrypted, and may refer to another event; its event id."""
         path = f"rooms/{quote(room_id)}/send/{event_type}/{next(numbers)}"
-        return str((await self.ask("PUT", path, ciphertext()))["event_id"])
+        content = ciphertext() | ({"m.relates_to": about} if about else {})
+        return str((await self.ask("PUT", path, content))["event_id"])
 
     async def set_state(self, room_id: str) -> str:
         """State that looks encrypted; its event id."""
@@ -321,6 +325,23 @@ async def test_only_alarms_reach_a_phone_and_count_as_unread(
         )
     ]
     assert await awa.unread(room_id) == (1, 1)
+
+
+async def test_a_wish_to_watch_reaches_no_phone_and_what_people_write_does(
+    clinic: Clinic, operator: Operator, gateway: PushGateway, awa: Person
+) -> None:
+    room_id = await clinic.consultation(awa)
+    colleague = await clinic.person(operator)
+    await clinic.fajma.ask("POST", f"rooms/{quote(room_id)}/invite", {"user_id": colleague.mxid})
+    await colleague.join(room_id)
+    await operator.ring(awa.mxid, rings=True)
+    day = await clinic.vitals.say(room_id)
+    wish = await colleague.say(room_id, about={"rel_type": WATCH_RELATION, "event_id": day})
+    assert await awa.unread(room_id) == (0, 0)
+    word = await colleague.say(room_id, about={"rel_type": "m.reference", "event_id": day})
+    pushed = await came(gateway, awa, word)
+    assert pushed[-1] == word
+    assert wish not in pushed
 
 
 async def test_without_our_rules_telemetry_would_push(

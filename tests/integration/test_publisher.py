@@ -2,166 +2,42 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
 from decimal import Decimal
-from itertools import pairwise
-from typing import Any, cast
 
 import pytest
-from mautrix.errors import MatrixConnectionError
+from mautrix.errors import MatrixConnectionError, MatrixUnknownRequestError, MForbidden
 from structlog.testing import capture_logs
 
-from appservice.sender import Sender
-from bridges.mqtt_vitals.publisher import (
-    MAX_BATCH_READINGS,
-    RESEND_AGAIN_S,
-    RETRY_S,
-    Publisher,
-)
-from fajma.config import Publish
-from fajma.events import VITALS, VITALS_BATCH, VITALS_DAY, Vitals, VitalsBatch
-from fajma.store import Hints, Records
+from appservice.sender import BusyError
+from bridges.mqtt_vitals.budget import HOMESERVER_PAUSES_S, ROOM_PAUSES_S
+from bridges.mqtt_vitals.publisher import MAX_BATCH_READINGS, PLACES
+from fajma.errors import UnavailableError
+from fajma.events import VITALS, VITALS_BATCH, VITALS_DAY
+from fajma.store import Records
 from fajma.store.consultations import Consultation, ConsultationId
 from fajma.store.followers import Feed, Feeds
 from fajma.store.readings import NewReading
-from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+from fajma.vitals import Age, Clock, DeviceId, Kind, Reading
+from tests.integration.desk import (
+    NOON,
+    Desk,
+    KilledError,
+    RecordingSender,
+    announce,
+    batches,
+    everything_is_published_once,
+    measure,
+    states,
+)
 
 Admit = Callable[..., Awaitable[Consultation]]
 
 MINE = DeviceId("A4CF12F03B7E")
 OTHER = DeviceId("A4CF12F03B7F")
-NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
-SETTINGS = Publish(state_every_s=300, batch_every_s=60)
-
-
-class KilledError(BaseException):
-    """Ends the publisher wherever it is, like the end of its process."""
-
-
-@dataclass(frozen=True)
-class Sent:
-    """One event as it arrived at the homeserver."""
-
-    event_type: str
-    content: Mapping[str, Any]
-    event_id: str
-    key: str
-    """Transaction id of a message, state key of state."""
-
-
-@dataclass
-class RecordingSender:
-    """A `Sender` whose homeserver is a list; like a real one it knows repeated transactions."""
-
-    rooms: dict[str, list[Sent]] = field(default_factory=dict)
-    attempts: list[tuple[str, Mapping[str, Any]]] = field(default_factory=list)
-    failing: dict[str, BaseException] = field(default_factory=dict)
-    """By room or event type: what a send fails with, before the homeserver has it."""
-    lost_answers: dict[str, BaseException] = field(default_factory=dict)
-    """By event type: what a send fails with, after the homeserver has it."""
-
-    async def send(
-        self, room_id: str, event_type: str, content: Mapping[str, Any], *, transaction_id: str
-    ) -> str:
-        self.attempts.append((transaction_id, content))
-        return self._arrive(room_id, event_type, content, transaction_id)
-
-    async def set_state(
-        self, room_id: str, event_type: str, state_key: str, content: Mapping[str, Any]
-    ) -> str:
-        return self._arrive(room_id, event_type, content, state_key)
-
-    def _arrive(self, room_id: str, event_type: str, content: Mapping[str, Any], key: str) -> str:
-        for failing in (room_id, event_type):
-            if failing in self.failing:
-                raise self.failing[failing]
-        room = self.rooms.setdefault(room_id, [])
-        known = [one for one in room if one.key == key and event_type != VITALS]
-        if not known:
-            known = [Sent(event_type, content, f"${len(room)}-{room_id}", key)]
-            room += known
-        if event_type in self.lost_answers:
-            raise self.lost_answers[event_type]
-        return known[0].event_id
-
-    def of_type(self, consultation: Consultation, event_type: str) -> list[Sent]:
-        return [
-            one
-            for one in self.rooms.get(consultation.room_id or "", ())
-            if one.event_type == event_type
-        ]
-
-
-class Rounds(Hints):
-    """Hints without the poll: the publisher goes round when hinted, or when the test says so."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._hint = asyncio.Event()
-        self._waits = asyncio.Event()
-
-    async def wait(self, event: asyncio.Event, timeout_s: float = Hints.POLL_S) -> None:
-        assert timeout_s <= Hints.POLL_S
-        self._hint = event
-        self._waits.set()
-        await event.wait()
-        event.clear()
-
-    async def finished(self, publishing: asyncio.Task[None]) -> None:
-        """Until the publisher has gone round; raises what it died of, if it did."""
-        waits = asyncio.create_task(self._waits.wait())
-        done, _ = await asyncio.wait(
-            {waits, publishing}, timeout=10, return_when=asyncio.FIRST_COMPLETED
-        )
-        waits.cancel()
-        assert done
-        if publishing in done:
-            publishing.result()
-        self._waits.clear()
-
-    def go(self) -> None:
-        self._hint.set()
-
-
-class Desk:
-    """A publisher at work under a clock that stands still until it is moved."""
-
-    def __init__(self, records: Records, sender: RecordingSender) -> None:
-        self.now = NOON
-        self.sender = sender
-        self._records = records
-
-    def later(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-    @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[Desk]:
-        """Starts a publisher anew, as after a restart of the process."""
-        self._rounds = Rounds()
-        self._records.store.hints = self._rounds
-        self.publisher = Publisher(
-            SETTINGS, self._records, cast("Sender", self.sender), now=lambda: self.now
-        )
-        self._task = asyncio.create_task(self.publisher.run())
-        try:
-            await self._rounds.finished(self._task)
-            yield self
-        finally:
-            self._task.cancel()
-            await asyncio.wait({self._task})
-
-    async def hinted(self) -> None:
-        """Until it has gone round because somebody hinted."""
-        await self._rounds.finished(self._task)
-
-    async def round(self) -> None:
-        self._rounds.go()
-        await self.hinted()
 
 
 @pytest.fixture
@@ -177,59 +53,6 @@ async def mine(sqlite_records: Records, admit: Admit) -> Consultation:
 @pytest.fixture
 async def other(sqlite_records: Records, admit: Admit) -> Consultation:
     return await admit(sqlite_records, OTHER)
-
-
-async def measure(
-    records: Records, consultation: Consultation, count: int, *, value: int = 97
-) -> None:
-    """Log readings, one every 5 s since noon, each with its number in its tenths."""
-    before = len(await logged(records, consultation.patient))
-    device = DeviceId(f"{int(consultation.patient[:12], 16):012X}")
-    batch = []
-    for number in range(before, before + count):
-        at = NOON + timedelta(seconds=5 * number)
-        values = {Kind.SPO2: Decimal(value), Kind.HEART_RATE: Decimal(700 + number % 99) / 10}
-        reading = Reading(device, at, at, Clock.DEVICE, values)
-        batch.append(NewReading(number.to_bytes(16, "big"), consultation.patient, reading))
-    async with records.store.transaction() as connection:
-        await records.readings.append(connection, batch)
-
-
-async def logged(records: Records, patient: PatientKey) -> Sequence[Any]:
-    return await records.readings.after(0, limit=100_000, patient=patient)
-
-
-def batches(desk: Desk, consultation: Consultation) -> list[VitalsBatch]:
-    return [
-        VitalsBatch.from_content(one.content)
-        for one in desk.sender.of_type(consultation, VITALS_BATCH)
-    ]
-
-
-def states(desk: Desk, consultation: Consultation) -> list[Vitals]:
-    sent = desk.sender.of_type(consultation, VITALS)
-    assert {one.key for one in sent} <= {consultation.patient}
-    return [Vitals.from_content(one.content) for one in sent]
-
-
-async def everything_is_published_once(
-    records: Records, desk: Desk, consultation: Consultation
-) -> None:
-    wanted = await logged(records, consultation.patient)
-    published = batches(desk, consultation)
-    assert {one.patient for one in published} == {consultation.patient}
-    for kind in (Kind.SPO2, Kind.HEART_RATE):
-        assert [
-            (sample.measured_at, sample.value)
-            for batch in published
-            for sample in batch.samples[kind]
-        ] == [(one.reading.measured_at, one.reading.values[kind]) for one in wanted]
-    assert published[0].first == wanted[0].position
-    assert published[-1].last == wanted[-1].position
-    for before, after in pairwise(published):
-        assert before.first <= before.last < after.first <= after.last
-    feed = await records.feeds.get(consultation.id)
-    assert (feed.published, feed.pending) == (wanted[-1].position, None)
 
 
 # --- batches -------------------------------------------------------------------------------------
@@ -412,7 +235,13 @@ async def test_a_publisher_that_is_killed_at_any_send_publishes_everything_once(
 
 @pytest.mark.parametrize(
     "error",
-    [MatrixConnectionError("no answer"), TimeoutError(), OSError(), KeyError("event_id")],
+    [
+        MForbidden(403),
+        MatrixUnknownRequestError(413),
+        UnavailableError("no key now", code="room_unsure"),
+        OSError(),
+        KeyError("event_id"),
+    ],
     ids=lambda error: type(error).__name__,
 )
 async def test_a_room_that_fails_does_not_stop_another_and_is_tried_again(
@@ -430,7 +259,7 @@ async def test_a_room_that_fails_does_not_stop_another_and_is_tried_again(
             await everything_is_published_once(sqlite_records, desk, other)
             assert mine.room_id not in desk.sender.rooms
             desk.sender.failing.clear()
-            desk.later(RETRY_S - 1)
+            desk.later(ROOM_PAUSES_S[0] - 1)
             await desk.round()
             assert mine.room_id not in desk.sender.rooms
             desk.later(1)
@@ -441,6 +270,109 @@ async def test_a_room_that_fails_does_not_stop_another_and_is_tried_again(
     assert [(one["consultation"], one["error"]) for one in failures] == [
         (mine.id, type(error).__name__)
     ]
+
+
+@pytest.mark.parametrize(
+    ("error", "pause_s"),
+    [
+        (BusyError(None), HOMESERVER_PAUSES_S[0]),
+        (BusyError(7), 7),
+        (MatrixConnectionError("no answer"), HOMESERVER_PAUSES_S[0]),
+        (TimeoutError(), HOMESERVER_PAUSES_S[0]),
+        (MatrixUnknownRequestError(401), HOMESERVER_PAUSES_S[0]),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_homeserver_in_trouble_is_left_alone_and_then_tried_once(
+    sqlite_records: Records, desk: Desk, admit: Admit, error: Exception, pause_s: float
+) -> None:
+    rooms = [await admit(sqlite_records, f"A4CF12F04{n:03X}") for n in range(20)]
+    for consultation in rooms:
+        await measure(sqlite_records, consultation, 3)
+    desk.sender.away = error
+    async with desk.open():
+        assert 1 <= desk.sender.tries <= PLACES  # what was under way
+        for failures in range(1, 4):
+            tried = desk.sender.tries
+            desk.later(pause_s - 0.1)
+            await desk.round()
+            assert desk.sender.tries == tried
+            desk.later(0.1)
+            await desk.round()
+            assert desk.sender.tries == tried + 1
+            pause_s = max(pause_s, HOMESERVER_PAUSES_S[failures])
+        desk.sender.away = None
+        for _ in range(5):
+            desk.later(60)
+            await desk.round()
+    for consultation in rooms:
+        await everything_is_published_once(sqlite_records, desk, consultation)
+
+
+async def test_a_room_over_which_the_homeserver_fails_does_not_hold_up_the_others(
+    sqlite_records: Records, desk: Desk, mine: Consultation, other: Consultation
+) -> None:
+    desk.sender.failing[mine.room_id or ""] = MatrixUnknownRequestError(500)
+    async with desk.open():
+        for number in range(10):
+            await measure(sqlite_records, mine, 1)
+            await measure(sqlite_records, other, 1)
+            for second in (60, 1, 1, 1):
+                desk.later(second)
+                await desk.round()
+            assert sum(len(one.readings) for one in batches(desk, other)) == number + 1
+        assert mine.room_id not in desk.sender.rooms
+        assert desk.sender.state_puts < 10
+        desk.sender.failing.clear()
+        desk.later(ROOM_PAUSES_S[-1])
+        await desk.round()
+    await everything_is_published_once(sqlite_records, desk, mine)
+
+
+async def test_a_snapshot_whose_answer_was_lost_is_read_back_and_not_sent_again(
+    sqlite_records: Records, desk: Desk, mine: Consultation
+) -> None:
+    await measure(sqlite_records, mine, 1)
+    desk.sender.lost_answers[VITALS] = MatrixConnectionError("reset")
+    async with desk.open():
+        assert (desk.sender.state_puts, len(states(desk, mine))) == (1, 1)
+        desk.sender.lost_answers.clear()
+        desk.later(HOMESERVER_PAUSES_S[0])
+        await desk.round()
+        assert (desk.sender.state_puts, desk.sender.state_reads) == (1, 1)
+        assert (await sqlite_records.feeds.get(mine.id)).shown == 1
+        desk.later(299)
+        await measure(sqlite_records, mine, 1)
+        await desk.round()
+        assert (desk.sender.state_puts, desk.sender.state_reads) == (2, 1)
+
+
+async def test_a_snapshot_that_did_not_arrive_is_made_anew(
+    sqlite_records: Records, desk: Desk, mine: Consultation
+) -> None:
+    await measure(sqlite_records, mine, 1, value=97)
+    desk.sender.failing[VITALS] = TimeoutError()
+    async with desk.open():
+        desk.sender.failing.clear()
+        await measure(sqlite_records, mine, 1, value=88)
+        desk.later(HOMESERVER_PAUSES_S[0])
+        await desk.round()
+        assert (desk.sender.state_puts, desk.sender.state_reads) == (2, 1)
+    [shown] = states(desk, mine)
+    assert shown.latest[Kind.SPO2].value == 88
+
+
+async def test_a_snapshot_that_was_refused_is_not_looked_for(
+    sqlite_records: Records, desk: Desk, mine: Consultation
+) -> None:
+    await measure(sqlite_records, mine, 1)
+    desk.sender.failing[VITALS] = BusyError(1)
+    async with desk.open():
+        desk.sender.failing.clear()
+        desk.later(1)
+        await desk.round()
+    assert (desk.sender.state_puts, desk.sender.state_reads) == (2, 0)
+    assert len(states(desk, mine)) == 1
 
 
 async def test_a_reading_that_cannot_be_read_does_not_stop_another_room(
@@ -480,16 +412,33 @@ async def test_the_snapshot_holds_the_latest_values_and_its_time_after_a_restart
     sqlite_records: Records, desk: Desk, mine: Consultation
 ) -> None:
     await measure(sqlite_records, mine, 5)
-    await measure(sqlite_records, mine, 1, value=88)
-    for _ in range(2):
+    for number in (5, 6):
+        await measure(sqlite_records, mine, 1, value=83 + number)
         desk.later(1000)
         async with desk.open():
             pass
         newest = states(desk, mine)[-1]
         assert newest.as_of == desk.now
-        assert newest.latest[Kind.SPO2].value == 88
-        assert newest.latest[Kind.HEART_RATE].value == Decimal("70.5")
-        assert newest.latest[Kind.SPO2].measured_at == NOON + timedelta(seconds=25)
+        assert newest.latest[Kind.SPO2].value == 83 + number
+        assert newest.latest[Kind.HEART_RATE].value == Decimal(700 + number) / 10
+        assert newest.latest[Kind.SPO2].measured_at == NOON + timedelta(seconds=5 * number)
+    assert len(states(desk, mine)) == 2
+
+
+async def test_restarts_set_no_room_state_without_need(
+    sqlite_records: Records, desk: Desk, mine: Consultation
+) -> None:
+    await measure(sqlite_records, mine, 1)
+    await announce(sqlite_records, mine, NOON)
+    for _ in range(5):
+        async with desk.open():
+            await measure(sqlite_records, mine, 1)
+            desk.later(20)
+            await desk.round()
+    assert len(states(desk, mine)) == 1
+    desk.later(200)
+    async with desk.open():
+        pass
     assert len(states(desk, mine)) == 2
 
 
@@ -499,45 +448,70 @@ async def test_a_change_of_alarm_sends_the_snapshot_at_once(
     await measure(sqlite_records, mine, 1)
     async with desk.open():
         for moment, total in ((NOON, 2), (None, 2), (NOON + timedelta(seconds=1), 3)):
-            async with sqlite_records.store.transaction() as connection:
-                await sqlite_records.alarm_states.put(
-                    connection, mine.patient, "{}", announced_at=moment
-                )
+            await announce(sqlite_records, mine, moment)
             await desk.round()
             assert len(states(desk, mine)) == total
 
 
-async def test_somebody_new_gets_the_snapshot_at_once_and_once_more(
-    sqlite_records: Records, desk: Desk, mine: Consultation, other: Consultation
+async def test_late_readings_are_marked_and_never_hide_newer_ones(
+    sqlite_records: Records, desk: Desk, mine: Consultation
 ) -> None:
-    for consultation in (mine, other):
-        await measure(sqlite_records, consultation, 1)
+    await measure(sqlite_records, mine, 2, value=97)
+    device = DeviceId(f"{int(mine.patient[:12], 16):012X}")
+    old = Reading(
+        device,
+        NOON - timedelta(hours=2),
+        NOON,
+        Clock.DEVICE,
+        {Kind.SPO2: Decimal(80), Kind.TEMPERATURE: Decimal(39)},
+        Age.LATE,
+    )
+    async with sqlite_records.store.transaction() as connection:
+        await sqlite_records.readings.append(connection, [NewReading(b"o" * 16, mine.patient, old)])
     async with desk.open():
-        await desk.publisher.resend(mine.room_id or "")
-        await desk.publisher.resend("!elsewhere:clinic.test")
-        await desk.hinted()
-        assert len(states(desk, mine)) == 2
-        for seconds, total in ((0, 2), (RESEND_AGAIN_S, 3), (RESEND_AGAIN_S, 3)):
-            desk.later(seconds)
+        pass
+    [batch] = batches(desk, mine)
+    assert [one.age for one in batch.readings] == [Age.LIVE, Age.LIVE, Age.LATE]
+    [shown] = states(desk, mine)
+    assert (shown.latest[Kind.SPO2].value, shown.latest[Kind.SPO2].age) == (97, Age.LIVE)
+    # The only temperature there is says that it is late.
+    assert shown.latest[Kind.TEMPERATURE].age is Age.LATE
+
+
+async def test_a_probe_that_is_off_breaks_nothing_and_costs_no_event(
+    sqlite_records: Records, desk: Desk, mine: Consultation
+) -> None:
+    await measure(sqlite_records, mine, 3, worn=False)
+    await sqlite_records.watching.came(mine.room_id or "", NOON)
+    async with desk.open():
+        await announce(sqlite_records, mine, NOON)
+        for _ in range(3):
+            desk.later(60)
             await desk.round()
-            assert len(states(desk, mine)) == total
-    assert len(states(desk, other)) == 1
+        assert desk.sender.rooms == {}
+        assert (await sqlite_records.feeds.get(mine.id)).published == 3
+        await measure(sqlite_records, mine, 1)
+        await measure(sqlite_records, mine, 2, worn=False)
+        desk.later(60)
+        await desk.round()
+    await everything_is_published_once(sqlite_records, desk, mine)
+    assert len(states(desk, mine)) == 1
     assert len(batches(desk, mine)) == 1
 
 
-async def test_a_snapshot_for_somebody_new_that_fails_is_not_forgotten(
-    sqlite_records: Records, desk: Desk, mine: Consultation
+async def test_the_lag_is_what_is_not_known_to_be_in_the_rooms(
+    sqlite_records: Records, desk: Desk, mine: Consultation, other: Consultation
 ) -> None:
-    await measure(sqlite_records, mine, 1)
+    await measure(sqlite_records, mine, 3)
+    await measure(sqlite_records, other, 4)
+    assert await sqlite_records.feeds.lag() == 7
+    desk.sender.failing[other.room_id or ""] = MForbidden(403)
     async with desk.open():
-        await desk.publisher.resend(mine.room_id or "")
-        desk.sender.failing[VITALS] = MatrixConnectionError("no answer")
-        await desk.round()
+        assert await sqlite_records.feeds.lag() == 4
         desk.sender.failing.clear()
-        assert len(states(desk, mine)) == 1
-        desk.later(RETRY_S)
+        desk.later(60)
         await desk.round()
-        assert len(states(desk, mine)) == 2
+    assert await sqlite_records.feeds.lag() == 0
 
 
 async def test_publishing_logs_no_value(

@@ -184,7 +184,7 @@ def test_the_rendered_homeserver_is_closed_to_the_public(tmp_path: Path) -> None
     assert config["url_preview_enabled"] is False
     (listener,) = config["listeners"]
     assert listener["bind_addresses"] == ["127.0.0.1"]
-    assert listener["resources"] == [{"names": ["client"]}]
+    assert listener["resources"] == [{"names": ["client"], "compress": True}]
     assert not [key for key in config if key.endswith(("_secret", "_secret_key"))]
 
 

@@ -28,7 +28,7 @@ from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store import Hints, Records, Store, from_ms, to_ms
 from fajma.store.alarms import Delivery
-from fajma.store.consultations import Consultation, Status
+from fajma.store.consultations import Consultation, OpenRoom, Status
 from fajma.store.devices import Wearing
 from fajma.store.followers import Feed
 from fajma.store.quarantine import Refused
@@ -542,10 +542,74 @@ async def test_followers_and_feeds_remember_where_they_are(records: Records, adm
     assert await records.followers.position("alarms") == 9
     assert await records.followers.position("another") == 0
 
-    assert await records.feeds.get(consultation.id) == Feed(0, None, None, None)
-    for feed in (Feed(3, 7, "$day", "2026-03-02"), Feed(7, None, "$day", "2026-03-02")):
+    assert await records.feeds.get(consultation.id) == Feed()
+    for feed in (
+        Feed(3, 7, "$day", "2026-03-02"),
+        Feed(7, None, "$day", "2026-03-02", NOON, 6, at(-1)),
+        Feed(7, None, "$day", "2026-03-02", at(1), 7, None),
+    ):
         await records.feeds.put(consultation.id, feed)
         assert await records.feeds.get(consultation.id) == feed
+
+
+async def test_the_lag_of_publishing_counts_what_open_consultations_wait_for(
+    records: Records, patient: PatientKey, admit: Admit
+) -> None:
+    other = await admit(records, OTHER)
+    consultation = await records.consultations.of_patient(patient)
+    assert consultation is not None
+    assert await records.feeds.lag() == 0
+    await append(records, [new(n, patient) for n in range(5)])
+    await append(records, [new(n, other.patient, device=OTHER) for n in range(2)])
+    assert await records.feeds.lag() == 7
+    await records.feeds.put(consultation.id, Feed(published=4))
+    assert await records.feeds.lag() == 3
+    await records.store.db.execute(
+        "UPDATE consultation SET status='opening' WHERE consultation_id=$1", consultation.id
+    )
+    assert await records.feeds.lag() == 2
+
+
+async def test_heads_and_newest_readings_are_found_without_reading_the_log(
+    records: Records, patient: PatientKey, admit: Admit
+) -> None:
+    other = (await admit(records, OTHER)).patient
+    assert (await records.readings.head(), await records.readings.head(patient)) == (0, 0)
+    await append(records, [new(n, patient) for n in range(6)])
+    await append(records, [new(9, other, device=OTHER)])
+    assert await records.readings.head() == 7
+    assert await records.readings.head(patient) == 6
+    found = await records.readings.latest(patient, limit=2, until=4)
+    assert [one.position for one in found] == [3, 4]
+
+
+async def test_open_rooms_are_told_without_their_people(records: Records, admit: Admit) -> None:
+    consultations = [await admit(records, DEVICE), await admit(records, OTHER)]
+    assert {one.id: one for one in await records.consultations.open_rooms()} == {
+        one.id: OpenRoom(one.id, one.patient, one.room_id or "", one.time_zone)
+        for one in consultations
+    }
+
+
+async def test_a_watch_ends_at_the_latest_end_and_newcomers_wait_until_they_are_served(
+    records: Records, admit: Admit
+) -> None:
+    first, second = await admit(records, DEVICE), await admit(records, OTHER)
+    watching = records.watching
+    for end in (30, 60, 40):
+        await watching.watch(first.room_id or "", at(end))
+    await watching.watch("!elsewhere:clinic.test", at(60))
+    assert await watching.watched(NOON) == {first.id: at(60)}
+    assert await watching.watched(at(60)) == {}
+
+    for moment in (1, 2):
+        await watching.came(second.room_id or "", at(moment))
+    await watching.came("!elsewhere:clinic.test", at(3))
+    assert await watching.newcomers() == {second.id: at(2)}
+    await watching.served(second.id, at(1))  # another came since
+    assert await watching.newcomers() == {second.id: at(2)}
+    await watching.served(second.id, at(2))
+    assert await watching.newcomers() == {}
 
 
 async def test_an_alarm_state_is_kept_with_the_time_of_the_last_announcement(
@@ -556,13 +620,14 @@ async def test_an_alarm_state_is_kept_with_the_time_of_the_last_announcement(
             await records.alarm_states.put(connection, patient, state, announced_at=announced_at)
 
     assert await records.alarm_states.get(patient) is None
-    assert await records.alarm_states.changed_at(patient) == 0
+    changed_since = records.alarm_states.changed_since
     await put("one", None)
-    assert await records.alarm_states.changed_at(patient) == 0
+    assert await changed_since(from_ms(1)) == {}
     await put("two", NOON)
     await put("three", None)
     assert await records.alarm_states.get(patient) == "three"
-    assert await records.alarm_states.changed_at(patient) == to_ms(NOON)
+    assert await changed_since(NOON) == {patient: NOON}
+    assert await changed_since(at(0.001)) == {}
 
 
 def delivery(number: int, patient: PatientKey) -> Delivery:

@@ -18,6 +18,7 @@ from bridges.mqtt_vitals.clocks import (
     place_v2,
 )
 from fajma.vitals import Age, Clock, DeviceId
+from fajma.wire import MAX_TIMESTAMP, UNIX_MS_FROM
 
 NOW = datetime(2026, 11, 22, 14, 0, tzinfo=UTC)
 NOW_MS = int(NOW.timestamp() * 1000)
@@ -65,6 +66,20 @@ def test_a_right_clock_is_live_from_its_first_reading_and_keeps_its_own_time() -
     for number in range(20):
         measured = 5 * number
         assert unix(clocks, measured + 2, measured) == Placed(at(measured), Clock.DEVICE, Age.LIVE)
+
+
+@given(st.integers(-7 * 86_400_000, 300_000))
+def test_a_first_reading_keeps_any_date_that_can_be(offset_ms: int) -> None:
+    one = Clocks().place_v1(DEVICE, NOW_MS + offset_ms, arrival(0))
+    assert (one.measured_at, one.clock) == (NOW + timedelta(milliseconds=offset_ms), Clock.DEVICE)
+
+
+@pytest.mark.parametrize("timestamp_ms", [UNIX_MS_FROM, NOW_MS + 300_001, MAX_TIMESTAMP])
+def test_a_first_reading_with_a_date_that_cannot_be_is_placed_by_its_arrival(
+    timestamp_ms: int,
+) -> None:
+    one = Clocks().place_v1(DEVICE, timestamp_ms, arrival(0))
+    assert one == Placed(NOW, Clock.WRONG, Age.UNKNOWN)
 
 
 def test_a_backlog_is_late_keeps_its_own_times_and_is_live_again_at_its_end() -> None:
@@ -234,7 +249,7 @@ def sent(
     clocks: Clocks, second: float, sent_s: float, *, boot: int = 1, wall: datetime | None = None
 ) -> float | None:
     """A v2 message that left when the monitor's start was so long ago."""
-    return clocks.way_of(DEVICE, boot, round(sent_s * 1000), wall, arrival(second))
+    return clocks.way_of(DEVICE, boot, round(sent_s * 1000), wall, arrival=arrival(second))
 
 
 def test_the_way_of_a_message_is_known_at_once_where_the_clocks_agree() -> None:
@@ -255,6 +270,24 @@ def test_a_way_that_is_steadily_slow_is_slow_because_monotonic_time_never_steps(
     sent(clocks, 0, 50, wall=at(0))
     for number in range(1, 10):
         assert sent(clocks, 600 + 5 * number, 50 + 5 * number) == pytest.approx(600, abs=1)
+
+
+def test_one_quick_message_shows_that_those_after_it_wait() -> None:
+    clocks = Clocks()
+    assert sent(clocks, 0, 50) is None  # quick, and nobody knows it yet
+    assert sent(clocks, 310, 60) is None  # it waited 300 s
+    assert sent(clocks, 320, 70) == pytest.approx(300, abs=1)
+
+
+@pytest.mark.parametrize("timestamp_ms", [0, 2**32 - 1, 10**12, 2**53 - 1])
+def test_no_count_however_absurd_leaves_the_calendar(timestamp_ms: int) -> None:
+    for second in range(3):
+        clocks = Clocks()
+        for number in range(3):
+            clocks.place_v1(DEVICE, timestamp_ms, arrival(5 * number))
+        for other in (0, 2**53 - 1, NOW_MS):
+            placed = clocks.place_v1(DEVICE, other, arrival(20 + second))
+            assert abs(placed.measured_at - NOW) < timedelta(days=400)
 
 
 def test_a_new_start_begins_anew() -> None:

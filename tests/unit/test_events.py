@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -16,18 +17,21 @@ from hypothesis import strategies as st
 from fajma.errors import DecodeError
 from fajma.events import (
     CONSULTATION,
+    MAX_WATCH_S,
     VITALS,
     VITALS_BATCH,
     AlarmBlock,
     Latest,
+    Measured,
     Quality,
     Sample,
     Trend,
     Vitals,
     VitalsBatch,
+    VitalsWatch,
     encrypted_state_key,
 )
-from fajma.vitals import MAX_DECIMALS, MEASURES, Clock, DeviceId, Kind, PatientKey, Reading
+from fajma.vitals import MAX_DECIMALS, MEASURES, Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 PATIENT = PatientKey("9f" * 16)
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -54,7 +58,12 @@ VITALS_CONTENTS = st.builds(
         {},
         optional={
             kind: st.builds(
-                Latest, value_of(kind), TIMES, st.sampled_from(Quality), st.sampled_from(Trend)
+                Latest,
+                value_of(kind),
+                TIMES,
+                st.sampled_from(Quality),
+                st.sampled_from(Trend),
+                st.sampled_from(Age),
             )
             for kind in Kind
         },
@@ -66,13 +75,17 @@ BATCHES = st.builds(
     anchor=st.just("$day"),
     first=st.integers(1, 2**53 - 1),
     last=st.integers(1, 2**53 - 1),
-    samples=st.fixed_dictionaries(
-        {},
-        optional={
-            kind: st.lists(st.builds(Sample, TIMES, value_of(kind)), min_size=1, max_size=5)
-            for kind in Kind
-        },
+    readings=st.lists(
+        st.builds(
+            Measured,
+            TIMES,
+            st.fixed_dictionaries({}, optional={kind: value_of(kind) for kind in Kind}),
+            st.sampled_from(Age),
+        ),
+        min_size=1,
+        max_size=8,
     ),
+    history=st.booleans(),
 )
 ALARMS = KINDS.flatmap(
     lambda kind: st.builds(
@@ -99,7 +112,10 @@ JSON = st.recursive(
         st.lists(inner, max_size=4)
         | st.dictionaries(
             st.sampled_from(
-                ["version", "patient", "value", "exponent", "limit", "series", "samples", "latest"]
+                [
+                    *("version", "patient", "value", "exponent", "limit", "latest", "for_s"),
+                    *("series", "values", "at", "from", "steps", "ages", "late"),
+                ]
             )
             | st.text(max_size=3),
             inner,
@@ -178,10 +194,92 @@ def test_a_batch_refers_to_the_day_and_keeps_the_order_of_the_log() -> None:
     ]
     batch = VitalsBatch.of(PATIENT, "$day", readings)
     assert (batch.first, batch.last) == (7, 12)
+    assert batch.samples[Kind.SPO2] == [
+        Sample(one.measured_at, one.values[Kind.SPO2]) for _, one in readings
+    ]
+    assert batch.to_content() == {
+        "version": 1,
+        "patient": PATIENT,
+        "first": 7,
+        "last": 12,
+        "from": 1_772_452_835_000,
+        "steps": [10_000, 15_000],
+        "series": {"spo2": {"exponent": -1, "values": [970, -5, 5]}},
+        "m.relates_to": {"rel_type": "m.reference", "event_id": "$day"},
+    }
+
+
+def test_a_kind_that_not_every_reading_has_says_at_which_it_was_measured() -> None:
+    values: list[dict[Kind, Decimal]] = [
+        {Kind.SPO2: Decimal(97)},
+        {Kind.SPO2: Decimal(96), Kind.SYSTOLIC: Decimal(118)},
+        {Kind.SPO2: Decimal(95)},
+    ]
+    readings = [(n, reading(NOON - n * MS, one)) for n, one in enumerate(values)]
+    content = VitalsBatch.of(PATIENT, "$day", readings).to_content()
+    assert content["steps"] == [-1, -1]  # measured earlier, and in the log later
+    assert content["series"]["spo2"] == {"values": [97, -1, -1]}
+    assert content["series"]["systolic"] == {"values": [118], "at": [1]}
+
+
+def test_readings_that_are_not_live_are_marked_as_runs() -> None:
+    ages = [Age.LATE, Age.LATE, Age.LIVE, Age.UNKNOWN, Age.LATE]
+    readings = [
+        (n, replace(reading(NOON + n * MS, {Kind.SPO2: Decimal(97)}), age=age))
+        for n, age in enumerate(ages)
+    ]
+    batch = VitalsBatch.of(PATIENT, "$day", readings, history=True)
     content = batch.to_content()
-    assert content["m.relates_to"] == {"rel_type": "m.reference", "event_id": "$day"}
-    assert content["series"]["spo2"]["exponent"] == -1
-    assert [value for _, value in content["series"]["spo2"]["samples"]] == [970, 965, 970]
+    assert content["ages"] == {"late": [[0, 1], [4, 4]], "unknown": [[3, 3]]}
+    assert content["history"] is True
+    assert [one.age for one in VitalsBatch.from_content(content).readings] == ages
+
+
+def test_a_reading_without_values_takes_its_place_and_no_room() -> None:
+    off = replace(reading(NOON, {}), contact=False)
+    on = reading(NOON + MS, {Kind.SPO2: Decimal(97)})
+    batch = VitalsBatch.of(PATIENT, "$day", [(1, off), (2, on), (3, off)])
+    assert (batch.first, batch.last, len(batch.readings)) == (1, 3, 1)
+    assert VitalsBatch.from_content(as_sent(batch.to_content())) == batch
+
+
+@pytest.mark.parametrize(
+    "runs", [{"late": [[0, 1]]}, {"late": [[-1, 0]]}, {"late": [[0, 10**12]]}, {"old": [[0, 0]]}]
+)
+def test_marks_of_readings_that_are_not_there_are_refused(runs: dict[str, Any]) -> None:
+    reader, content = READERS["batch"]
+    reader(content | {"ages": {"late": [[0, 0]]}})
+    with pytest.raises(DecodeError):
+        reader(content | {"ages": runs})
+
+
+@pytest.mark.parametrize(
+    "series",
+    [
+        {"values": [1, 2]},
+        {"values": []},
+        {"values": [1], "at": [1]},
+        {"values": [1, 2], "at": [0]},
+    ],
+)
+def test_values_of_readings_that_are_not_there_are_refused(series: dict[str, Any]) -> None:
+    reader, content = READERS["batch"]
+    with pytest.raises(DecodeError):
+        reader(content | {"series": {"spo2": series}})
+
+
+@given(st.integers(1, MAX_WATCH_S))
+def test_a_wish_to_watch_survives_the_way_through_matrix(for_s: int) -> None:
+    wish = VitalsWatch(for_s)
+    assert VitalsWatch.from_content(as_sent(wish.to_content("$day"))) == wish
+
+
+@pytest.mark.parametrize(
+    "for_s", [0, -1, MAX_WATCH_S + 1, 10**30, True, 5.0, float("inf"), "60", None, [60]]
+)
+def test_a_wish_with_an_absurd_number_is_refused(for_s: object) -> None:
+    with pytest.raises(DecodeError):
+        VitalsWatch.from_content({"version": 1, "for_s": for_s})
 
 
 def test_the_outer_state_key_names_the_inner_type_and_key() -> None:
@@ -191,17 +289,6 @@ def test_the_outer_state_key_names_the_inner_type_and_key() -> None:
 
 def reading(measured_at: datetime, values: dict[Kind, Decimal]) -> Reading:
     return Reading(DEVICE, measured_at, measured_at, Clock.DEVICE, values)
-
-
-def test_two_hundred_full_readings_fit_well_into_one_event() -> None:
-    values = {kind: MEASURES[kind].highest - Decimal("0.0001") for kind in Kind}
-    batch = VitalsBatch.of(
-        PATIENT,
-        "$" + "x" * 43,
-        [(10**9 + n, reading(NOON + n * timedelta(seconds=5), values)) for n in range(200)],
-    )
-    # Encrypted and in base64 it grows by a third; an event may have 64 KiB.
-    assert len(encode_canonical_json(batch.to_content())) < 40 * 1024
 
 
 # --- nonsense ------------------------------------------------------------------------------------
@@ -215,8 +302,11 @@ READERS: dict[str, tuple[Callable[[Any], object], dict[str, Any]]] = {
     ),
     "batch": (
         VitalsBatch.from_content,
-        VitalsBatch(PATIENT, "$day", 1, 2, {Kind.SPO2: [Sample(NOON, Decimal(97))]}).to_content(),
+        VitalsBatch(
+            PATIENT, "$day", 1, 2, [Measured(NOON, {Kind.SPO2: Decimal("97.5")})]
+        ).to_content(),
     ),
+    "watch": (VitalsWatch.from_content, {"version": 1, "for_s": 60}),
     "alarm": (
         AlarmBlock.from_content,
         AlarmBlock(
@@ -294,8 +384,9 @@ NOT_NUMBERS: list[object] = [None, True, "97", 97.0, float("nan"), [], {}]
         ("batch", ("first",)),
         ("batch", ("last",)),
         ("batch", ("series", "spo2", "exponent")),
-        ("batch", ("series", "spo2", "samples", 0, 0)),
-        ("batch", ("series", "spo2", "samples", 0, 1)),
+        ("batch", ("series", "spo2", "values", 0)),
+        ("batch", ("from",)),
+        ("watch", ("for_s",)),
         ("alarm", ("value",)),
         ("alarm", ("limit", "value")),
         ("alarm", ("measured_at",)),

@@ -95,6 +95,13 @@ def effect(event: Mapping[str, str], *, rings: bool = True) -> tuple[str, bool, 
     return rule.rule_id, "notify" in rule.actions, tweaks
 
 
+def test_a_wish_to_watch_is_silent_whoever_sends_it_and_no_alarm_can_pass_for_one() -> None:
+    relation = {"content.m\\.relates_to.rel_type": "com.fajma.watch"}
+    assert effect(message("@awa:clinic.test") | relation) == ("com.fajma.watches", False, {})
+    alarm = message("@fajma-alerts:clinic.test")
+    assert effect(alarm | relation) == effect(alarm)
+
+
 def message(sender: str) -> dict[str, str]:
     return {"sender": sender, "type": "m.room.encrypted"}
 
@@ -157,6 +164,7 @@ def test_a_new_account_gets_all_rules_in_order_and_before_those_of_the_server(
         "com.fajma.invitations",
         "com.fajma.notices",
         "com.fajma.site",
+        "com.fajma.watches",
         ".m.rule.suppress_notices",
         ".m.rule.invite_for_me",
     ]

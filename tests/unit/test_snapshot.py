@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from bridges.mqtt_vitals.snapshot import NOISE, TREND_AT_LEAST, TREND_OVER, Snapshot
 from fajma.events import Latest, Quality, Trend
-from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 PATIENT = PatientKey("9f" * 16)
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -61,6 +62,16 @@ def test_each_kind_keeps_its_own_latest_value_and_time() -> None:
 def test_a_late_reading_does_not_hide_a_newer_one() -> None:
     one = latest([reading(0, spo2=97), reading(60, spo2=95), reading(30, spo2=80)], Kind.SPO2)
     assert (one.value, one.measured_at) == (Decimal(95), NOON + timedelta(seconds=60))
+
+
+def test_a_value_that_is_not_live_says_so_until_a_live_one_follows() -> None:
+    late = replace(reading(0, spo2=97, heart_rate=70), age=Age.LATE)
+    live = reading(5, spo2=96)
+    assert latest([late], Kind.SPO2).age is Age.LATE
+    assert latest([late, live], Kind.SPO2).age is Age.LIVE
+    assert latest([late, live], Kind.HEART_RATE).age is Age.LATE
+    older = replace(reading(1, spo2=80), age=Age.LATE)
+    assert latest([live, older], Kind.SPO2).age is Age.LIVE
 
 
 def test_of_two_readings_of_one_moment_the_one_that_came_last_counts() -> None:

@@ -53,6 +53,7 @@ KEY = PayloadKey(v2_samples.UP)
 OTHER_KEY = PayloadKey(v2_samples.DOWN)
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 
+COUNTS = st.integers(0, 2**63 - 1)
 DEVICES = st.from_regex(r"[0-9A-F]{12}", fullmatch=True).map(DeviceId)
 INSTANTS = st.integers(2**28 * 1000, 253_402_300_799_999).map(
     lambda ms: datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=ms)
@@ -76,7 +77,10 @@ def values(draw: st.DrawFn) -> dict[Kind, Decimal]:
 def packs(draw: st.DrawFn) -> Pack:
     """What a device could have to say."""
     items: list[Item | Gap] = []
-    next_seq = draw(st.integers(0, 2**64 - 2**20))
+    boots = st.integers(0, 2**32 - 1)
+    boot = draw(boots)
+    sent_ms = draw(st.integers(0, 2**42 - 1))
+    next_seq = draw(st.integers(0, 2**63 - 2**20))
     for _ in range(draw(st.integers(0, 5))):
         seq = next_seq + draw(st.integers(0, 2**10))
         next_seq = seq + 1
@@ -87,11 +91,12 @@ def packs(draw: st.DrawFn) -> Pack:
             continue
         measured_at = draw(st.none() | INSTANTS)
         measured = draw(values())
+        earlier = draw(st.booleans())
         items.append(
             Item(
                 seq=seq,
-                boot=draw(st.integers(0, 2**32 - 1)),
-                mono_ms=draw(st.integers(0, 2**64 - 1)),
+                boot=draw(boots.filter(lambda one: one != boot)) if earlier else boot,
+                mono_ms=draw(st.integers(0, 2**42 - 1 if earlier else sent_ms)),
                 measured_at=measured_at,
                 clock_set=measured_at is not None,
                 values=measured,
@@ -100,7 +105,7 @@ def packs(draw: st.DrawFn) -> Pack:
                 contact=draw(st.none() | st.booleans()) if measured else False,
             )
         )
-    return Pack(draw(DEVICES), draw(st.integers(0, 2**64 - 1)), tuple(items))
+    return Pack(draw(DEVICES), draw(COUNTS), boot, sent_ms, tuple(items))
 
 
 def take(topic: str, key: PayloadKey, payload: bytes) -> dict[str, Any]:
@@ -124,6 +129,8 @@ def spell(pack: Pack) -> dict[str, Any]:
         "pack": {
             "device": pack.device,
             "oldest": str(pack.oldest),
+            "boot": pack.boot,
+            "sent_ms": str(pack.sent_ms),
             "items": [
                 spell_gap(each) if isinstance(each, Gap) else spell_item(each)
                 for each in pack.items
@@ -276,8 +283,8 @@ RECORDS = st.fixed_dictionaries(
     optional={
         0: st.sampled_from(
             [
-                "oldest", "boot", "seq", "mono", "clock", "lost", "unused", "quality", "contact",
-                "heart_rate", "spo2", "systolic", "diastolic", "other", "other_", 5,
+                "oldest", "boot", "sent", "seq", "mono", "clock", "lost", "unused", "quality",
+                "contact", "heart_rate", "spo2", "systolic", "diastolic", "other", "other_", 5,
             ]
         ),
         1: st.sampled_from(["ms", "%", "/min", "kPa"]),
@@ -293,15 +300,17 @@ LABELS = st.sampled_from([-6, -5, -4, -2, -1, 3, 5, 6, 7, 8, 9, "x", "x_"])
 
 
 @given(
-    st.lists(RECORDS, max_size=12), st.none() | st.tuples(st.integers(0, 12), LABELS, st.integers())
+    st.integers(1, 3),
+    st.lists(RECORDS, max_size=12),
+    st.none() | st.tuples(st.integers(0, 12), LABELS, st.integers()),
 )
-@example([{0: "boot", 2: 1}, {0: "seq", 2: 1}, {0: "mono", 2: 1}, {0: "clock", 4: False}], None)
+@example(2, [{0: "sent", 2: 1}, {0: "seq", 2: 1}, {0: "mono", 2: 1}, {0: "clock", 4: False}], None)
 def test_any_records_are_read_or_refused_and_nothing_else(
-    records: list[dict[Any, Any]], odd: tuple[int, Any, int] | None
+    begun: int, records: list[dict[Any, Any]], odd: tuple[int, Any, int] | None
 ):
     if odd is not None and odd[0] < len(records):
         records[odd[0]] |= {odd[1]: odd[2] % 2**64}
-    content = v2_samples.cbor([*v2_samples.start(0, None), *records])
+    content = v2_samples.cbor([*v2_samples.start(0)[:begun], *records])
 
     found = take(VITALS, KEY, seal(VITALS, KEY, 1, content))
 
@@ -341,7 +350,7 @@ def test_an_item_is_refused_by_itself_when_nothing_is_left_and_the_probe_is_on(
         contact=contact,
     )
 
-    [found] = decode_pack(encode_pack(Pack(DEVICE, 1, (item,))), DEVICE).items
+    [found] = decode_pack(encode_pack(Pack(DEVICE, 1, 1, 1, (item,))), DEVICE).items
 
     assert isinstance(found, Item)
     assert found.no_usable_value == (contact is not False)
@@ -367,7 +376,7 @@ def test_a_refusal_never_carries_what_was_sent():
 # --- acknowledgements, status, topics ------------------------------------------------------------
 
 
-@given(DEVICES, st.integers(0, 2**64 - 1), INSTANTS)
+@given(DEVICES, COUNTS, INSTANTS)
 def test_a_device_reads_its_acknowledgement(device: DeviceId, committed: int, at: datetime):
     topic = v2_topic(device, Channel.ACK)
     payload = seal_downlink(topic, KEY, 3, encode_ack(device, Ack(committed, at)))
