@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -149,9 +150,37 @@ class Store:
             ) from error
         return cls(db)
 
+    async def fetch_among(self, query: str, among: Collection[str]) -> list[Row]:
+        """Rows of a query whose last column must be one of these texts, however many.
+
+        Args:
+            query: ends in that column, e.g. ``SELECT wrapped FROM patient_key WHERE patient_key``.
+            among: the texts.
+        """
+        # One argument on either database: the query stays the same for any number.
+        if self.is_sqlite:
+            found = await self.db.fetch(
+                f"{query} IN (SELECT value FROM json_each($1))",  # noqa: S608 - written by us
+                json.dumps(list(among)),
+            )
+        else:
+            found = await self.db.fetch(f"{query}=ANY($1::text[])", list(among))
+        return list(found)
+
     async def close(self) -> None:
         """Close every connection."""
         await self.db.stop()
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        """One connection for all queries and transactions of this block, instead of one for each.
+
+        Do not start tasks or HTTP requests inside: child tasks inherit the connection.
+        """
+        # Who waits for SQLite's one connection is served before whoever has just given it back.
+        await asyncio.sleep(0)
+        async with self.db.acquire():
+            yield
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

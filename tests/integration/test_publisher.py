@@ -26,6 +26,7 @@ from bridges.mqtt_vitals.publisher import (
 from fajma.config import Publish
 from fajma.events import VITALS, VITALS_BATCH, VITALS_DAY, Vitals, VitalsBatch
 from fajma.store import Hints, Records
+from fajma.store.alarms import NewState
 from fajma.store.consultations import Consultation, ConsultationId
 from fajma.store.followers import Feed, Feeds
 from fajma.store.readings import NewReading
@@ -500,9 +501,8 @@ async def test_a_change_of_alarm_sends_the_snapshot_at_once(
     async with desk.open():
         for moment, total in ((NOON, 2), (None, 2), (NOON + timedelta(seconds=1), 3)):
             async with sqlite_records.store.transaction() as connection:
-                await sqlite_records.alarm_states.put(
-                    connection, mine.patient, "{}", announced_at=moment
-                )
+                state = NewState(mine.patient, "{}", moment)
+                await sqlite_records.alarm_states.put(connection, state)
             await desk.round()
             assert len(states(desk, mine)) == total
 
