@@ -33,6 +33,7 @@ from fajma.store.followers import Feed
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, LoggedReading, NewReading
 from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+from tests.conftest import Postgres
 
 Admit = Callable[..., Awaitable[Consultation]]
 
@@ -834,6 +835,32 @@ async def test_a_database_that_does_not_open_is_named_in_one_line(url: str, tmp_
         await Store.open(DatabaseSettings(url=url.format(directory=tmp_path)))
     assert caught.value.code == "database_unavailable"
     assert "\n" not in str(caught.value)
+
+
+async def test_a_postgresql_that_ends_connections_is_used_again(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    """As when it is restarted; a connection may find out in the middle of a query."""
+    store = await Store.open(DatabaseSettings(url=postgres_url))
+    admin = await asyncpg.connect(postgres.url("postgres"))
+    failures = 0
+    for _ in range(20):
+        await store.db.fetchval("SELECT 1")
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname=$1",
+            urlsplit(postgres_url).path[1:],
+        )
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await store.db.fetchval("SELECT 1")
+                except Exception:  # noqa: BLE001 - whichever: it must not be the end of the process
+                    failures += 1
+                else:
+                    break
+    assert failures
+    await admin.close()
+    await store.close()
 
 
 async def test_a_process_whose_database_does_not_open_ends(tmp_path: Path) -> None:
