@@ -15,7 +15,7 @@ from console.demo import demo
 from console.device import device
 from console.logs import configure
 from console.people import config_option, patient, staff, ward
-from console.run import opened, run
+from console.run import INGESTS_MAX, Role, opened, run
 from fajma import __version__
 from fajma.config import SECRET_FILES, Settings, files_named, keys, load, read_secret
 from fajma.errors import FajmaError, InputError
@@ -32,12 +32,26 @@ def cli() -> None:
 
 
 @cli.command("run")
+@click.argument("role", type=click.Choice([role.value for role in Role]), required=False)
+@click.option(
+    "--number",
+    type=click.IntRange(1, INGESTS_MAX),
+    help="Which of several ingests this one is; each has its own.",
+)
 @config_option
-def run_command(config_path: Path) -> None:
-    """Run FAJMA: application service, ingest, publisher, alarm engine, alert bot."""
+def run_command(config_path: Path, role: str | None, number: int | None) -> None:
+    """Run FAJMA, all of it or over PostgreSQL one ROLE in this process.
+
+    \b
+    ingest      readings from the broker; start several with different --number
+    appservice  consultations, people, REST API, vitals in rooms
+    alerts      alarms and commands; a second one takes over when the first dies
+    """  # noqa: D301 - click reads the character
+    if number is not None and role != Role.INGEST:
+        raise InputError("--number belongs to `fajma run ingest`", code="number_without_ingest")
     settings = load(config_path)
     configure(settings.log)
-    asyncio.run(run(settings))
+    asyncio.run(run(settings, role=Role(role) if role else None, number=number or 1))
 
 
 @cli.group("config")

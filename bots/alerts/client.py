@@ -463,7 +463,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 self.blacklist_device(device)
 
     def _one_commit(self) -> AbstractContextManager[object]:
-        """One commit of the crypto store for many devices; one for each costs 5 to 20 ms on a disk."""
+        """One commit of the crypto store for many devices; each costs 5 to 20 ms on a disk."""
         commit: AbstractContextManager[object] = self.store.database.atomic()
         return commit
 

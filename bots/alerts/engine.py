@@ -33,6 +33,7 @@ from fajma.events import ALARM, AlarmBlock
 from fajma.language import Language
 from fajma.store import Records
 from fajma.store.alarms import Delivery, NewState
+from fajma.store.leases import LeaseLostError
 from fajma.store.patients import Patient
 from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import PatientKey
@@ -142,6 +143,8 @@ class AlarmEngine:
             async with self._records.store.transaction() as connection:
                 await self._keep(connection, judged)
                 await self._move_on(connection, troubles, start, until)
+        except LeaseLostError:
+            raise  # nobody's trouble: another process does this now
         except Exception as error:  # noqa: BLE001 - it may be one patient's trouble
             log.error("judging_together_failed", error=type(error).__name__)
             self._forget()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import re
@@ -31,6 +32,7 @@ from fajma.sealing import SiteKey
 from fajma.store import Records, Store
 from fajma.store.alarms import AlarmStates, Delivery, NewState
 from fajma.store.consultations import Consultation
+from fajma.store.leases import Lease, LeaseLostError
 from fajma.store.readings import NewReading
 from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
@@ -463,6 +465,47 @@ async def test_an_engine_that_is_killed_promises_everything_once(
     for patient in patients:
         await agrees_with_the_rules(records, patient)
         assert len(await promised(records, patient)) == 2 * rounds
+
+
+async def test_an_engine_that_has_lost_its_lease_commits_nothing(
+    records: Records, admit: Admit
+) -> None:
+    patient = (await admit(records, MINE)).patient
+    await log(records, patient, readings(MINE, EPISODE))
+    lost, held = (Lease("alarms", holder, 60) for holder in ("lost", "held"))
+    assert await records.leases.acquire(held)
+    with capture_logs() as logged, pytest.raises(LeaseLostError):
+        await AlarmEngine(SETTINGS, records.under(lost)).advance()
+    assert logged == []
+    assert await promised(records) == []
+    assert await records.followers.position(FOLLOWER) == 0
+
+    assert await judge_all(records, engine=AlarmEngine(SETTINGS, records.under(held)))
+    assert len(await promised(records)) == 2
+
+
+async def test_engines_that_take_over_from_each_other_promise_everything_once(
+    records: Records, admit: Admit
+) -> None:
+    """Each goes on until it fails, also with what it remembers from an earlier term."""
+    patient = (await admit(records, MINE)).patient
+    chance = random.Random(13)
+    names = ("one", "other")
+    rounds = 8
+    engines = {}
+    for number in range(rounds * len(EPISODE)):
+        await log(records, patient, readings(MINE, (EPISODE[number % len(EPISODE)],), start=number))
+        for name in names:
+            if name not in engines or chance.random() < 0.3:
+                lease = Lease("alarms", f"{name}-{number}", 60)
+                await records.store.db.execute("UPDATE lease SET until=0")
+                assert await records.leases.acquire(lease)
+                engines[name] = AlarmEngine(SETTINGS, records.under(lease))
+            with contextlib.suppress(LeaseLostError):
+                await engines[name].advance()
+    await judge_all(records)
+    await agrees_with_the_rules(records, patient)
+    assert len(await promised(records)) == 2 * rounds
 
 
 # --- one patient's trouble -----------------------------------------------------------------------
