@@ -114,13 +114,15 @@ async def run(
     Raises:
         FajmaError: something needed is missing; the message says what.
     """
+    if role is not None:
+        _require_separable(settings)
+    parts = _parts(role, number)
+    if "appservice" in parts:
+        _tokens(settings)  # a standby must not find out when its turn comes
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for signal_number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(signal_number, stop.set)
-    if role is not None:
-        _require_separable(settings)
-    parts = _parts(role, number)
     async with contextlib.AsyncExitStack() as stack:
         settings.secrets.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         if settings.database.is_sqlite:
@@ -157,6 +159,20 @@ def _require_separable(settings: Settings) -> None:
             " or run `fajma run` alone",
             code="split_needs_broker",
         )
+
+
+def _tokens(settings: Settings) -> Tokens:
+    tokens = Tokens(
+        hospital=read_secret(settings.secrets.api_token_file, purpose="API token"),
+        operator=read_secret(settings.secrets.operator_token_file, purpose="operator's token"),
+    )
+    if tokens.hospital == tokens.operator:
+        raise InputError(
+            "secrets.api_token_file and secrets.operator_token_file hold the same token:"
+            " hospital software must not manage staff",
+            code="same_token",
+        )
+    return tokens
 
 
 def _parts(role: Role | None, number: int) -> dict[str, _Part]:
@@ -257,16 +273,6 @@ async def _ingest(settings: Settings, records: Records, tell: Started, *, number
 
 async def _appservice(settings: Settings, records: Records, tell: Started) -> None:
     """What needs ``@fajma`` and ``@fajma-vitals``: people, rooms, telemetry; the REST API."""
-    tokens = Tokens(
-        hospital=read_secret(settings.secrets.api_token_file, purpose="API token"),
-        operator=read_secret(settings.secrets.operator_token_file, purpose="operator's token"),
-    )
-    if tokens.hospital == tokens.operator:
-        raise InputError(
-            "secrets.api_token_file and secrets.operator_token_file hold the same token:"
-            " hospital software must not manage staff",
-            code="same_token",
-        )
     async with contextlib.AsyncExitStack() as stack:
         matrix = MatrixService(settings, records)
         operator = Operator(
@@ -280,7 +286,8 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         staff = StaffService(settings, records, matrix, operator, wards)
         patients = PatientService(records, matrix, operator, wards)
         consultations = ConsultationService(settings, records, matrix, operator, patients)
-        add_routes(matrix.web, Services(consultations, wards, staff, patients), tokens)
+        services = Services(consultations, wards, staff, patients)
+        add_routes(matrix.web, services, _tokens(settings))
         watch = Watch(settings.people, records, matrix, operator, staff)
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
