@@ -136,6 +136,18 @@ class DatabaseSettings(_Section):
     password_file: Path | None = Field(
         default=None, description="File with the PostgreSQL password, if one is needed."
     )
+    lease_s: float = Field(
+        default=15,
+        ge=1,
+        le=300,
+        description="Over PostgreSQL: how long a process that fell silent keeps others from doing "
+        "what only one may do; the next one works at most twice as long after.",
+    )
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is the embedded database."""
+        return self.url.startswith("sqlite")
 
 
 class Secrets(_Section):
