@@ -13,6 +13,7 @@ import contextlib
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from functools import partial
 from typing import Any, Final
@@ -34,11 +35,12 @@ from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.orders import Orders
 from bots.alerts.watchers import Watchers
 from bridges.mqtt_vitals.broker import EmbeddedBroker
-from bridges.mqtt_vitals.ingest import Ingest
+from bridges.mqtt_vitals.ingest import Ingest, forget_refused
 from bridges.mqtt_vitals.publisher import Publisher
 from bridges.mqtt_vitals.subscriber import Subscriber
 from console.files import only_here
 from console.leading import lead
+from console.sessions import require_certificates, serve
 from fajma.config import Settings, read_secret
 from fajma.errors import InputError
 from fajma.store import Records, Store
@@ -268,9 +270,19 @@ async def _ingest(settings: Settings, records: Records, tell: Started, *, number
             broker = EmbeddedBroker(settings.mqtt)
             stack.push_async_callback(broker.stop)
             await broker.start()
-        log.info("ingest_starts", number=number)
-        subscriber = Subscriber(settings.mqtt, Ingest(records))
-        await _together({"ingest": subscriber.run()}, works=subscriber.subscribed, tell=tell)
+        works = asyncio.Event()
+        if settings.database.is_sqlite:
+            subscriber = Subscriber(settings.mqtt, Ingest(records))
+            taking, works = subscriber.run(), subscriber.subscribed
+        else:
+            require_certificates(settings, number)
+            taking = serve(settings, records, number, started=works.set)
+        kept = timedelta(days=settings.mqtt.quarantine_days)
+        await _together(
+            {"ingest": taking, "quarantine": forget_refused(records, after=kept)},
+            works=works,
+            tell=tell,
+        )
 
 
 async def _appservice(settings: Settings, records: Records, tell: Started) -> None:
