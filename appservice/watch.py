@@ -86,8 +86,33 @@ class Watch:
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
+            seen = await self._seen()
             await self._guarded("watching_failed", self.look)
-            await self._records.store.hints.wait(self._hint, self._settings.look_every_s)
+            await self._rest(seen)
+
+    async def _rest(self, seen: object) -> None:
+        """Until the next look is due, or somebody did what it must follow, here or elsewhere."""
+        hints = self._records.store.hints
+        due_s = time.monotonic() + self._settings.look_every_s
+        while (left_s := due_s - time.monotonic()) > 0:
+            if await hints.wait(self._hint, min(left_s, hints.POLL_S)):
+                return
+            now_seen = await self._seen()
+            if now_seen is not None and now_seen != seen:
+                return
+
+    async def _seen(self) -> object | None:
+        """What changes with each act of a person and each warning of a sender; ``None`` unknown."""
+        records = self._records
+        try:
+            return (
+                await records.audience.epoch(),
+                await records.audit.position(),
+                await records.warnings.newest(),
+            )
+        except Exception as error:  # noqa: BLE001 - a database that is away comes back
+            log.warning("changes_not_seen", error=type(error).__name__)
+            return None
 
     async def look(self) -> None:
         """One look at everything."""

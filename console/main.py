@@ -16,7 +16,7 @@ from console.keys import keys
 from console.logs import configure
 from console.people import config_option, patient, staff, ward
 from console.readings import readings
-from console.run import run
+from console.run import INGESTS_MAX, Role, run
 from fajma import __version__
 from fajma.config import SECRET_FILES, files_named, load, read_secret
 from fajma.config import keys as setting_keys
@@ -34,12 +34,26 @@ def cli() -> None:
 
 
 @cli.command("run")
+@click.argument("role", type=click.Choice([role.value for role in Role]), required=False)
+@click.option(
+    "--number",
+    type=click.IntRange(1, INGESTS_MAX),
+    help="Which of several ingests this one is; each has its own.",
+)
 @config_option
-def run_command(config_path: Path) -> None:
-    """Run FAJMA: application service, ingest, publisher, alarm engine, alert bot."""
+def run_command(config_path: Path, role: str | None, number: int | None) -> None:
+    """Run FAJMA, all of it or over PostgreSQL one ROLE in this process.
+
+    \b
+    ingest      readings from the broker; start several with different --number
+    appservice  consultations, people, REST API, vitals in rooms
+    alerts      alarms and commands; a second one takes over when the first dies
+    """  # noqa: D301 - click reads the character
+    if number is not None and role != Role.INGEST:
+        raise InputError("--number belongs to `fajma run ingest`", code="number_without_ingest")
     settings = load(config_path)
     configure(settings.log)
-    asyncio.run(run(settings))
+    asyncio.run(run(settings, role=Role(role) if role else None, number=number or 1))
 
 
 @cli.group("config")

@@ -67,7 +67,7 @@ class Subscriber:
     def __init__(self, settings: Mqtt, ingest: Ingest, *, number: int = 1) -> None:
         self._settings = settings
         self._ingest = ingest
-        self._client_id = client_id(number)
+        self._number = number
         self._loop = asyncio.get_running_loop()
         self._client: paho.Client | None = None
         self._socket: ssl.SSLSocket | None = None
@@ -207,17 +207,16 @@ class Subscriber:
             persistent["clean_session"] = False
         client = paho.Client(
             CallbackAPIVersion.VERSION2,
-            client_id=self._client_id,
+            client_id=client_id(self._number),
             protocol=protocol,
             manual_ack=True,
             reconnect_on_failure=False,
             **persistent,
         )
         client.connect_timeout = CONNECT_WITHIN_S
+        cert_file, key_file = settings.certificate(self._number)
         client.tls_set(
-            ca_certs=str(settings.ca_file),
-            certfile=str(settings.cert_file),
-            keyfile=str(settings.key_file),
+            ca_certs=str(settings.ca_file), certfile=str(cert_file), keyfile=str(key_file)
         )
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect

@@ -71,6 +71,12 @@ class Audit:
             self._site_key.site.seal(json.dumps(detail).encode(), place=f"audit/{position}"),
         )
 
+    async def position(self) -> int:
+        """Position of the newest entry, 0 before the first."""
+        return int(
+            await self._store.db.fetchval("SELECT position FROM log_head WHERE log=$1", LOG) or 0
+        )
+
     async def latest(self, *, limit: int = 100) -> list[Entry]:
         """The newest entries, oldest of them first."""
         rows = await self._store.db.fetch(

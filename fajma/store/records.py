@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fajma.duty import Roster, ringing
 from fajma.sealing import SiteKey
 from fajma.store.alarms import AlarmStates, Outbox
@@ -11,6 +13,7 @@ from fajma.store.database import Store
 from fajma.store.devices import Devices
 from fajma.store.followers import Feeds, Followers
 from fajma.store.keys import PatientKeys
+from fajma.store.leases import Lease, Leases
 from fajma.store.orders import OrdersSeen
 from fajma.store.patients import Patients
 from fajma.store.people import People
@@ -48,6 +51,15 @@ class Records:
         self.warnings = Warnings(store)
         self.orders_seen = OrdersSeen(store)
         self.audit = Audit(store, site_key)
+        self.leases = Leases(store)
+
+    def under(self, lease: Lease) -> Records:
+        """The same records for who works under a lease: once it is lost, nothing is committed.
+
+        That is true of every ``store.transaction``. A single statement outside of one is not held
+        back.
+        """
+        return Records(self.store.fenced(partial(self.leases.fence, lease)), self.site_key)
 
     async def on_call(self, ward: Ward) -> frozenset[str]:
         """Who of a ward's team is on duty, unless nobody on duty can be reached."""

@@ -98,6 +98,10 @@ class Warnings:
         rows = await self._store.db.fetch("SELECT * FROM warning ORDER BY seen_at, subject, mark")
         return [one for one in map(_warning, rows) if kind is None or one.kind is kind]
 
+    async def newest(self) -> int:
+        """When the newest of what is true now was first seen (ms since 1970), 0 without any."""
+        return int(await self._store.db.fetchval("SELECT MAX(seen_at) FROM warning") or 0)
+
     async def announced(self, connection: Connection, one: Warn, *, now: datetime) -> None:
         """The ward will be told: in the transaction that promises the message."""
         await self._mark(connection, "announced_at", one, now)
