@@ -85,16 +85,20 @@ class Postgres:
     def start(self) -> None:
         run(self.launch())
 
+    def _create(self, data: Path, env: dict[str, str]) -> None:
+        subprocess.run(
+            [*self._as_user, str(self._bin / "initdb"), "--auth=trust", "--username=fajma",
+             "--encoding=UTF8", f"--pgdata={data}"],
+            check=True, env=env, cwd=self.directory, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+
     async def launch(self) -> None:
+        """Start, with what is there or anew."""
         data = self.directory / "data"
         log_path = self.directory / "postgres.log"
         env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
         if not data.exists():
-            subprocess.run(
-                [*self._as_user, str(self._bin / "initdb"), "--auth=trust", "--username=fajma",
-                 "--encoding=UTF8", f"--pgdata={data}"],
-                check=True, env=env, cwd=self.directory, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
+            self._create(data, env)
         # A change of user clears the signal that Child asks for: ask again.
         user = [*self._as_user, "--pdeathsig=INT"] if self._as_user else []
         self._child = Child.start(

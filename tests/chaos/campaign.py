@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -40,19 +40,18 @@ class Blow:
     phase: Phase | None = None
 
 
-def blows(
-    count: int, *, seed: int, aimed: Iterable[tuple[Component, Phase]] | None = None
-) -> list[Blow]:
-    """A plan: the aimed blows (by default each component in each phase), then random ones.
+EVERY_PAIR: Final = tuple((component, phase) for component in AIMED_AT for phase in ALL)
+
+
+def blows(count: int, *, seed: int) -> list[Blow]:
+    """A plan in random order: each component in each phase, as far as there is room; random ones.
 
     Args:
         count: how many in all.
         seed: of the order and of the random ones.
-        aimed: those that must be among them.
     """
     chance = random.Random(seed)
-    every = ((component, phase) for component in AIMED_AT for phase in ALL)
-    plan = [Blow(component, phase) for component, phase in (aimed or every)]
+    plan = [Blow(component, phase) for component, phase in EVERY_PAIR]
     chance.shuffle(plan)
     plan = plan[:count]
     # Each component at least once, if there is room.
@@ -93,14 +92,6 @@ class Report:
     def kills(self) -> int:
         """How many."""
         return self.hits.total()
-
-    def phases(self) -> set[Phase]:
-        """Which were hit, by whatever."""
-        return {phase for _, phase in self.hits}
-
-    def components(self) -> set[Component]:
-        """Which were killed."""
-        return {component for component, _ in self.hits}
 
     def as_text(self) -> str:
         """A table for people."""
