@@ -9,7 +9,12 @@ from datetime import datetime
 import structlog
 
 from appservice.operator import Operator
-from appservice.patients import PatientService
+from appservice.patients import (
+    PatientService,
+    checked_bed,
+    checked_initials,
+    checked_number,
+)
 from appservice.rooms import CLINICIAN_POWER, room_request
 from appservice.service import GREET_AFTER_S, MatrixService
 from fajma.config import Settings
@@ -70,8 +75,8 @@ class ConsultationService:
             now: aware UTC.
 
         Raises:
-            InputError: no clinician, one who has left or has no account, or an account that cannot
-                be a patient's.
+            InputError: no clinician, one who has left or has no account, an account that cannot be
+                a patient's, or a record that cannot be.
         """
         if not clinicians:
             raise InputError("name at least one clinician", code="no_clinician")
@@ -81,7 +86,10 @@ class ConsultationService:
             patient = await self._records.patients.by_number(number)
             if patient is None:
                 patient = await self._records.patients.add(
-                    number=number, initials=initials, bed=bed, account=None
+                    number=checked_number(number),
+                    initials=checked_initials(initials),
+                    bed=checked_bed(bed),
+                    account=None,
                 )
             if patient_account is not None:
                 patient = await self._patients.link_account(number, patient_account, now=now)
@@ -113,6 +121,7 @@ class ConsultationService:
 
         Staff have our push rules since they were added; others here get them now.
         """
+        self._matrix.refuse_ours(account)
         person = await self._records.people.get(account)
         if person is not None and not person.is_active:
             raise InputError(f"{account} has left the staff", code="clinician_left")

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -114,6 +114,9 @@ class CommandError(InputError):
 
 OWNERS: Final[Mapping[Verb, Owner]] = MappingProxyType(dict.fromkeys(Verb, Owner.ALERTS))
 """Who answers which verb: one account each, so that nobody is answered twice."""
+
+IN_CONSULTATION: Final = frozenset({Action.HELP})
+"""What can be asked for in a consultation; all else in the ward's room."""
 
 MAX_BODY: Final = 65_536
 """Longest body that is read, in characters: no Matrix event is larger (in bytes)."""
@@ -279,8 +282,13 @@ def usage(action: Action, language: Language) -> str:
     return _USAGE[language][action]
 
 
-def help_text(language: Language) -> str:
-    """Every line that can be typed, one per line of text: the line first, then what it does."""
+def help_text(language: Language, actions: Collection[Action] = tuple(Action)) -> str:
+    """The lines that can be typed, one per line of text: the line first, then what it does.
+
+    Args:
+        language: of the text.
+        actions: those that can be asked for where the text is read.
+    """
     _ = translator(language).gettext
     meanings = {
         Action.DUTY_SHOW: _("who is on duty, in the order in which they are called"),
@@ -292,11 +300,15 @@ def help_text(language: Language) -> str:
         Action.HANDOVER_CANCEL: _("take back my offer"),
         Action.DRILL_START: _("drill at the start of a shift: rings on every channel"),
         Action.DRILL_ANSWER: _("answer a drill"),
-        Action.IDENTITY_ACCEPT: _("accept the new keys of somebody whose code I compared"),
+        Action.IDENTITY_ACCEPT: _(
+            "accept the new keys of somebody, after asking this person by voice"
+        ),
         Action.HELP: _("this help"),
     }
     return "\n".join(
-        f"{usage(action, language)} {_DASH} {said}" for action, said in meanings.items()
+        f"{usage(action, language)} {_DASH} {said}"
+        for action, said in meanings.items()
+        if action in actions
     )
 
 
@@ -356,7 +368,10 @@ class _Line:
             _ = translator(self.language).gettext
             raise self._error(
                 "code_missing",
-                _("The line must end with the code of 8 characters that the person reads to you:"),
+                _(
+                    "The line must end with the code of 8 characters of FAJMA's message about the"
+                    " new keys. First ask the person by voice:"
+                ),
                 action,
             )
         return Command(action, self.language, self._person(before), code)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
@@ -24,7 +24,7 @@ from bots.alerts.client import SignedClient
 from bots.alerts.duty_desk import DutyDesk, RefusedError, notice
 from bots.alerts.limits import Rules
 from fajma import duty
-from fajma.commands import Action, Command, CommandError, help_text, parse
+from fajma.commands import IN_CONSULTATION, Action, Command, CommandError, help_text, parse
 from fajma.duty import DutyError
 from fajma.errors import UnavailableError
 from fajma.language import Language, translator
@@ -115,26 +115,19 @@ class Orders:
         consultation = await self._records.consultations.in_room(heard.room_id)
         if ward is None and consultation is None:
             return
-        language = ward.language if ward is not None else consultation.language  # type: ignore[union-attr]
-        command: Command | None = None
-        error: CommandError | None = None
-        try:
-            command = parse(
-                heard.body, language=language, mentions=heard.mentions, reply=heard.is_reply
-            )
-        except CommandError as wrong:
-            error = wrong
-        if command is None and error is None:
+        person = await self._records.people.get(heard.sender)
+        room_language = ward.language if ward is not None else consultation.language  # type: ignore[union-attr]
+        understood = _understood(heard, person, room_language)
+        if understood is None:
             return
+        command, language = understood
         envelope = self._envelope(heard)
         if await self._records.orders_seen.known(envelope):
             return
-        if command is not None:
-            language = command.language
         try:
-            person = await self._allowed(heard, language)
-            if error is not None or command is None:
-                raise RefusedError(str(error), code="grammar")  # noqa: TRY301
+            person = await self._allowed(heard, person, language)
+            if isinstance(command, CommandError):
+                raise RefusedError(self._right_line(command, ward, language), code="grammar")  # noqa: TRY301
             place = self._place(command, ward, person, language)
             async with self._records.store.transaction() as connection:
                 if not await self._records.orders_seen.take(connection, envelope, now=self._now()):
@@ -163,10 +156,18 @@ class Orders:
             return self._records.site_key.fingerprint(b"order", raw)
         return self._records.site_key.fingerprint(b"clear order", heard.event_id.encode())
 
-    async def _allowed(self, heard: _Heard, language: Language) -> Staff:
+    @staticmethod
+    def _right_line(error: CommandError, ward: Ward | None, language: Language) -> str:
+        """What to type instead, where it was typed."""
+        if ward is not None:
+            return str(error)
+        _ = translator(language).gettext
+        sentence = _("This is no command in a consultation. What can be typed here:")
+        return f"{sentence}\n{here(language)}"
+
+    async def _allowed(self, heard: _Heard, person: Staff | None, language: Language) -> Staff:
         """Who gives the command, if all is as it must be; the checks in the order of suspicion."""
         _ = translator(language).gettext
-        person = await self._records.people.get(heard.sender)
         if person is None or not person.is_active:
             raise RefusedError(
                 _("Only staff of this hospital can give commands here."), code="not_staff"
@@ -177,6 +178,15 @@ class Orders:
                 code="not_encrypted",
             )
         if not await self._client.is_signed_now(heard.event, heard.room_id):
+            if await self._records.pins.changed(heard.sender) is not None:
+                raise RefusedError(
+                    _(
+                        "The security keys of your account were reset, so your commands do not"
+                        " count yet: two colleagues, or the operator, must accept the new keys."
+                        " Call them; the line to type stands in the ward's room."
+                    ),
+                    code="identity_changed",
+                )
             raise RefusedError(
                 _(
                     "Your device is not confirmed, so its commands do not count. In Element choose"
@@ -235,7 +245,7 @@ class Orders:
         ward: Ward | None,
     ) -> None:
         if ward is None:  # help is all that there is outside a ward's room
-            await self._answer(connection, heard, help_text(command.language))
+            await self._answer(connection, heard, here(command.language))
             return
         roster = await self._records.wards.roster(connection, ward.id)
         outcome = await self._desk.outcome(connection, command, person, ward, roster)
@@ -290,6 +300,35 @@ class Orders:
             await self._desk.answer_by_reaction(room.room_id, event.sender, event.reacts_to)
         except Exception as error:  # noqa: BLE001 - the messages after it still count
             log.error("reaction_failed", room=room.room_id, error=type(error).__name__)
+
+
+def _understood(
+    heard: _Heard, person: Staff | None, room: Language
+) -> tuple[Command | CommandError, Language] | None:
+    """What was typed, right or wrong, and the language of the answer; ``None`` for prose.
+
+    A person is answered in his own language, whatever the line that he copied; help comes in the
+    one in which it was asked for.
+    """
+    language = person.language if person is not None else room
+    try:
+        command = parse(
+            heard.body, language=language, mentions=heard.mentions, reply=heard.is_reply
+        )
+    except CommandError as error:
+        return error, language
+    if command is None:
+        return None
+    if command.action is Action.HELP or person is None:
+        return command, command.language
+    return replace(command, language=language), language
+
+
+def here(language: Language) -> str:
+    """What can be typed in a consultation."""
+    _ = translator(language).gettext
+    elsewhere = _("Duty, handover and drills are typed in the ward's room.")
+    return f"{help_text(language, IN_CONSULTATION)}\n{elsewhere}"
 
 
 def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:

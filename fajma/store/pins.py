@@ -120,6 +120,21 @@ class Pins:
         )
         return Changed(row["subject"], row["mark"], from_ms(row["seen_at"])) if row else None
 
+    async def has_approved(
+        self, connection: Connection, change: Changed, *, by: str, now: datetime
+    ) -> bool:
+        """Whether a clinician has accepted this identity and it still counts."""
+        return bool(
+            await connection.fetchval(
+                "SELECT COUNT(*) FROM pin_approval WHERE account=$1 AND master_key=$2"
+                " AND approver=$3 AND approved_at>$4",
+                change.account,
+                change.master_key,
+                by,
+                to_ms(now - APPROVAL_VALID),
+            )
+        )
+
     async def approve(
         self, connection: Connection, change: Changed, *, by: str, now: datetime
     ) -> bool:
@@ -131,7 +146,8 @@ class Pins:
         await lock_head(connection, EPOCH)  # two who accept at once must see each other
         await connection.execute(
             "INSERT INTO pin_approval (account, master_key, approver, approved_at)"
-            " VALUES ($1, $2, $3, $4) ON CONFLICT (account, master_key, approver) DO NOTHING",
+            " VALUES ($1, $2, $3, $4)"
+            " ON CONFLICT (account, master_key, approver) DO UPDATE SET approved_at=$4",
             change.account,
             change.master_key,
             by,

@@ -32,8 +32,10 @@ from fajma.store.audit import Entry
 from fajma.store.consultations import Consultation
 from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff
+from fajma.store.pins import APPROVAL_VALID
 from fajma.store.readings import NewReading
 from fajma.store.wards import Ward, WardId
+from fajma.store.warnings import About
 from fajma.trust import identity_code
 from fajma.vitals import Clock, DeviceId, Kind, Reading
 
@@ -269,8 +271,18 @@ async def test_a_device_that_is_not_signed_now_gives_no_command(scene: Scene) ->
     event = scene.message(AWA, "!garde prendre")
     event.verified = True  # what was true when it was received does not count
     scene.client.unsigned.add(AWA)
-    assert await refused_once(scene, event)
+    assert "Vérifier" in await refused_once(scene, event)
     await assert_suspicion(scene, AWA, "not_signed")
+
+
+async def test_whose_keys_were_reset_is_told_so_and_not_to_verify(scene: Scene) -> None:
+    await scene.records.pins.meet({AWA: PINNED}, now=NOON)
+    await scene.records.pins.meet({AWA: SHOWN}, now=NOON)
+    scene.client.unsigned.add(AWA)
+    answer = await refused_once(scene, scene.message(AWA, "!garde prendre"))
+    assert "réinitialisées" in answer
+    assert "Vérifier" not in answer
+    await assert_suspicion(scene, AWA, "identity_changed")
 
 
 REPLACES = {"rel_type": "m.replace", "event_id": "$before"}
@@ -347,6 +359,20 @@ async def test_a_mistyped_command_gets_the_right_line_and_no_audit(scene: Scene)
     assert await scene.acts() == []
 
 
+@pytest.mark.parametrize("typed", ["!gard", "!relève acepter", "!identité accepter @awa", "!aid"])
+async def test_a_mistyped_command_in_a_consultation_shows_only_what_works_there(
+    scene: Scene, typed: str
+) -> None:
+    _, opened = await consultation(scene, AWA)
+    assert opened.room_id is not None
+    answer = await refused_once(scene, scene.message(AWA, typed), opened.room_id)
+    assert commands_in(answer) == {"!aide"}
+
+
+def commands_in(answer: str) -> set[str]:
+    return {word for word in answer.split() if word.startswith("!")}
+
+
 async def test_a_mistyped_command_of_a_stranger_is_suspicious_all_the_same(scene: Scene) -> None:
     await refused_once(scene, scene.message("@x:evil.test", "!relève acepter"))
     await assert_suspicion(scene, "@x:evil.test", "not_staff")
@@ -378,8 +404,23 @@ async def test_help_is_given_to_staff_in_the_language_typed_and_changes_nothing(
     [french] = await scene.types(ADMIN, "!aide")
     [english] = await scene.types(IBOU, "!help", room_id=str(opened.room_id))
     assert "!relève @nom" in french
-    assert "!handover @name" in english
+    assert commands_in(english) == {"!help"}  # all that works in a consultation
+    [in_the_ward] = await scene.types(IBOU, "!help", room_id=OTHER_ROOM)
+    assert "!handover @name" in in_the_ward
     assert await scene.acts() == []
+
+
+async def test_a_person_is_answered_in_his_own_language_whatever_line_he_copied(
+    scene: Scene,
+) -> None:
+    [taken] = await scene.types(FATOU, "!garde prendre")
+    assert "Fatou Sarr (@fatou:clinic.test) is on duty" in taken
+    [again] = await scene.types(FATOU, "!garde prendre")
+    assert "You are on duty already" in again
+    [drill] = await scene.types(FATOU, "!test")
+    assert "Drill started" in drill
+    [shown] = await scene.types(AWA, "!duty")
+    assert "De garde" in shown
 
 
 async def test_nothing_said_or_named_is_logged(scene: Scene) -> None:
@@ -514,13 +555,36 @@ async def test_duty_is_shown_taken_and_left(scene: Scene) -> None:
     await scene.types(MOUSSA, "!garde prendre")
     [both] = await scene.types(FATOU, "!garde")
     assert both.index(AWA) < both.index(MOUSSA)
-    assert "12:00 UTC+0" in both
+    assert "since 12:00\n" in both
+    scene.now += timedelta(days=2)
+    [days_later] = await scene.types(FATOU, "!garde")
+    assert "since 2 Mar 12:00\n" in days_later
     await scene.types(AWA, "!garde quitter")
     [last] = await scene.types(MOUSSA, "!garde quitter")
     assert "!relève @nom" in last
     assert (await scene.roster()).accounts == (MOUSSA,)
     taken_and_left = [one for one in await scene.acts() if one != "order.refused"]
     assert taken_and_left == ["duty.take", "duty.take", "duty.leave"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "says"),
+    [
+        ("no_pusher", "n'a vu aucun téléphone"),
+        ("master_muted", "toutes les notifications du compte étaient coupées"),
+        ("no_signed_device", "aucun appareil confirmé"),
+        ("identity_changed", "aucun appareil confirmé"),
+    ],
+)
+async def test_who_takes_duty_without_a_phone_that_rings_is_told_so(
+    scene: Scene, mark: str, says: str
+) -> None:
+    await scene.records.warnings.set(About.NO_RING, AWA, [mark], now=NOON)
+    [taken] = await scene.types(AWA, "!garde prendre")
+    assert says in taken
+    assert "les alarmes sonnent" not in taken
+    [colleague] = await scene.types(MOUSSA, "!garde prendre")
+    assert "les alarmes sonnent sur son téléphone" in colleague
 
 
 async def test_a_handover_names_both_lists_open_alarms_and_limits_and_is_in_the_audit(
@@ -734,6 +798,19 @@ async def test_with_nobody_on_duty_a_drill_rings_the_whole_team(scene: Scene) ->
     assert set(drill.called) == {AWA, MOUSSA, FATOU}
 
 
+async def test_a_drill_counts_the_phones_that_can_ring_and_names_who_cannot_be_rung(
+    scene: Scene,
+) -> None:
+    await scene.records.warnings.set(About.NO_RING, MOUSSA, ["no_pusher"], now=NOON)
+    [started] = await scene.types(AWA, "!test")
+    first, *cannot = started.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert "2 téléphones sonnent" in first
+    assert cannot == ["Ne peut pas sonner : Moussa Ba (@moussa:clinic.test)"]
+    drill = (await scene.roster()).drill
+    assert drill is not None
+    assert MOUSSA in drill.called  # his silence is noted all the same
+
+
 async def test_a_reaction_of_another_to_another_elsewhere_or_too_late_does_nothing(
     scene: Scene,
 ) -> None:
@@ -793,6 +870,8 @@ async def test_a_changed_identity_is_accepted_by_two_colleagues_with_its_code(
     assert answer
     assert await scene.records.pins.known([AWA]) == {AWA: PINNED}
 
+    [again] = await scene.types(MOUSSA, line)
+    assert "Vous avez déjà accepté" in again
     [accepted] = await scene.types(FATOU, line.lower())
     assert "Awa Diop (@awa:clinic.test)" in accepted
     assert await scene.records.pins.known([AWA]) == {AWA: SHOWN}
@@ -805,8 +884,21 @@ async def test_a_changed_identity_is_accepted_by_two_colleagues_with_its_code(
     assert [(one.actor, one.detail["accepted"]) for one in taken] == [
         (MOUSSA, "False"),
         (MOUSSA, "False"),
+        (MOUSSA, "False"),
         (FATOU, "True"),
     ]
+
+
+async def test_an_acceptance_that_lapsed_is_given_again(scene: Scene) -> None:
+    for master in (PINNED, SHOWN):
+        await scene.records.pins.meet({AWA: master}, now=NOON)
+    line = f"!identité accepter @awa {identity_code(SHOWN)}"
+    await scene.types(MOUSSA, line)
+    scene.now += APPROVAL_VALID
+    [again] = await scene.types(MOUSSA, line)
+    assert "déjà" not in again
+    await scene.types(FATOU, line)
+    assert await scene.records.pins.known([AWA]) == {AWA: SHOWN}
 
 
 async def test_an_identity_swapped_in_meanwhile_is_not_accepted_by_the_old_code(

@@ -31,7 +31,7 @@ from fajma.store.devices import Wearing
 from fajma.store.keys import PatientKeys
 from fajma.store.patients import AgeBand, Patient
 from fajma.store.people import Role, Staff, named
-from fajma.store.pins import Changed, new_epoch
+from fajma.store.pins import APPROVAL_VALID, Changed, new_epoch
 from fajma.store.schema import upgrade_table
 from fajma.store.site import site_key
 from fajma.store.wards import Ward, WardId
@@ -415,6 +415,27 @@ async def change_of(records: Records, account: str = AWA) -> Changed:
     change = await records.pins.changed(account)
     assert change is not None
     return change
+
+
+async def test_an_acceptance_counts_for_a_day_and_can_be_given_again(records: Records) -> None:
+    for key in (FIRST, SECOND):
+        await records.pins.meet({AWA: key}, now=NOON)
+    change = await change_of(records)
+
+    async def has_accepted(by: str, now: datetime) -> bool:
+        async with records.store.transaction() as connection:
+            return await records.pins.has_approved(connection, change, by=by, now=now)
+
+    assert not await has_accepted(MOUSSA, NOON)
+    await accepts(records, change, MOUSSA)
+    assert await has_accepted(MOUSSA, NOON)
+    assert not await has_accepted(FATOU, NOON)
+    later = NOON + APPROVAL_VALID
+    assert not await has_accepted(MOUSSA, later)
+    async with records.store.transaction() as connection:
+        assert not await records.pins.approve(connection, change, by=MOUSSA, now=later)
+        assert await records.pins.approve(connection, change, by=FATOU, now=later)
+    assert await records.pins.known([AWA]) == {AWA: SECOND}
 
 
 async def test_the_first_identity_met_is_pinned_and_another_is_noted(records: Records) -> None:

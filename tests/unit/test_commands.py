@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fajma.commands import (
+    IN_CONSULTATION,
     MAX_BODY,
     MAX_LINE,
     OWNERS,
@@ -139,6 +140,18 @@ def test_the_help_begins_each_line_with_what_to_type(language: Language) -> None
         typed, _, meaning = line.partition(" \N{EN DASH} ")
         assert typed == usage(action, language)
         assert meaning
+
+
+@pytest.mark.parametrize("language", Language)
+def test_the_help_in_a_consultation_shows_only_what_works_there(language: Language) -> None:
+    (line,) = help_text(language, IN_CONSULTATION).splitlines()
+    assert line.startswith(usage(Action.HELP, language))
+
+
+def test_whose_code_is_missing_is_told_where_it_stands_and_to_ask_by_voice() -> None:
+    error = str(refused("!identity accept @awa"))
+    assert "FAJMA's message" in error
+    assert "by voice" in error
 
 
 def test_every_verb_has_exactly_one_owner_and_every_action_a_verb() -> None:
