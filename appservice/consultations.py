@@ -131,16 +131,20 @@ class ConsultationService:
     async def _complete(
         self, consultation: Consultation, room_id: str, clinicians: Sequence[str]
     ) -> None:
-        """Bring in who is new: first into our record, which decides who gets keys."""
+        """Bring in who is new: first into our record, which decides who gets keys.
+
+        Who is in the record already is looked for too: a try before may have got no further.
+        """
         new = [one for one in clinicians if one not in consultation.clinicians]
-        if not new:
-            return
-        async with self._records.store.transaction() as connection:
-            for account in new:
-                await self._records.consultations.include(connection, consultation.id, account)
-        for account in new:
+        if new:
+            async with self._records.store.transaction() as connection:
+                for account in new:
+                    await self._records.consultations.include(connection, consultation.id, account)
+        for account in clinicians:
             await self._matrix.invite(room_id, account)
             await self._matrix.set_power(room_id, account, CLINICIAN_POWER)
+        if not new:
+            return
         current = await self._records.consultations.get(consultation.id)
         await self._describe(room_id, current or consultation)
         self._records.store.hints.notify("trust")

@@ -219,6 +219,11 @@ class Cryptographer(OlmMachine):
             if device_id not in trusted
         }
 
+    async def devices_of(self, user: str) -> frozenset[str]:
+        """Ids of all devices of a person that we know of."""
+        devices = await self.crypto_store.get_devices(UserID(user)) or {}
+        return frozenset(str(device_id) for device_id in devices)
+
     async def look_at(self, users: Collection[str]) -> None:
         """Fetch the devices of people, also of those whom we have not met in a room yet."""
         await self._fetch_keys([UserID(user) for user in users], include_untracked=True)

@@ -63,6 +63,15 @@ def welcome(
     return _letter(_("Your FAJMA account: {account}").format(account=account), steps, *more)
 
 
+def lost_phone_elsewhere(language: Language, *, account: str) -> str:
+    """The same for somebody of a partner's homeserver, whose sessions are not ours to end."""
+    _ = translator(language).gettext
+    return _(
+        "Lost phone of {account}: it gets nothing from this hospital any more. Ask the hospital of"
+        " your account to sign it out and to give you a new password."
+    ).format(account=account)
+
+
 def lost_phone(
     language: Language,
     *,

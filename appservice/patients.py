@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any, Final
 
 import structlog
+from mautrix.util.async_db import Connection
 
 from appservice.operator import Operator
 from appservice.service import MatrixService
@@ -130,52 +131,59 @@ class PatientService:
         """
         self._matrix.refuse_ours(account)
         patient = await self._get(number)
-        if patient.account == account:
-            return patient
         person = await self._records.people.get(account)
         if person is not None and person.is_active:
             raise InputError(
                 "this account belongs to a member of staff: a patient has another one",
                 code="account_of_staff",
             )
-        other = await self._records.patients.of_account(account)
-        if other is not None and other.key != patient.key:
-            raise InputError(
-                "this account belongs to another patient: unlink it there first",
-                code="account_of_patient",
-            )
         if self._matrix.is_local(account):
             # First, for without our rules the invitation would ring; refuses an unknown account.
             await self._operator.ring(account, rings=False)
-        if patient.account is not None:
+        if patient.account not in (None, account):
             await self.unlink_account(number, now=now)
             patient = await self._get(number)
         changed = replace(patient, account=account)
-        async with self._records.store.transaction() as connection:
-            await self._records.patients.change(connection, changed)
-            await new_epoch(connection)
+        if patient.account is None:
+            async with self._records.store.transaction() as connection:
+                # In turn with others who link: the epoch is locked until the commit.
+                await new_epoch(connection)
+                other = await self._records.patients.of_account(account)
+                if other is not None:
+                    raise InputError(
+                        "this account belongs to another patient: unlink it there first",
+                        code="account_of_patient",
+                    )
+                await self._records.patients.change(connection, changed)
+                await self._note_in(
+                    connection, "patient.link_account", changed, now, account=account
+                )
         room_id = await self._room(changed)
-        if room_id is not None:
+        if room_id is not None:  # also when it is linked already: a try before may have failed here
             await self._matrix.invite(room_id, account)
-        await self._note("patient.link_account", changed, now, account=account)
         return changed
 
     async def unlink_account(self, number: str, *, now: datetime) -> Patient:
         """The patient goes on without account: it leaves the room and gets no key any more.
 
-        The account itself stays on its homeserver.
+        The account itself stays on its homeserver. Safe to repeat.
         """
         patient = await self._get(number)
-        if patient.account is None:
-            return patient
         changed = replace(patient, account=None)
-        async with self._records.store.transaction() as connection:
-            await self._records.patients.change(connection, changed)
-            await new_epoch(connection)
+        if patient.account is not None:
+            async with self._records.store.transaction() as connection:
+                await new_epoch(connection)
+                await self._records.patients.change(connection, changed)
+                await self._note_in(
+                    connection, "patient.unlink_account", changed, now, account=patient.account
+                )
         room_id = await self._room(patient)
         if room_id is not None:
-            await self._matrix.remove(room_id, patient.account)
-        await self._note("patient.unlink_account", changed, now, account=patient.account)
+            # By who is there, for a try before may have got no further than the record.
+            for stranger in await self._matrix.strangers(room_id):
+                await self._matrix.remove(room_id, stranger)
+            if patient.account is not None:
+                await self._matrix.remove(room_id, patient.account)
         return changed
 
     async def wear(
@@ -221,9 +229,14 @@ class PatientService:
 
     async def _note(self, action: str, patient: Patient, now: datetime, **detail: str) -> None:
         async with self._records.store.transaction() as connection:
-            await self._records.audit.note(
-                connection, actor=OPERATOR, action=action, subject=patient.key, now=now, **detail
-            )
+            await self._note_in(connection, action, patient, now, **detail)
+
+    async def _note_in(
+        self, connection: Connection, action: str, patient: Patient, now: datetime, **detail: str
+    ) -> None:
+        await self._records.audit.note(
+            connection, actor=OPERATOR, action=action, subject=patient.key, now=now, **detail
+        )
         log.info(action.replace(".", "_"), patient=patient.key)
 
 

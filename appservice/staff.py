@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Final
@@ -256,11 +256,13 @@ class StaffService:
         await self._keep(
             changed, "staff.change", now, role=changed.role.value, ward=changed.ward or ""
         )
-        if person.ward is not None and (changed.ward != person.ward or not changed.is_clinician):
-            await self._off_duty(person.account, person.ward)
-            old = await self._records.wards.get(person.ward)
-            if old is not None and old.room_id is not None:
-                await self._matrix.remove(old.room_id, person.account)
+        for other in await self._records.wards.all():
+            # Every ward, not the one before: a try before may have got no further than the record.
+            if other.id != changed.ward or not changed.is_clinician:
+                if changed.account in other.roster.accounts or other.id == person.ward:
+                    await self._off_duty(person.account, other.id)
+                if other.room_id is not None:
+                    await self._matrix.remove(other.room_id, person.account)
         await self._be_in_ward_room(changed)
         return changed
 
@@ -278,21 +280,23 @@ class StaffService:
             raise _unknown(account)
         if person.is_active:
             await self._keep(replace(person, left_at=now), "staff.leave", now)
+            # Who comes back one day does not belong at once where he was.
+            await self._records.consultations.treats_no_more(account)
         if person.ward is not None:
             await self._off_duty(account, person.ward)
         troubles = []
         for room_id in await self._records.audience.rooms():
             try:
                 await self._matrix.remove(room_id, account)
-            except MatrixError as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the other rooms are tried
                 log.error("not_removed", room=room_id, error=type(error).__name__)
                 troubles.append(room_id)
         here = self._matrix.is_local(account)
         if here:
             try:
                 await self._operator.deactivate(account)
-            except FajmaError as error:
-                log.error("account_not_closed", account=account, code=error.code)
+            except Exception as error:  # noqa: BLE001 - see above
+                log.error("account_not_closed", account=account, error=type(error).__name__)
                 troubles.append(account)
         if troubles:
             raise UnavailableError(
@@ -325,12 +329,23 @@ class StaffService:
         """
         person = await self._active(who)
         account = person.account
-        known = {one.device_id: one for one in await self._operator.devices(account)}
-        gone = set(known) if every or (not devices and len(known) == 1) else set(devices)
-        if gone - set(known) or not (gone or every):
-            raise _which_device(account, list(known.values()))
+        here = self._matrix.is_local(account)
+        listed: dict[str, Device] = {}
+        trouble: UnavailableError | None = None
+        try:
+            if here:
+                listed = {one.device_id: one for one in await self._operator.devices(account)}
+        except UnavailableError as error:
+            trouble = error  # what does not depend on the homeserver is done all the same
+        met = await self._matrix.vitals.cryptographer.devices_of(account)
+        # What we have met ourselves counts too: a homeserver could hide a device.
+        known = listed.keys() | met
+        named = set(devices) or (set(listed or met) if len(listed or met) == 1 else set())
+        gone = known if every else named
+        again = await self._records.pins.blocked(account)
+        if (gone - known - again and trouble is None) or not (gone or every):
+            raise _which_device(account, known, listed)
         async with self._records.store.transaction() as connection:
-            # First what does not depend on the homeserver.
             await self._records.pins.block(connection, account, gone)
             if stolen:
                 await self._records.pins.revoke(connection, account, now=now)
@@ -344,17 +359,27 @@ class StaffService:
                 stolen=str(stolen),
             )
         self._records.store.hints.notify("trust")
+        log.info("phone_lost", account=account, devices=len(gone), stolen=stolen)
+        if trouble is not None:
+            raise UnavailableError(
+                f"the lost phone of {account} gets no key any more, but the homeserver does not"
+                " answer, so it is still signed in: give the command again later",
+                code="lost_phone_unfinished",
+            ) from trouble
+        if not here:
+            await self._matrix.trust_changed(account)
+            return letters.lost_phone_elsewhere(person.language, account=account)
         await self._operator.remove_devices(account, gone)
         password = one_time_password()
         await self._operator.reset_password(account, password, logout=False)
         await self._matrix.trust_changed(account)
-        log.info("phone_lost", account=account, devices=len(gone), stolen=stolen)
+        names = {one: listed[one].display_name if one in listed else None for one in gone}
         return letters.lost_phone(
             person.language,
             account=account,
             password=password,
             homeserver=self._address,
-            devices=sorted(known[one].display_name or one for one in gone),
+            devices=sorted(name or one for one, name in names.items()),
             stolen=stolen,
             room=await self._room_name(person),
         )
@@ -602,21 +627,20 @@ def one_time_password() -> str:
     return "-".join(groups)
 
 
-def _which_device(account: str, known: Sequence[Device]) -> InputError:
+def _which_device(account: str, known: Collection[str], listed: Mapping[str, Device]) -> InputError:
     if not known:
         return InputError(
             f"{account} has no such phone, and no other: `fajma staff password` gives a new"
             " password, and lost-phone --all --stolen ends the trust in the person's keys",
             code="no_device",
         )
-    listed = "\n".join(
-        f"  {one.device_id}  {one.display_name or ''}  {one.last_seen:%Y-%m-%d %H:%M}"
-        if one.last_seen
-        else f"  {one.device_id}  {one.display_name or ''}"
-        for one in known
-    )
+    lines = []
+    for device_id in sorted(known):
+        one = listed.get(device_id)
+        seen = f"  {one.last_seen:%Y-%m-%d %H:%M}" if one is not None and one.last_seen else ""
+        lines.append(f"  {device_id}  {one.display_name or '' if one is not None else ''}{seen}")
     return InputError(
-        f"which phone of {account}? name it with --device, or take --all:\n{listed}",
+        f"which phone of {account}? name it with --device, or take --all:\n" + "\n".join(lines),
         code="which_device",
     )
 

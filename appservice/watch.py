@@ -26,7 +26,7 @@ from appservice.service import MatrixService
 from appservice.staff import NO_PUSHER, UNREACHABLE, Finding, StaffService
 from fajma.commands import Action, usage
 from fajma.config import People as PeopleSettings
-from fajma.errors import FajmaError
+from fajma.errors import FajmaError, InputError
 from fajma.language import Language, shown, translator
 from fajma.store import Records
 from fajma.store.alarms import Delivery
@@ -318,9 +318,12 @@ class Watch:
                 mark = self._records.site_key.fingerprint(
                     b"notice", account.encode(), one.kind.value.encode(), one.mark.encode()
                 ).hex()
-                await self._operator.notice(
-                    account, text, transaction_id=f"{mark}-{int(one.seen_at.timestamp())}"
-                )
+                try:
+                    await self._operator.notice(
+                        account, text, transaction_id=f"{mark}-{int(one.seen_at.timestamp())}"
+                    )
+                except InputError as error:  # an account that is closed; the others are told
+                    log.warning("not_told", account=account, code=error.code)
         async with self._records.store.transaction() as connection:
             await self._records.warnings.told(connection, one, now=now)
 

@@ -291,6 +291,8 @@ _V4 = (
     "ALTER TABLE feed ADD COLUMN shown BIGINT NOT NULL DEFAULT 0",
     "ALTER TABLE feed ADD COLUMN shown_alarm BIGINT",
     "CREATE INDEX alarm_state_changed ON alarm_state (changed_at)",
+    # An account is one patient's: two links at the same moment must not both succeed.
+    "CREATE UNIQUE INDEX patient_of_account ON patient (account) WHERE account IS NOT NULL",
 )
 
 
