@@ -273,3 +273,33 @@ async def _v3(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v3, description="v2 monitors, who wears what, leases")
+
+_SIGNED = (
+    # Which devices were signed by the identity that their user showed, by the last answer of the
+    # homeserver to whoever of our senders asked (an older answer to one says nothing to another).
+    """CREATE TABLE signed_device (
+        asked_by TEXT NOT NULL,
+        account TEXT NOT NULL,
+        device_id TEXT NOT NULL,
+        master_key TEXT NOT NULL,
+        ed25519 TEXT NOT NULL,
+        curve25519 TEXT NOT NULL,
+        PRIMARY KEY (asked_by, account, device_id)
+    )""",
+    # Every key that a device signed by the pinned identity was ever seen with: those of a lost
+    # phone are refused under whatever id they come back.
+    """CREATE TABLE device_key (
+        account TEXT NOT NULL,
+        device_id TEXT NOT NULL,
+        public_key TEXT NOT NULL,
+        PRIMARY KEY (account, device_id, public_key)
+    )""",
+)
+
+
+async def _signed(connection: Connection, _: Scheme) -> None:
+    for statement in _SIGNED:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_signed, description="Which devices are signed")
