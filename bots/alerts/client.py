@@ -23,7 +23,7 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -45,6 +45,7 @@ from nio import (
     MegolmEvent,
     RoomKeyRequest,
     RoomKeyRequestCancellation,
+    RoomMemberEvent,
     RoomSendResponse,
     ShareGroupSessionResponse,
     SyncResponse,
@@ -53,6 +54,7 @@ from nio import (
 from nio.crypto import OlmDevice
 from nio.exceptions import EncryptionError
 from nio.store import SqliteStore
+from vodozemac import MegolmMessage
 
 from bots.alerts.identity import Identity, OwnKeys, require
 from fajma.errors import BugError, DecodeError, InputError, UnavailableError
@@ -112,6 +114,9 @@ _CLIENT: Final = "/_matrix/client/v3"
 
 _T = TypeVar("_T")
 
+OnGap = Callable[[str, str], Awaitable[None]]
+"""Called with a room id, and a mark that tells the gap from others of the room."""
+
 
 @dataclass(frozen=True, slots=True)
 class StateEvent:
@@ -151,7 +156,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     an event again after an interruption, never not at all. Events that a callback gets decrypted
     have ``event.verified`` true only when a device signed by its user's identity sent them; a
     ``state_key`` in their ``source`` was compared with the outer one; their ``envelope`` is the
-    ciphertext that they came in.
+    ciphertext that they came in, their ``message_index`` the place of it in its Megolm session.
 
     Args:
         homeserver: base URL, e.g. ``http://127.0.0.1:8008``.
@@ -205,6 +210,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         self._query_lock = asyncio.Lock()
         self._room_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ask_again_at: dict[str, float] = {}
+        self._on_gap: list[OnGap] = []
         self._told_at: dict[
             str, float
         ] = {}  # by user, when the last request that was answered began
@@ -227,6 +233,13 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             UnavailableError: the homeserver does not answer.
         """
         await self._identity().start(password)
+
+    def on_gap(self, callback: OnGap) -> None:
+        """Be told when more was written in a room than a sync brings, so that some was not read.
+
+        As with events, a gap may be told again after an interruption, never not at all.
+        """
+        self._on_gap.append(callback)
 
     async def close(self) -> None:
         """Close the connection and the crypto store; the session can be resumed later."""
@@ -714,10 +727,24 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         try:
             await self._meet_senders(response)
             await super()._handle_sync(response)
+            if before or self.loaded_sync_token:  # otherwise there is nothing that we followed
+                await self._tell_gaps(response)
         except BaseException:
             self.next_batch = before
             raise
         self.store.save_sync_token(self.next_batch)
+
+    async def _tell_gaps(self, response: SyncResponse) -> None:
+        for room_id, room in response.rooms.join.items():
+            just_joined = any(
+                isinstance(event, RoomMemberEvent)
+                and event.state_key == self.user_id
+                and event.prev_membership != "join"
+                for event in room.timeline.events
+            )
+            if room.timeline.limited and not just_joined:
+                for callback in self._on_gap:
+                    await callback(room_id, room.timeline.prev_batch or response.next_batch)
 
     async def _meet_senders(self, response: SyncResponse) -> None:
         """Know the devices of who wrote, so that ``verified`` is right for a first message too."""
@@ -766,6 +793,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             _log.warning("Refused an event whose encrypted part does not fit its envelope.")
             return None
         decrypted.envelope = event.ciphertext
+        decrypted.message_index = MegolmMessage.from_base64(event.ciphertext).message_index
         return decrypted
 
     async def decrypt_state(self, event_source: Mapping[str, Any], room_id: str) -> StateEvent:

@@ -294,6 +294,10 @@ _SIGNED = (
         public_key TEXT NOT NULL,
         PRIMARY KEY (account, device_id, public_key)
     )""",
+    # Where in its Megolm session a command stood, so that none is taken after a later one.
+    "ALTER TABLE order_seen ADD COLUMN session BYTEA",
+    "ALTER TABLE order_seen ADD COLUMN message_index BIGINT",
+    "CREATE INDEX order_seen_of_session ON order_seen (session, message_index)",
 )
 
 
@@ -302,4 +306,4 @@ async def _signed(connection: Connection, _: Scheme) -> None:
         await connection.execute(statement)
 
 
-upgrade_table.register(_signed, description="Which devices are signed")
+upgrade_table.register(_signed, description="Which devices are signed, order of commands")

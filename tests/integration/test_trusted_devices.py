@@ -748,7 +748,13 @@ def alerts(scene: Scene) -> NioSender:
 
 
 def received(
-    scene: Scene, alerts: NioSender, *, room_id: str = ROOM, forwarded: bool = False, **more: Any
+    scene: Scene,
+    alerts: NioSender,
+    *,
+    room_id: str = ROOM,
+    forwarded: bool = False,
+    before: int = 0,
+    **more: Any,
 ) -> nio.Event | None:
     """What the alert bot makes of a message that the phone encrypted.
 
@@ -757,14 +763,16 @@ def received(
         alerts: who receives it.
         room_id: the room that stands in the encrypted part.
         forwarded: the key came from another device than the one that encrypted.
+        before: how many messages the phone encrypted before with the same key.
         more: of the encrypted part.
     """
     sending = vodozemac.GroupSession()
+    session_key = sending.session_key.to_base64()
+    for _ in range(before):
+        sending.encrypt(b"{}")
     keys = scene.phone.keys
     chain = [scene.tablet.keys.curve25519] if forwarded else []
-    session = InboundGroupSession(
-        sending.session_key.to_base64(), keys.ed25519, keys.curve25519, ROOM, chain
-    )
+    session = InboundGroupSession(session_key, keys.ed25519, keys.curve25519, ROOM, chain)
     alerts.client.olm.inbound_group_store.add(session)
     plain = {
         "type": "m.room.message",
@@ -879,3 +887,13 @@ async def test_what_was_encrypted_for_another_room_or_for_its_state_is_not_read(
     assert received(scene, alerts) is not None
     assert received(scene, alerts, room_id="!other:clinic.test") is None
     assert received(scene, alerts, state_key="") is None
+
+
+@of_the_alert_bot
+@pytest.mark.parametrize("before", [0, 1, 200])
+async def test_a_message_comes_with_its_place_among_those_of_its_key(
+    scene: Scene, alerts: NioSender, before: int
+) -> None:
+    event = received(scene, alerts, before=before)
+    assert event is not None
+    assert event.message_index == before
