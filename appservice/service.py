@@ -109,6 +109,7 @@ class MatrixService:
         self.web = self._az.app
         names = ((host, "FAJMA"), (vitals, "FAJMA constantes"))
         ours = {host, vitals, self.alerts_mxid}
+        looking = asyncio.Lock()
         self.host, self.vitals = (
             Sender(
                 mxid,
@@ -122,6 +123,7 @@ class MatrixService:
                 audience=records.audience,
                 never_for=ours - {mxid},
                 trust_changed=self._trust_changed,
+                looking=looking,
             )
             for mxid, display_name in names
         )

@@ -293,8 +293,9 @@ class Watch:
                 created_at=now,
             )
             async with self._records.store.transaction() as connection:
-                await self._records.outbox.add(connection, delivery)
+                # In the order in which everybody locks: see fajma/store/database.py.
                 await self._records.warnings.announced(connection, one, now=now)
+                await self._records.outbox.add(connection, delivery)
                 await self._records.audit.note(
                     connection,
                     actor="fajma",

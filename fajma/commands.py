@@ -10,7 +10,9 @@ accents, case, blanks and the characters that keyboards put in. The rules:
   is prose, however many marks it begins with: nobody who types ``!!! vite`` wants a lecture.
 - A verb with words that do not belong to it does nothing: ``! test de glycémie`` rings no phone.
 - A display name never identifies anybody. A person is an account that was typed, or the one
-  account that the client noted in ``m.mentions`` when the name was picked from its list.
+  account that the client noted in ``m.mentions`` when the name was picked from its list. The name
+  that stands there then is handed on (``Person.shown``): a homeserver can hide that a message is a
+  reply, whose mention is no pick.
 
 Who may type what, how old or how well encrypted a message may be: that is the caller's to judge.
 """
@@ -71,15 +73,18 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody a command names; exactly one of the two is set.
+    """Somebody a command names; exactly one of the first two is set.
 
     Attributes:
         mxid: full account, e.g. ``@awa:clinic.example``.
         localpart: its first part, e.g. ``awa``; the caller looks for it among the ward's staff.
+        shown: what stands in the line for an account that was picked and not typed; the caller
+            makes sure that it is a name of that person.
     """
 
     mxid: str | None = None
     localpart: str | None = None
+    shown: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +287,11 @@ def usage(action: Action, language: Language) -> str:
     return _USAGE[language][action]
 
 
+def same_name(one: str, other: str) -> bool:
+    """Whether two names differ in case, accents, blanks and marks around words at most."""
+    return [_folded(word) for word in one.split()] == [_folded(word) for word in other.split()]
+
+
 def help_text(language: Language, actions: Collection[Action] = tuple(Action)) -> str:
     """The lines that can be typed, one per line of text: the line first, then what it does.
 
@@ -408,7 +418,7 @@ class _Line:
                 "person_differs",
                 _("The account written and the person picked differ. Name one person only:"),
             )
-        return Person(mxid=mxid)
+        return Person(mxid=mxid, shown=None if named else written)
 
     def _written(self, written: str) -> Person:
         """The person of an account that was typed."""

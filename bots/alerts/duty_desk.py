@@ -19,7 +19,7 @@ from bots.alerts.alarm_state import PatientState
 from bots.alerts.limits import Rules
 from bots.alerts.text import MAX_BED, duty_time, limits_in_force, open_alarm
 from fajma import duty
-from fajma.commands import Action, Command, Person, help_text, usage
+from fajma.commands import Action, Command, Person, help_text, same_name, usage
 from fajma.duty import DutyError, Roster
 from fajma.errors import FajmaError
 from fajma.language import Language, shown, translator
@@ -319,16 +319,11 @@ class DutyDesk:
             found = [one.account for one in staff if one.account == person.mxid]
         else:
             wanted = person.localpart if person is not None else None
-            found = [one.account for one in staff if one.account[1:].split(":", 1)[0] == wanted]
+            found = [one.account for one in staff if _localpart(one.account) == wanted]
         if len(found) == 1:
             return found[0]
         if found:
-            raise RefusedError(
-                _("More than one person has this name: write the whole id: {ids}").format(
-                    ids=", ".join(found)
-                ),
-                code="ambiguous",
-            )
+            raise RefusedError(_several(found, language), code="ambiguous")
         raise RefusedError(
             _("Nobody of the staff has this id. Write @ and the id, or pick the person from"
               " Element's list."),
@@ -346,7 +341,33 @@ class DutyDesk:
                 ),
                 code="not_of_ward",
             )
+        if person is not None and person.shown is not None:
+            await self._require_name(person.shown, found, language)
         return found
+
+    async def _require_name(self, name: str, meant: Staff, language: Language) -> None:
+        """The name that stands for somebody who was picked must be his, and nobody else's.
+
+        The mention that a client adds to a reply is no pick, and that a message is a reply stands
+        in clear, where a homeserver can take it away.
+        """
+        _ = translator(language).gettext
+        called = [
+            one.account
+            for one in await self._records.people.active()
+            if same_name(name, one.name) or same_name(name, _localpart(one.account))
+        ]
+        if called == [meant.account]:
+            return
+        if meant.account in called:
+            raise RefusedError(_several(called, language), code="ambiguous")
+        raise RefusedError(
+            _("{who} has another name in the hospital's list. Write the account: {line}").format(
+                who=shown(meant.account, MAX_ACCOUNT),
+                line=f"{usage(Action.HANDOVER_OFFER, language).split()[0]} {meant.account}",
+            ),
+            code="another_name",
+        )
 
     async def _on_duty(self, roster: Roster, ward: Ward, language: Language) -> str:
         _ = translator(language).gettext
@@ -489,3 +510,14 @@ class DutyDesk:
             await self._records.outbox.add(
                 connection, notice(ward.room_id, said, delivery_id, now=self._now())
             )
+
+
+def _localpart(account: str) -> str:
+    return account[1:].split(":", 1)[0]
+
+
+def _several(accounts: list[str], language: Language) -> str:
+    _ = translator(language).gettext
+    return _("More than one person has this name: write the whole id: {ids}").format(
+        ids=", ".join(accounts)
+    )
