@@ -35,6 +35,7 @@ from console.synapse import OPERATOR, Synapse, SynapseSite
 from fajma.config import as_toml, read_secret
 from fajma.errors import UnavailableError
 from fajma.files import write_private
+from fajma.language import Language
 from fajma.sealing import generate_site_key
 from fajma.wire import V1_TOPIC
 
@@ -148,6 +149,7 @@ class Clinic:
                 appservice_url=f"http://{LOOPBACK}:{options.ports.appservice}",
                 port_setting="--homeserver-port",
                 private_push=options.private_push,
+                language=Language(options.settings.get("site", {}).get("language", "fr")),
             )
         )
         self.uses_mosquitto = options.broker == "mosquitto" or (
@@ -342,7 +344,11 @@ class Clinic:
                     return
 
     async def open_consultations(self, clinicians: tuple[str, ...] = (DOCTOR,)) -> None:
-        """One consultation for each patient, with the monitor linked; nothing if they exist."""
+        """One consultation for each patient, with the monitor linked; nothing if they exist.
+
+        Raises:
+            UnavailableError: a clinician of this clinic has left it (``clinician_left``).
+        """
         for patient in PATIENTS:
             body = {
                 "number": patient.number,

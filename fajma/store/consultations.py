@@ -192,6 +192,10 @@ class Consultations:
         )
         await new_epoch(connection)
 
+    async def treats_no_more(self, account: str) -> None:
+        """A clinician belongs to no consultation any more."""
+        await self._store.db.execute("DELETE FROM consultation_clinician WHERE account=$1", account)
+
     async def _consultation(self, row: Row) -> Consultation:
         clinicians = await self._store.db.fetch(
             "SELECT clinician.account AS account FROM consultation_clinician AS clinician"

@@ -1,4 +1,17 @@
-"""Opening the database, and transactions that survive cancellation."""
+"""Opening the database, and transactions that survive cancellation.
+
+Two transactions that lock the same rows in different orders wait for each other, until PostgreSQL
+ends one of them. So each locks, of these, what it locks in this order:
+
+1. what it is about: a command seen, a ward's roster, a person, an alarm's state;
+2. the heads of ``devices`` and ``readings``;
+3. the head of ``trust`` (who may read), then pins, then warnings;
+4. the head of ``outbox``;
+5. the head of ``audit``.
+
+The last two are everybody's and held until the commit. Their order is kept by ``Audit.note``, which
+locks both: so an act may be noted before or after it is told of.
+"""
 
 from __future__ import annotations
 

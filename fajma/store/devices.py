@@ -194,6 +194,17 @@ class Devices:
             ConsultationId(consultation) if consultation is not None else None,
         )
 
+    async def worn(self) -> dict[PatientKey, list[DeviceId]]:
+        """The monitors that are worn now, by patient; of each in the order of their ids."""
+        rows = await self._store.db.fetch(
+            "SELECT device_id, patient_key FROM device_link WHERE linked_to IS NULL"
+            " ORDER BY device_id"
+        )
+        found: dict[PatientKey, list[DeviceId]] = {}
+        for row in rows:
+            found.setdefault(PatientKey(row["patient_key"]), []).append(DeviceId(row["device_id"]))
+        return found
+
     # --- keys ------------------------------------------------------------------------------------
 
     async def new_keys(

@@ -107,6 +107,11 @@ def ledger(path: Path) -> list[Sent]:
     return sent
 
 
+def mark() -> str:
+    """Letters that stand nowhere else, also fit for a name."""
+    return "".join(secrets.choice("bcdfghjkmnpqrstvwxz") for _ in range(9))
+
+
 class Monitor:
     """A monitor in the hand of a test: sends what it is told, says what the broker answered.
 

@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fajma.config import DatabaseSettings
-from fajma.sealing import SiteKey
 from fajma.store import Records, Store, hints
 from fajma.store.leases import Lease, LeaseLostError
+from fajma.store.site import site_key
 
 LONG_S = 60.0
 
@@ -178,7 +178,7 @@ async def two(postgres_url: str, site_key_file: Path) -> AsyncIterator[tuple[Rec
     """Two processes' records of one PostgreSQL, with a ledger."""
     stores = [await Store.open(DatabaseSettings(url=postgres_url)) for _ in range(2)]
     await stores[0].db.execute("CREATE TABLE ledger (entry SERIAL PRIMARY KEY, holder TEXT)")
-    key = SiteKey.from_file(site_key_file)
+    key = await site_key(stores[0], site_key_file)
     yield Records(stores[0], key), Records(stores[1], key)
     for store in stores:
         await store.close()

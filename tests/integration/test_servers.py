@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from appservice.service import NOTICES_LOCALPART
 from console.mosquitto import Mosquitto
 from console.pki import Credentials, ensure_ca, issue_bridge, issue_device, issue_server
 from console.processes import (
@@ -39,6 +41,7 @@ from console.processes import (
 )
 from console.synapse import Synapse, SynapseSite, render
 from fajma.errors import InputError, UnavailableError
+from fajma.language import Language
 
 T = TypeVar("T")
 
@@ -186,6 +189,19 @@ def test_the_rendered_homeserver_is_closed_to_the_public(tmp_path: Path) -> None
     assert listener["bind_addresses"] == ["127.0.0.1"]
     assert listener["resources"] == [{"names": ["client"], "compress": True}]
     assert not [key for key in config if key.endswith(("_secret", "_secret_key"))]
+
+
+@pytest.mark.parametrize(
+    ("language", "name"), [(Language.FRENCH, "Avis FAJMA"), (Language.ENGLISH, "FAJMA notices")]
+)
+def test_the_room_of_the_sites_notices_is_named_in_the_sites_language(
+    tmp_path: Path, language: Language, name: str
+) -> None:
+    render(replace(site_in(tmp_path), language=language))
+    config = yaml.safe_load((tmp_path / "homeserver.yaml").read_text(encoding="utf-8"))
+    assert config["server_notices"]["room_name"] == name
+    # Ours whatever the language: a push rule names it, and no person may be added as it.
+    assert config["server_notices"]["system_mxid_localpart"] == NOTICES_LOCALPART
 
 
 def test_the_application_service_owns_its_names_and_no_similar_ones(tmp_path: Path) -> None:

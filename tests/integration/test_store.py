@@ -519,6 +519,8 @@ async def test_a_monitor_belongs_to_whoever_wore_it_at_that_time(
     assert await wore(DEVICE, NOON) == now
     assert await wore(DEVICE, at(1e6)) == now
     assert await wore(DeviceId("000000000000"), NOON) is None
+    # Now the second patient wears both, and the first none.
+    assert await records.devices.worn() == {second.patient: sorted([DEVICE, OTHER])}
 
 
 async def test_linking_a_monitor_again_to_its_wearer_changes_nothing(
