@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +24,7 @@ from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.broker import INGEST, EmbeddedBroker, may
 from bridges.mqtt_vitals.ingest import Ingest, Message, Outcome
-from bridges.mqtt_vitals.rate import BURST
+from bridges.mqtt_vitals.rate import Rates
 from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
 from console.mosquitto import Mosquitto
 from console.pki import Credentials, issue_bridge, issue_device, issue_server
@@ -515,9 +516,10 @@ async def test_an_oversized_and_a_garbled_message_are_counted_and_stop_nothing(
 
 @pytest.mark.parametrize("site", ["mosquitto"], indirect=True)
 async def test_a_monitor_that_floods_is_limited_and_no_other_loses_or_waits(
-    broker: Site, records: Records
+    broker: Site, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = int(BURST) + 1000
+    burst, sent = 200, 300
+    monkeypatch.setattr("bridges.mqtt_vitals.ingest.Rates", partial(Rates, burst=burst))
     began_ms = int(datetime.now(UTC).timestamp() * 1000) - sent
     values = {Kind.HEART_RATE: Decimal(70), Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}
     ingest = WatchedIngest(records)
@@ -534,14 +536,15 @@ async def test_a_monitor_that_floods_is_limited_and_no_other_loses_or_waits(
         await asyncio.to_thread(last.wait_for_publish, WITHIN_S)
         async with asyncio.timeout(WITHIN_S):
             while ingest.refused["rate_limited"] + await records.readings.count() < sent + 3:
-                await ingest.attempts.acquire()
+                await ingest._committed.wait()
+                ingest._committed.clear()
     of_other = [
         one for one in await records.readings.after(0, limit=10_000) if one.reading.device == OTHER
     ]
     assert len(of_other) == 3
     assert of_other[0].position < sent  # not behind all of the flood
     assert set(ingest.refused) == {"rate_limited"}
-    assert 0 < ingest.refused["rate_limited"] <= 1000
+    assert 0 < ingest.refused["rate_limited"] <= sent - burst
     assert [one.detail["reason"] for one in await records.audit.latest()] == ["rate_limited"]
 
 
