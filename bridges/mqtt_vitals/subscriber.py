@@ -146,6 +146,7 @@ class Subscriber:
 
     async def _stay_connected(self, protocols: itertools.cycle[MQTTProtocolVersion]) -> None:
         protocol = next(protocols)
+        known = False  # a broker that dies before it answers is not one that speaks otherwise
         attempt = 0
         while True:
             self._lost.clear()
@@ -157,7 +158,8 @@ class Subscriber:
                     await self._lost.wait()
                 finally:
                     await end([served])
-                if not self._accepted:
+                known = known or self._accepted
+                if not known:
                     log.info("broker_does_not_accept", protocol=protocol.name)
                     protocol = next(protocols)
             self._disconnect()

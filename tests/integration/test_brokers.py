@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -483,6 +484,46 @@ async def test_a_message_is_acknowledged_once_it_is_committed(
     # The first was acknowledged before the second was taken: only the second may come again.
     assert again.attempts._value <= 2
     assert await stored(records) == [1, 2, 3]
+
+
+async def test_a_broker_that_dies_before_it_answers_is_not_taken_for_one_of_the_old_protocol(
+    records: Records, tmp_path: Path
+) -> None:
+    mosquitto = Mosquitto(tmp_path / "mosquitto", free_port())
+    await mosquitto.start()
+    bridge = mosquitto.issue_bridge()
+    settings = Mqtt(
+        host=mosquitto.host,
+        port=mosquitto.port,
+        ca_file=mosquitto.ca_file,
+        cert_file=bridge.cert_file,
+        key_file=bridge.key_file,
+    )
+    server = issue_server(mosquitto.pki_directory, ["localhost", LOOPBACK])
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(server.cert_file, server.key_file)
+    greeted = asyncio.Event()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+        greeted.set()
+
+    try:
+        async with subscribed(settings, WatchedIngest(records)) as subscriber:
+            await mosquitto.stop()
+            dying = await asyncio.start_server(hang_up, LOOPBACK, settings.port, ssl=tls)
+            async with asyncio.timeout(WITHIN_S):
+                await greeted.wait()
+            dying.close()
+            await dying.wait_closed()
+            await mosquitto.start()
+            async with asyncio.timeout(WITHIN_S):
+                await subscriber.subscribed.wait()
+            assert subscriber._client is not None
+            assert subscriber._client.protocol == MQTTProtocolVersion.MQTTv5
+    finally:
+        await mosquitto.stop()
 
 
 # --- what is sent --------------------------------------------------------------------------------
