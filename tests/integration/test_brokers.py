@@ -467,6 +467,34 @@ async def test_a_commit_that_fails_is_tried_again_and_nothing_is_lost(
     assert "70.1" not in str(logs)
 
 
+class DoubtfulIngest(WatchedIngest):
+    """Commits its first batch and does not learn of it: the connection broke at that moment."""
+
+    async def commit(self, batch: Sequence[Message]) -> Outcome:
+        first = self.outcomes == []
+        self.outcomes.append(await super().commit(batch))
+        if first:
+            raise ConnectionError
+        return self.outcomes[-1]
+
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self.outcomes: list[Outcome] = []
+
+
+async def test_a_commit_whose_outcome_is_unknown_is_repeated_and_counts_once(
+    broker: Site, records: Records
+) -> None:
+    ingest = DoubtfulIngest(records)
+    async with subscribed(broker.settings, ingest), monitor(broker) as mine:
+        await mine.publish(topic(), payload(1))
+        await ingest.until(readings=1)
+        await mine.publish(topic(), payload(2))
+        await ingest.until(readings=2)
+    assert [(one.stored, one.repeated) for one in ingest.outcomes[:2]] == [(1, 0), (0, 1)]
+    assert await stored(records) == [1, 2]
+
+
 async def test_a_message_is_acknowledged_once_it_is_committed(
     broker: Site, records: Records
 ) -> None:
