@@ -35,7 +35,7 @@ def chaos(kills: int, seed: int | None, only: str | None) -> None:
     for component, phase in EVERY_PAIR:
         if (component, phase) not in hit:
             click.echo(f"never hit: {component} while {phase}")
-    good = not any(report.wrong or report.missed for report in reports)
+    good = not any(report.verdict.wrong or report.missed for report in reports)
     click.echo("nothing lost, nothing doubled" if good else "FAILED")
     raise SystemExit(not good)
 
@@ -47,7 +47,7 @@ async def _one(shape: Shape, kills: int, seed: int) -> Report:
         plan = blows(kills, seed=seed)
         report = await Campaign(site, plan, seed=seed, say=click.echo).run()
     click.echo(report.as_text())
-    if report.wrong or report.missed:
+    if report.verdict.wrong or report.missed:
         click.echo(f"everything that was written: {directory}")
     else:
         await asyncio.to_thread(shutil.rmtree, directory)

@@ -12,14 +12,12 @@ import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Final
 
-from fajma.store import Records
-from fajma.vitals import DeviceId, Reading
-from fajma.wire import Item
 from tests.chaos.phases import ALL, Phase
 from tests.chaos.site import ChaosSite, Component
+from tests.chaos.verdict import Verdict, compare
 
 AIMED_AT: Final = (Component.FAJMA, Component.BROKER, Component.POSTGRESQL)
 DOWN_AT_MOST_S: Final = 1.0
@@ -62,7 +60,7 @@ def blows(count: int, *, seed: int) -> list[Blow]:
     return plan
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Report:
     """What was done and what came of it.
 
@@ -71,22 +69,16 @@ class Report:
         hits: kills by component and phase.
         missed: aimed blows whose phase did not come.
         ended: how often FAJMA ended by itself and was started again, as a supervisor would.
-        measured: records in the ledgers.
-        stored: readings in the log.
-        repeated: readings that came again and were recognised.
-        wrong: what does not agree, one line each.
         seconds: duration.
+        verdict: the comparison.
     """
 
     seed: int
-    hits: Counter[tuple[Component, Phase]] = field(default_factory=Counter)
-    missed: list[Blow] = field(default_factory=list)
-    ended: int = 0
-    measured: int = 0
-    stored: int = 0
-    repeated: int = 0
-    wrong: list[str] = field(default_factory=list)
-    seconds: float = 0.0
+    hits: Counter[tuple[Component, Phase]]
+    missed: tuple[Blow, ...]
+    ended: int
+    seconds: float
+    verdict: Verdict
 
     @property
     def kills(self) -> int:
@@ -102,11 +94,12 @@ class Report:
             lines.append(f"{component:<12}{counts}")
         lines.append(
             f"seed {self.seed}: {self.kills} kills in {self.seconds:.0f} s,"
-            f" {self.measured} readings measured, {self.stored} in the log,"
-            f" {self.repeated} recognised as repeated, FAJMA ended by itself {self.ended} times"
+            f" {self.verdict.measured} readings measured, {self.verdict.stored} in the log,"
+            f" {self.verdict.repeated} recognised as repeated,"
+            f" FAJMA ended by itself {self.ended} times"
         )
         lines += [f"missed: {blow.component} while {blow.phase}" for blow in self.missed]
-        return "\n".join([*lines, *self.wrong])
+        return "\n".join([*lines, *self.verdict.wrong])
 
 
 class Campaign:
@@ -131,7 +124,10 @@ class Campaign:
         self._plan = plan
         self._chance = random.Random(seed)
         self._say = say
-        self._report = Report(seed)
+        self._seed = seed
+        self._hits: Counter[tuple[Component, Phase]] = Counter()
+        self._missed: list[Blow] = []
+        self._ended = 0
 
     async def run(self) -> Report:
         """Carry it out, let everything arrive, compare."""
@@ -140,10 +136,14 @@ class Campaign:
         for blow in self._plan:
             await self._strike(blow)
         await self._site.drain()
-        async with self._site.records() as records:
-            await self._compare(records)
-        self._report.seconds = time.monotonic() - began
-        return self._report
+        return Report(
+            seed=self._seed,
+            hits=self._hits,
+            missed=tuple(self._missed),
+            ended=self._ended,
+            seconds=time.monotonic() - began,
+            verdict=await compare(self._site),
+        )
 
     async def _strike(self, blow: Blow) -> None:
         site = self._site
@@ -154,7 +154,7 @@ class Campaign:
         else:
             site.marks.hold_at(blow.phase)
             if not await site.held():
-                self._report.missed.append(blow)
+                self._missed.append(blow)
                 self._say(f"missed: {blow.component} while {blow.phase}")
                 return
             await asyncio.sleep(BROKER_NEEDS_S)
@@ -162,9 +162,9 @@ class Campaign:
         phase = site.marks.noted()
         if blow.phase is not None and blow.component is not Component.FAJMA:
             site.go_on()
-        self._report.hits[blow.component, phase] += 1
+        self._hits[blow.component, phase] += 1
         aimed = "" if blow.phase is None else ", aimed"
-        self._say(f"{self._report.kills:3}  killed {blow.component} while {phase}{aimed}")
+        self._say(f"{self._hits.total():3}  killed {blow.component} while {phase}{aimed}")
         await asyncio.sleep(self._chance.uniform(0, DOWN_AT_MOST_S))
         await site.start_component(blow.component)
         await self._revive()
@@ -172,60 +172,6 @@ class Campaign:
 
     async def _revive(self) -> None:
         if self._site.fajma.returncode is not None:
-            self._report.ended += 1
+            self._ended += 1
             self._say("     fajma had ended by itself: started again")
             await self._site.start_component(Component.FAJMA)
-
-    # --- the comparison --------------------------------------------------------------------------
-
-    async def _compare(self, records: Records) -> None:
-        """Each record of the ledgers is in the log once, as measured, and nothing else is."""
-        report = self._report
-        measured = {(device, item.seq): item for device, item in self._site.measured()}
-        logged = await _logged(records)
-        found = [identity for identity, _ in logged]
-        tally = await records.tally.all()
-        report.measured, report.stored = len(measured), len(logged)
-        report.repeated = tally.get("repeated", 0)
-        wrong = report.wrong
-        wrong += [f"LOST {one}" for one in measured.keys() - set(found)]
-        wrong += [f"DOUBLE {one}" for one, count in Counter(found).items() if count > 1]
-        wrong += [f"FROM NOWHERE {one}" for one in set(found) - measured.keys()]
-        wrong += [
-            f"CHANGED {identity}"
-            for identity, reading in logged
-            if identity in measured and not _same(measured[identity], reading)
-        ]
-        if tally.get("stored", 0) != len(logged):
-            wrong.append(f"COUNTED {tally.get('stored')} stored")
-        if "lost_at_device" in tally:
-            wrong.append(f"COUNTED {tally['lost_at_device']} lost")
-        refused = await records.quarantine.counts()
-        if refused:
-            wrong.append(f"REFUSED {refused}")
-        settled = await self._site.settled()
-        wrong += [
-            f"NOT SETTLED {device} {seq}"
-            for device, seq in measured
-            if settled.get(device, -1) < seq
-        ]
-
-
-async def _logged(records: Records) -> list[tuple[tuple[DeviceId, int], Reading]]:
-    """Identity and content of every reading, in the order of positions, which have no gap."""
-    rows = await records.store.db.fetch("SELECT position, record FROM reading ORDER BY position")
-    readings = await records.readings.after(0, limit=len(rows) + 1)
-    assert [row["position"] for row in rows] == list(range(1, len(rows) + 1))
-    return [
-        ((one.reading.device, int.from_bytes(bytes(row["record"]))), one.reading)
-        for row, one in zip(rows, readings, strict=True)
-    ]
-
-
-def _same(item: Item, reading: Reading) -> bool:
-    return (item.measured_at, item.values, item.quality, item.contact) == (
-        reading.measured_at,
-        reading.values,
-        reading.quality,
-        reading.contact,
-    )

@@ -20,6 +20,7 @@ from typing import Any, Final
 import asyncpg
 import psutil
 
+from bridges.mqtt_vitals.subscriber import client_id
 from console.clinic import PATIENTS, Clinic, Options, Ports
 from console.device_keys import as_text
 from console.journal_files import read_ledger
@@ -37,6 +38,7 @@ from tests.conftest import Postgres
 
 EVERY_S: Final = 0.2
 WITHIN_S: Final = 60.0
+HOLDS_WITHIN_S: Final = 20.0
 POLL_S: Final = 0.02
 
 
@@ -59,11 +61,13 @@ class Shape:
         persistence: whether the broker keeps its messages on disk.
         whole: all of `fajma run`, with Synapse; otherwise `fajma run ingest`.
         monitors: how many.
+        ingests: how many `fajma run ingest` share them.
     """
 
     persistence: bool = True
     whole: bool = False
     monitors: int = 6
+    ingests: int = 1
 
     def __str__(self) -> str:
         return (
@@ -92,6 +96,7 @@ class ChaosSite:
         self._settings: Mapping[str, Mapping[str, Any]] = {
             # The session of a killed ingest is free again soon.
             "database": {"lease_s": 3 if shape.whole else 1},
+            "mqtt": {"ingests": shape.ingests},
             "publish": {"state_every_s": 5, "batch_every_s": 5},
         }
         self.clinic = Clinic(
@@ -138,7 +143,10 @@ class ChaosSite:
             self.clinic.secrets_directory.mkdir(parents=True, mode=0o700)
             await self.clinic.mosquitto.start()
             self.clinic.write_settings()
-            await self.start_component(Component.FAJMA)
+            for number in range(1, self.shape.ingests + 1):
+                self.clinic.mosquitto.issue_bridge(client_id(number))
+            for number in range(1, self.shape.ingests + 1):
+                await self.start_ingest(number)
         await self._enrol()
         for half in range(len(self._plans)):
             await self._start_monitors(half)
@@ -182,15 +190,30 @@ class ChaosSite:
     @property
     def fajma(self) -> Child:
         """The process that takes readings."""
-        child = self.clinic.fajma if self.shape.whole else self.clinic.processes["ingest"]
+        child = self.clinic.fajma if self.shape.whole else self.ingest(1)
         assert child is not None
         return child
+
+    def ingest(self, number: int) -> Child:
+        """One of several ingests."""
+        return self.clinic.processes[_ingest(number)]
+
+    def ingest_log(self, number: int) -> Path:
+        """What it says."""
+        return self.clinic.process_log(_ingest(number))
+
+    async def start_ingest(self, number: int) -> None:
+        """Start one of several ingests, until it takes readings or waits for its turn."""
+        name = _ingest(number)
+        self.clinic.processes[name] = await self.clinic._started_fajma(
+            name, self.clinic.process_log(name), "ingest", "--number", str(number)
+        )
 
     async def kill(self, component: Component) -> None:
         """SIGKILL; returns once it is dead."""
         match component:
             case Component.FAJMA:
-                await _kill(self.fajma)
+                await kill(self.fajma)
             case Component.BROKER:
                 assert self.clinic.mosquitto.pid is not None
                 os.kill(self.clinic.mosquitto.pid, signal.SIGKILL)
@@ -198,7 +221,7 @@ class ChaosSite:
             case Component.POSTGRESQL:
                 await self.postgres.kill()
             case Component.MONITORS:
-                await _kill(self._monitors[0])
+                await kill(self._monitors[0])
 
     async def start_component(self, component: Component) -> None:
         """Start what was killed."""
@@ -206,7 +229,7 @@ class ChaosSite:
             case Component.FAJMA if self.shape.whole:
                 await self.clinic.start_fajma()
             case Component.FAJMA:
-                await self.clinic.start_process("ingest")
+                await self.start_ingest(1)
             case Component.BROKER:
                 await self.clinic.mosquitto.start()
             case Component.POSTGRESQL:
@@ -227,12 +250,8 @@ class ChaosSite:
 
     async def held(self) -> bool:
         """Wait until FAJMA has stopped itself; whether it did."""
-        process = psutil.Process(self.fajma.pid)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(10):
-                while process.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 - no event tells
-                    await asyncio.sleep(POLL_S)
-                return True
+        if await holds(self.fajma):
+            return True
         self.marks.hold_nowhere()
         return False
 
@@ -276,9 +295,25 @@ class ChaosSite:
                 yield from read_ledger(plan.ledger(device))
 
 
-async def _kill(child: Child) -> None:
+def _ingest(number: int) -> str:
+    return f"ingest-{number}"
+
+
+async def kill(child: Child) -> None:
+    """SIGKILL; returns once it is dead."""
     os.kill(child.pid, signal.SIGKILL)
     await child.wait()
+
+
+async def holds(child: Child) -> bool:
+    """Wait until it has stopped itself; whether it did in time."""
+    process = psutil.Process(child.pid)
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(HOLDS_WITHIN_S):
+            while process.status() != psutil.STATUS_STOPPED:  # noqa: ASYNC110 - no event tells
+                await asyncio.sleep(POLL_S)
+            return True
+    return False
 
 
 @asynccontextmanager

@@ -23,9 +23,9 @@ async def test_whatever_is_killed_in_whatever_phase_each_reading_is_in_the_log_o
         report = await Campaign(site, blows(KILLS, seed=seed), seed=seed).run()
     with capsys.disabled():
         print(f"\n{report.as_text()}")  # noqa: T201 - which phases were hit is the proof
-    assert report.wrong == []
+    assert report.verdict.wrong == ()
     assert set(EVERY_PAIR) - report.hits.keys() == set(), "these phases were not hit"
     assert {component for component, _ in report.hits} == set(Component)
     assert report.kills == KILLS
-    assert report.measured == report.stored >= 100
-    assert report.repeated >= 1, "nothing was sent again, so nothing was proven"
+    assert report.verdict.measured == report.verdict.stored >= 100
+    assert report.verdict.repeated >= 1, "nothing was sent again, so nothing was proven"
