@@ -8,7 +8,7 @@ unknown fields are refused.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any, Final, TypeVar
@@ -18,6 +18,7 @@ import structlog
 from aiohttp import web
 from mautrix.errors import MatrixError
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic_core import ErrorDetails
 
 from appservice.consultations import ConsultationService
 from appservice.patients import PatientService
@@ -65,7 +66,7 @@ class ConsultationRequest(_Strict):
     """Body of ``POST /fajma/v1/consultations``."""
 
     number: Text
-    initials: Annotated[str, Field(min_length=1, max_length=12)]
+    initials: Text
     bed: Annotated[str, Field(min_length=1, max_length=24)]
     clinicians: Annotated[list[str], Field(min_length=1, max_length=50)]
     patient_account: str | None = None
@@ -111,7 +112,7 @@ class StaffChange(_Strict):
 
 
 class WhoRequest(_Strict):
-    """Body of ``POST /fajma/v1/staff/leave``."""
+    """Body of ``POST /fajma/v1/staff/leave`` and ``/staff/password``."""
 
     who: Who
 
@@ -136,7 +137,7 @@ class PatientRequest(_Strict):
     """Body of ``POST /fajma/v1/patients``."""
 
     number: Text
-    initials: Annotated[str, Field(min_length=1, max_length=12)]
+    initials: Text
     bed: Annotated[str, Field(min_length=1, max_length=24)]
     ward: Text | None = None
     age_band: AgeBand = AgeBand.UNKNOWN
@@ -148,12 +149,12 @@ class PatientRequest(_Strict):
 
 
 class PatientChange(_Strict):
-    """Body of ``POST /fajma/v1/patients/change``: what is left out stays."""
+    """Body of ``POST /fajma/v1/patients/change``: what is left out stays; an empty ward is none."""
 
     number: Text
-    initials: Annotated[str, Field(min_length=1, max_length=12)] | None = None
+    initials: Text | None = None
     bed: Annotated[str, Field(min_length=1, max_length=24)] | None = None
-    ward: Text | None = None
+    ward: Annotated[str, Field(max_length=64)] | None = None
     age_band: AgeBand | None = None
     pregnant: bool | None = None
     language: Language | None = None
@@ -221,6 +222,7 @@ def add_routes(app: web.Application, services: Services, tokens: Tokens) -> None
         ("POST", "staff/role", api.change_staff, operators),
         ("POST", "staff/leave", api.leave, operators),
         ("POST", "staff/lost-phone", api.lost_phone, operators),
+        ("POST", "staff/password", api.new_password, operators),
         ("POST", "staff/trust", api.trust, operators),
         ("POST", "staff/check", api.check, operators),
     ):
@@ -280,7 +282,7 @@ class _Api:
             existing=body.existing,
             now=_now(),
         )
-        return _staff(joined.person) | {"letter": joined.letter}
+        return _staff(joined.person) | {"letter": joined.letter, "warning": joined.warning}
 
     async def change_staff(self, request: web.Request) -> Any:
         body = await _body(request, StaffChange)
@@ -305,6 +307,10 @@ class _Api:
         )
         return {"letter": letter}
 
+    async def new_password(self, request: web.Request) -> Any:
+        body = await _body(request, WhoRequest)
+        return {"letter": await self._staff.new_password(body.who, now=_now())}
+
     async def trust(self, request: web.Request) -> Any:
         body = await _body(request, TrustRequest)
         return {"account": await self._staff.trust(body.who, body.code, now=_now())}
@@ -313,30 +319,36 @@ class _Api:
         return {
             "staff": [
                 _staff(one.person)
-                | {"troubles": list(one.troubles), "rings": one.rings, "code": one.code}
+                | {
+                    "troubles": list(one.troubles),
+                    "on_call": one.rings,
+                    "on_duty": one.on_duty,
+                    "reachable": one.is_reachable,
+                    "code": one.code,
+                }
                 for one in await self._staff.check()
             ]
         }
 
     async def patients(self, request: web.Request) -> Any:
         found = await self._patients.all(request.query.get("ward"))
-        return {"patients": [_patient(one) for one in found]}
+        worn = await self._patients.monitors()
+        return {"patients": [_patient(one) | {"monitors": worn.get(one.key, [])} for one in found]}
 
     async def add_patient(self, request: web.Request) -> Any:
         body = await _body(request, PatientRequest)
-        return _patient(
-            await self._patients.add(
-                number=body.number,
-                initials=body.initials,
-                bed=body.bed,
-                ward=body.ward,
-                age_band=body.age_band,
-                pregnant=body.pregnant,
-                language=body.language,
-                time_zone=body.time_zone,
-                now=_now(),
-            )
+        patient = await self._patients.add(
+            number=body.number,
+            initials=body.initials,
+            bed=body.bed,
+            ward=body.ward,
+            age_band=body.age_band,
+            pregnant=body.pregnant,
+            language=body.language,
+            time_zone=body.time_zone,
+            now=_now(),
         )
+        return _patient(patient) | await self._also_in_bed(patient)
 
     async def change_patient(self, request: web.Request) -> Any:
         body = await _body(request, PatientChange)
@@ -345,7 +357,11 @@ class _Api:
             for name in body.model_fields_set
             if name != "number" and getattr(body, name) is not None
         }
-        return _patient(await self._patients.change(body.number, changes, now=_now()))
+        patient = await self._patients.change(body.number, changes, now=_now())
+        return _patient(patient) | await self._also_in_bed(patient)
+
+    async def _also_in_bed(self, patient: Patient) -> dict[str, Any]:
+        return {"also_in_bed": [one.number for one in await self._patients.also_in_bed(patient)]}
 
     async def patient_account(self, request: web.Request) -> Any:
         body = await _body(request, PatientAccount)
@@ -355,7 +371,8 @@ class _Api:
 
     async def patient_monitor(self, request: web.Request) -> Any:
         body = await _body(request, PatientMonitor)
-        return _patient(await self._patients.wear(body.number, DeviceId(body.device), now=_now()))
+        patient, before = await self._patients.wear(body.number, DeviceId(body.device), now=_now())
+        return _patient(patient) | {"worn_before_by": before.number if before else None}
 
 
 def _ward(ward: Ward) -> dict[str, Any]:
@@ -433,12 +450,34 @@ async def _body(request: web.Request, model: type[_Body]) -> _Body:
         return model.model_validate_json(await request.read())
     except ValidationError as error:
         problems = "; ".join(
-            f"{'.'.join(str(part) for part in problem['loc'])}: {problem['msg']}"
-            for problem in error.errors(
-                include_url=False, include_input=False, include_context=False
-            )
+            _in_words(problem) for problem in error.errors(include_url=False, include_input=False)
         )
         raise InputError(problems, code="body_invalid") from error
+
+
+_TROUBLES: Final[Mapping[str, str]] = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "string_too_short": "is empty",
+    "too_short": "is empty",
+    "string_too_long": "is too long: at most {max_length} characters",
+    "enum": "is one of: {expected}",
+    "bool_type": "is true or false",
+}
+"""By the validator's kind of error."""
+
+
+def _in_words(problem: ErrorDetails) -> str:
+    """A refused field in the words of the clinic; the validator's own are for programmers."""
+    if problem["type"] == "json_invalid" or not problem["loc"]:
+        return "the body is not a JSON object of the fields that are documented"
+    if problem["type"] == "value_error":
+        return str(problem["ctx"]["error"])  # raised by ourselves, above
+    field = str(problem["loc"][0])
+    if (field, problem["type"]) == ("device", "string_pattern_mismatch"):
+        return "device: a monitor is twelve hex digits, e.g. A4CF12F03B7E"
+    trouble = _TROUBLES.get(problem["type"], "cannot be this")
+    return f"{field} {trouble.format(**problem.get('ctx', {}))}"
 
 
 def _error(status: int, code: str, message: str) -> web.Response:

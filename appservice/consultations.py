@@ -9,7 +9,12 @@ from datetime import datetime
 import structlog
 
 from appservice.operator import Operator
-from appservice.patients import PatientService
+from appservice.patients import (
+    PatientService,
+    checked_bed,
+    checked_initials,
+    checked_number,
+)
 from appservice.rooms import CLINICIAN_POWER, room_request
 from appservice.service import GREET_AFTER_S, MatrixService
 from fajma.config import Settings
@@ -70,8 +75,8 @@ class ConsultationService:
             now: aware UTC.
 
         Raises:
-            InputError: no clinician, one who has left or has no account, or an account that cannot
-                be a patient's.
+            InputError: no clinician, one who has left or has no account, an account that cannot be
+                a patient's, or a record that cannot be.
         """
         if not clinicians:
             raise InputError("name at least one clinician", code="no_clinician")
@@ -81,7 +86,10 @@ class ConsultationService:
             patient = await self._records.patients.by_number(number)
             if patient is None:
                 patient = await self._records.patients.add(
-                    number=number, initials=initials, bed=bed, account=None
+                    number=checked_number(number),
+                    initials=checked_initials(initials),
+                    bed=checked_bed(bed),
+                    account=None,
                 )
             if patient_account is not None:
                 patient = await self._patients.link_account(number, patient_account, now=now)
@@ -100,7 +108,9 @@ class ConsultationService:
             elif room_id is not None:
                 await self._complete(consultation, room_id, clinicians)
             if device is not None:
-                await self._records.consultations.link_device(device, consultation, now=now)
+                await self._records.devices.link(
+                    device, consultation.patient, consultation.id, now=now
+                )
         opened = await self._records.consultations.get(consultation.id)
         if opened is None:  # nothing deletes consultations
             raise InputError("the consultation was removed meanwhile", code="consultation_gone")
@@ -111,6 +121,7 @@ class ConsultationService:
 
         Staff have our push rules since they were added; others here get them now.
         """
+        self._matrix.refuse_ours(account)
         person = await self._records.people.get(account)
         if person is not None and not person.is_active:
             raise InputError(f"{account} has left the staff", code="clinician_left")
@@ -120,16 +131,20 @@ class ConsultationService:
     async def _complete(
         self, consultation: Consultation, room_id: str, clinicians: Sequence[str]
     ) -> None:
-        """Bring in who is new: first into our record, which decides who gets keys."""
+        """Bring in who is new: first into our record, which decides who gets keys.
+
+        Who is in the record already is looked for too: a try before may have got no further.
+        """
         new = [one for one in clinicians if one not in consultation.clinicians]
-        if not new:
-            return
-        async with self._records.store.transaction() as connection:
-            for account in new:
-                await self._records.consultations.include(connection, consultation.id, account)
-        for account in new:
+        if new:
+            async with self._records.store.transaction() as connection:
+                for account in new:
+                    await self._records.consultations.include(connection, consultation.id, account)
+        for account in clinicians:
             await self._matrix.invite(room_id, account)
             await self._matrix.set_power(room_id, account, CLINICIAN_POWER)
+        if not new:
+            return
         current = await self._records.consultations.get(consultation.id)
         await self._describe(room_id, current or consultation)
         self._records.store.hints.notify("trust")

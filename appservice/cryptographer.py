@@ -5,8 +5,12 @@ those who must know when the trusted devices of a person change, and a recovery 
 before the identity it opens is on the server.
 
 The rule for keys: a room key goes to a device only if its owner belongs in the room by our own
-records, and the device is signed by the cross-signing identity that is pinned for him (the one
-first met, or one that was accepted since: ``fajma.store.pins``).
+records, and ``fajma.store.pins`` names the device, with exactly the keys that it has.
+
+mautrix reads the answers of a homeserver trustingly: one odd device, which anybody can publish, and
+the answer about everybody is lost; a signature is remembered of a key, not of a device, and never
+forgotten. So answers about devices and one-time keys are read here, by ``fajma.trust``, and what
+mautrix would conclude from them is not asked for.
 """
 
 from __future__ import annotations
@@ -14,34 +18,51 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import structlog
+from mautrix.api import Method, PathBuilder
+from mautrix.api import Path as ApiPath
 from mautrix.client import Client
 from mautrix.crypto import OlmMachine, OutboundGroupSession, PgCryptoStore, RejectKeyShare
 from mautrix.crypto.cross_signing_key import CrossSigningSeeds
 from mautrix.crypto.ssss.key import Key as SecretStorageKey
+from mautrix.errors import MatrixError, MatrixRequestError
 from mautrix.types import (
-    CrossSigner,
-    CrossSigningUsage,
     DeviceID,
     DeviceIdentity,
     DeviceLists,
+    IdentityKey,
     RequestedKeyInfo,
     RoomID,
+    SigningKey,
     SyncToken,
     TrustState,
     UserID,
 )
+from olm.session import OlmSessionError
 
 from appservice.state import RoomState
-from fajma.errors import InputError, UnavailableError
+from fajma.errors import BugError, InputError, UnavailableError
 from fajma.files import write_private
 from fajma.store.pins import Audience, Pins
+from fajma.trust import DeviceKeys, self_signed_devices, signed_one_time_key
 
-ALGORITHM = "m.megolm.v1.aes-sha2"
-RELATION = "m.relates_to"
+log = structlog.get_logger()
+
+ALGORITHM: Final = "m.megolm.v1.aes-sha2"
+RELATION: Final = "m.relates_to"
+
+ASKED_BY: Final = "appservice"
+"""Our senders share one table of devices, so what one of them hears counts for all."""
+
+REMOTE_TIMEOUT_MS: Final = 10_000
+"""How long our homeserver may wait for another hospital's keys."""
+
+SHARE_ATTEMPTS: Final = 3
+"""How often a room key is made anew because who may read changed while it was being shared."""
 
 TrustChanged = Callable[[UserID], Awaitable[None]]
 
@@ -58,6 +79,8 @@ class Cryptographer(OlmMachine):
         never_for: users that never get room keys (our other senders, who have no need of them).
         trust_changed: called with a person whose set of trusted devices has changed; all our
             senders must then ``forget_sessions_with`` that person.
+        looking: held while devices are looked up, by all senders that share the tables, so that an
+            older answer never overtakes a newer one.
     """
 
     def __init__(
@@ -70,6 +93,7 @@ class Cryptographer(OlmMachine):
         audience: Audience,
         never_for: Collection[str],
         trust_changed: TrustChanged,
+        looking: asyncio.Lock,
     ) -> None:
         super().__init__(client, store, state)
         self._pins = pins
@@ -82,6 +106,7 @@ class Cryptographer(OlmMachine):
         self._state = state
         self._never_for = frozenset(never_for)
         self._trust_changed = trust_changed
+        self._looking = looking
         self._room_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def encrypt(
@@ -130,9 +155,35 @@ class Cryptographer(OlmMachine):
         rooms = await self.state_store.find_shared_rooms(user)
         await self.crypto_store.remove_outbound_group_sessions(rooms)
 
-    async def refresh(self, users: Collection[str]) -> None:
-        """Look at the devices of these users afresh (after a time in which we heard nothing)."""
-        await self.handle_device_lists(DeviceLists(changed=[UserID(user) for user in users]))
+    async def refresh(self, users: Collection[str], *, also_unmet: bool = False) -> None:
+        """Look at the devices of these users afresh (after a time in which we heard nothing).
+
+        Never fails for the homeserver's sake. If it refuses to tell of somebody, the others are
+        asked about alone, and each room of his gets a new key, which is another try.
+
+        Args:
+            users: whom.
+            also_unmet: also those of them in whose rooms nothing was sent yet.
+        """
+        try:
+            await self._fetch_keys([UserID(user) for user in users], include_untracked=also_unmet)
+        except MatrixRequestError as error:
+            if len(users) > 1:
+                for user in users:
+                    await self.refresh([user], also_unmet=also_unmet)
+            else:
+                await self._not_told_of(users, error)
+        except (MatrixError, TimeoutError) as error:  # it does not answer at all
+            await self._not_told_of(users, error)
+
+    async def _not_told_of(self, users: Iterable[str], error: Exception) -> None:
+        log.warning("devices_not_looked_at", error=type(error).__name__)
+        for user in users:
+            await self.forget_sessions_with(UserID(user))
+
+    async def handle_device_lists(self, device_lists: DeviceLists) -> None:
+        """The homeserver says whose devices changed."""
+        await self.refresh(device_lists.changed)
 
     async def sign_ourselves(self, recovery_key_file: Path) -> None:
         """Have a cross-signing identity, and our device signed by it. Idempotent.
@@ -145,9 +196,12 @@ class Cryptographer(OlmMachine):
                 not its key; it is never replaced silently.
         """
         mxid = UserID(self.client.mxid)
-        await self._fetch_keys([mxid], include_untracked=True)
-        identity = await self.get_own_cross_signing_public_keys()
-        if identity is None:
+        answer = await self.ask_for_keys([mxid])
+        async with self._looking:
+            await self._take_in(answer, [mxid])
+        masters = answer.get("master_keys")
+        published = isinstance(masters, dict) and masters.get(mxid) is not None
+        if not published and not await self.crypto_store.get_cross_signing_keys(mxid):
             key = SecretStorageKey.generate()
             recovery_key_file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             write_private(recovery_key_file, key.recovery_key + "\n")
@@ -158,8 +212,7 @@ class Cryptographer(OlmMachine):
             await self.ssss.set_default_key_id(key.id)
             await self.sign_own_device(self.own_identity)
             return
-        trust = await self.resolve_trust(self.own_identity, allow_fetch=False)
-        if trust >= TrustState.CROSS_SIGNED_TOFU:
+        if await self.resolve_trust(self.own_identity) >= self.send_keys_min_trust:
             return
         try:
             recovery_key = recovery_key_file.read_text().strip()  # noqa: ASYNC240 - one short line
@@ -172,105 +225,219 @@ class Cryptographer(OlmMachine):
             ) from error
 
     async def _usable_session(self, room_id: RoomID) -> OutboundGroupSession:
+        """A room key that exactly those have who may read the room now.
+
+        Whatever waits for the homeserver comes before the last look at our records: who leaves
+        while it takes its time must not read what is encrypted afterwards.
+        """
+        epoch = await self._audience.epoch()
+        session = await self.crypto_store.get_outbound_group_session(room_id)
+        # Another epoch: somebody left, or an identity was accepted or revoked, since it was shared.
+        current = self._epochs.get(room_id) == epoch and room_id not in self._state.unsure
+        if session is not None and session.shared and not session.expired and current:
+            return session
+        for _ in range(SHARE_ATTEMPTS):
+            # The homeserver may tell us seconds late of a new device, and who is left out of a key
+            # cannot read what it opens, ever.
+            readers = await self._readers(room_id)
+            await self.refresh(readers, also_unmet=True)
+            await self._open_sessions(readers)
+            epoch = await self._audience.epoch()
+            entitled = await self._entitled(room_id)
+            await self.crypto_store.remove_outbound_group_session(room_id)
+            await self.share_group_session(room_id, list(entitled))
+            session = await self.crypto_store.get_outbound_group_session(room_id)
+            unchanged = await self._entitled(room_id) == entitled
+            if session is not None and unchanged and await self._audience.epoch() == epoch:
+                self._epochs[room_id] = epoch
+                return session
+            await self.crypto_store.remove_outbound_group_session(room_id)
+        raise UnavailableError(
+            "who may read this room changes too fast to share a key; trying again later",
+            code="room_key_dropped",
+        )
+
+    async def _open_sessions(self, users: Collection[UserID]) -> None:
+        """Be able to send keys to the trusted devices of users; sharing tries again what failed."""
+        try:
+            await self._create_outbound_sessions(
+                {user: await self._trusted(user) for user in users}
+            )
+        except (MatrixError, TimeoutError) as error:
+            log.warning("one_time_keys_not_claimed", error=type(error).__name__)
+
+    async def _readers(self, room_id: RoomID) -> list[UserID]:
+        """Who is in a room and belongs there.
+
+        Raises:
+            UnavailableError: who is in it is not known.
+        """
         if room_id in self._state.unsure:
             raise UnavailableError(
                 "who is in this room is not known yet; trying again later", code="room_unsure"
             )
-        epoch = await self._audience.epoch()
-        if self._epochs.get(room_id) != epoch:
-            # Somebody left, or an identity was accepted or revoked, since this key was shared.
-            await self.crypto_store.remove_outbound_group_session(room_id)
-        session = await self.crypto_store.get_outbound_group_session(room_id)
-        if session is not None and session.shared and not session.expired:
-            return session
         belong = await self._audience.of(room_id) - self._never_for
-        readers = [user for user in await self._state.get_members(room_id) if user in belong]
-        # The homeserver may tell us seconds late of a new device, and who is left out of a key
-        # cannot read what it opens, ever.
-        await self.refresh(readers)
-        await self.share_group_session(room_id, readers)
-        session = await self.crypto_store.get_outbound_group_session(room_id)
-        if session is None:
-            # Somebody's devices changed at this very moment, so the key was dropped again.
-            raise UnavailableError("a room key was dropped; trying again", code="room_key_dropped")
-        self._epochs[room_id] = epoch
-        return session
+        return [user for user in await self._state.get_members(room_id) if user in belong]
 
-    async def resolve_trust(self, device: DeviceIdentity, allow_fetch: bool = True) -> TrustState:  # noqa: FBT001, FBT002 - mautrix's signature
-        """As mautrix's, but "first met" is what our pins say, and an accepted identity counts."""
-        trust = await super().resolve_trust(device, allow_fetch)
-        if trust < TrustState.CROSS_SIGNED_UNTRUSTED:
-            return trust
-        master = await self._master_key(device.user_id)
-        pinned = (await self._pins.known([device.user_id])).get(device.user_id)
-        if master is None or master != pinned:
-            return TrustState.UNVERIFIED
-        if device.device_id in await self._pins.blocked(device.user_id):
-            return TrustState.BLACKLISTED
-        return TrustState.CROSS_SIGNED_TOFU
+    async def _entitled(self, room_id: RoomID) -> dict[UserID, frozenset[tuple[str, DeviceKeys]]]:
+        """Who may read a room, and with which devices."""
+        return {user: await self._trusted_devices(user) for user in await self._readers(room_id)}
+
+    async def resolve_trust(self, device: DeviceIdentity, allow_fetch: bool = True) -> TrustState:  # noqa: ARG002, FBT001, FBT002 - mautrix's signature
+        """In place of mautrix's: what our records say of the device with exactly these keys."""
+        trusted = await self._pins.trusted(device.user_id, asked_by=ASKED_BY)
+        signed = trusted.get(device.device_id) == _keys(device)
+        return TrustState.CROSS_SIGNED_TOFU if signed else TrustState.UNVERIFIED
 
     async def unsigned_devices(self, user: str) -> dict[str, str]:
         """Devices of a person that get no keys: by device id, their Ed25519 key."""
         devices = await self.crypto_store.get_devices(UserID(user)) or {}
-        trusted = await self._trusted_devices(UserID(user))
+        trusted = await self._trusted(UserID(user))
         return {
             str(device_id): str(device.signing_key)
             for device_id, device in devices.items()
             if device_id not in trusted
         }
 
+    async def devices_of(self, user: str) -> frozenset[str]:
+        """Ids of all devices of a person that we know of."""
+        devices = await self.crypto_store.get_devices(UserID(user)) or {}
+        return frozenset(str(device_id) for device_id in devices)
+
     async def look_at(self, users: Collection[str]) -> None:
-        """Fetch the devices of people, also of those whom we have not met in a room yet."""
+        """Fetch the devices of people, also of those whom we have not met in a room yet.
+
+        Raises:
+            MatrixError: the homeserver does not answer, or refuses.
+        """
         await self._fetch_keys([UserID(user) for user in users], include_untracked=True)
 
     async def is_readable_by(self, user: str) -> bool:
         """Whether a person has a device that gets our keys."""
-        return bool(await self._trusted_devices(UserID(user)))
+        return bool(await self._trusted(UserID(user)))
 
     async def _fetch_keys(
         self,
         users: list[UserID],
-        since: SyncToken = SyncToken(""),  # noqa: B008 - mautrix's signature
+        since: SyncToken = SyncToken(""),  # noqa: ARG002, B008 - mautrix's signature
         include_untracked: bool = False,  # noqa: FBT001, FBT002
     ) -> dict[UserID, dict[DeviceID, DeviceIdentity]]:
-        """As mautrix's; first meetings are pinned, changes of identity noted, of trust told.
+        """In place of mautrix's. Who is met is pinned, changes of identity noted, of trust told.
 
-        mautrix drops a session when a device appears or disappears. A device that becomes signed
-        (a phone just verified) or loses its signature changes nothing in the list, so trust itself
-        is compared. Our senders share one table of devices: a change is seen by whoever looks
-        first and by nobody after him, so every look comes through here.
+        Our senders share one table of devices: a change is seen by whoever looks first and by
+        nobody after him, so every look comes through here.
         """
         known = await self.crypto_store.filter_tracked_users(users)
-        before = {user: await self._trusted_devices(user) for user in known}
-        devices = await super()._fetch_keys(users, since, include_untracked)
-        masters = {user: await self._master_key(user) for user in devices}
-        await self._pins.meet({user: key for user, key in masters.items() if key is not None})
-        for user, trusted in before.items():
-            if await self._trusted_devices(user) != trusted:
-                await self._trust_changed(user)
+        asked = list(users) if include_untracked else known
+        if not asked:
+            return {}
+        async with self._looking:
+            before = {user: await self._trusted_devices(user) for user in known}
+            devices = await self._take_in(await self.ask_for_keys(asked), asked)
+            changed = [
+                user
+                for user, trusted in before.items()
+                if await self._trusted_devices(user) != trusted
+            ]
+        for user in changed:
+            await self._trust_changed(user)
         return devices
 
-    async def _master_key(self, user: UserID) -> str | None:
-        """The identity that the homeserver shows, if it vouches for a self-signing key."""
-        keys = await self.crypto_store.get_cross_signing_keys(user)
-        master = keys.get(CrossSigningUsage.MASTER)
-        signer = keys.get(CrossSigningUsage.SELF)
-        if master is None or signer is None:
-            return None
-        vouched = await self.crypto_store.is_key_signed_by(
-            target=CrossSigner(user, signer.key), signer=CrossSigner(user, master.key)
-        )
-        return str(master.key) if vouched else None
+    async def ask_for_keys(self, users: Collection[UserID]) -> dict[str, Any]:
+        """What the homeserver says of the devices of users, as it says it."""
+        return await self._ask(ApiPath.v3.keys.query, device_keys={user: [] for user in users})
 
-    async def _trusted_devices(self, user: UserID) -> frozenset[DeviceID]:
+    async def _ask(self, path: PathBuilder, **body: Any) -> dict[str, Any]:
+        """Ask for keys. Synapse has the time limit in the query, the specification in the body."""
+        limit = {"timeout": str(REMOTE_TIMEOUT_MS)}
+        body["timeout"] = REMOTE_TIMEOUT_MS
+        answer = await self.client.api.request(Method.POST, path, body, query_params=limit)
+        return answer if isinstance(answer, dict) else {}
+
+    async def _take_in(
+        self, answer: Mapping[str, Any], asked: Collection[UserID]
+    ) -> dict[UserID, dict[DeviceID, DeviceIdentity]]:
+        """Keep what an answer says of devices, trusted or not; by user, what it says."""
+        await self._pins.judge(answer, asked_by=ASKED_BY, about=asked)
+        listed = self_signed_devices(answer)
+        told = {
+            user: {
+                DeviceID(device_id): _device(user, device_id, device)
+                for device_id, device in listed[user].items()
+            }
+            for user in asked
+            if user in listed
+        }
+        for user, devices in told.items():
+            await self.crypto_store.put_devices(user, devices)
+        return told
+
+    async def _trusted(self, user: UserID) -> dict[DeviceID, DeviceIdentity]:
         devices = await self.crypto_store.get_devices(user) or {}
-        return frozenset(
-            [
-                device_id
-                for device_id, device in devices.items()
-                if await self.resolve_trust(device, allow_fetch=False) >= self.send_keys_min_trust
-            ]
-        )
+        trusted = await self._pins.trusted(user, asked_by=ASKED_BY)
+        return {
+            device_id: device
+            for device_id, device in devices.items()
+            if trusted.get(device_id) == _keys(device)
+        }
+
+    async def _trusted_devices(self, user: UserID) -> frozenset[tuple[str, DeviceKeys]]:
+        """The same to be compared: a device is its keys, whatever its name."""
+        trusted = await self._trusted(user)
+        return frozenset((str(device_id), _keys(device)) for device_id, device in trusted.items())
+
+    async def _create_outbound_sessions_locked(
+        self,
+        users: Mapping[UserID, Mapping[DeviceID, DeviceIdentity]],
+        _force_recreate_session: bool = False,  # noqa: FBT001, FBT002 - mautrix's signature
+    ) -> None:
+        """In place of mautrix's, where one odd one-time key takes away those of everybody else."""
+        missing = [
+            device
+            for devices in users.values()
+            for device in devices.values()
+            if _force_recreate_session
+            or not await self.crypto_store.has_session(device.identity_key)
+        ]
+        if not missing:
+            return
+        wanted: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        for device in missing:
+            wanted[device.user_id][device.device_id] = "signed_curve25519"
+        answer = await self._ask(ApiPath.v3.keys.claim, one_time_keys=wanted)
+        account = self.account
+        if account is None:
+            raise BugError("keys are claimed before the account is loaded", code="not_loaded")
+        for device in missing:
+            key = signed_one_time_key(
+                answer, device.user_id, device.device_id, ed25519=device.signing_key
+            )
+            if key is None:
+                log.warning("no_one_time_key", user=device.user_id)
+                continue
+            try:
+                session = account.new_outbound_session(device.identity_key, IdentityKey(key["key"]))
+            except (OlmSessionError, ValueError) as error:
+                log.warning("no_olm_session", user=device.user_id, error=type(error).__name__)
+                continue
+            await self.crypto_store.add_session(device.identity_key, session)
 
     async def _refuse_key_request(self, _: DeviceIdentity, __: RequestedKeyInfo) -> bool:
         raise RejectKeyShare("room keys are never forwarded", code=None)
+
+
+def _device(user: UserID, device_id: str, device: Mapping[str, Any]) -> DeviceIdentity:
+    """A device key object, known to be well-formed, in the form in which mautrix knows devices."""
+    return DeviceIdentity(
+        user_id=user,
+        device_id=DeviceID(device_id),
+        identity_key=IdentityKey(device["keys"][f"curve25519:{device_id}"]),
+        signing_key=SigningKey(device["keys"][f"ed25519:{device_id}"]),
+        trust=TrustState.UNVERIFIED,
+        deleted=False,
+        name="",
+    )
+
+
+def _keys(device: DeviceIdentity) -> DeviceKeys:
+    return DeviceKeys(str(device.signing_key), str(device.identity_key))

@@ -8,41 +8,68 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fajma.commands import Action, usage
 from fajma.language import Language, shown, translator
 from fajma.store.people import MAX_NAME
 
 
 def welcome(
-    language: Language, *, account: str, password: str | None, homeserver: str, here: bool
+    language: Language,
+    *,
+    account: str,
+    password: str | None,
+    homeserver: str,
+    here: bool,
+    room: str | None,
 ) -> str:
     """How a new member of staff begins.
 
     Args:
         language: of the person.
         account: full user id.
-        password: the first password, if we made the account.
+        password: the first password, if the person has none of his own.
         homeserver: address to type in Element.
         here: whether the account is on our homeserver (otherwise we cannot set its push rules).
+        room: name of the ward's room to which the person is invited, if to one.
     """
     _ = translator(language).gettext
-    lines = [_("Your FAJMA account: {account}").format(account=account)]
+    steps = []
     if password is not None:
-        lines += [
-            _("1. Install Element and choose Sign in."),
-            _("2. Edit the homeserver and type: {homeserver}").format(homeserver=homeserver),
-            _("3. User name: {name}    Password: {password}").format(
-                name=_localpart(account), password=password
-            ),
+        steps += [
+            _("Install Element and choose Sign in."),
+            *_sign_in(language, account, password, homeserver),
             _(
-                "4. In Settings, Security: set up Secure Backup; write the recovery key on paper."
-                " Keep the paper in the ward's safe, not on the phone."
+                "In Settings, Security: set up Secure Backup; write the recovery key on paper. Keep"
+                " the paper in a safe at work, not on the phone."
             ),
-            _("5. In Settings: change the password, and let the phone show notifications."),
-            _("6. In the ward's room type: !test (your phone must ring)"),
+            _("In Settings: change the password, and let the phone show notifications."),
         ]
-    if not here:
-        lines.append(partner_rules(language))
-    return "\n".join(lines)
+    else:
+        steps += [
+            _(
+                "In Element, Settings, Security: see that this device is verified and that Secure"
+                " Backup is set up. The recovery key stands on paper, in a safe at work."
+            ),
+            _("In Element, Settings, Notifications: let the phone show notifications."),
+        ]
+    if room is not None:
+        steps += [
+            _(
+                "Accept the invitation to the room {room}: its alarms reach only who is in it."
+            ).format(room=room),
+            _try_it(language),
+        ]
+    more = [] if here else [partner_rules(language)]
+    return _letter(_("Your FAJMA account: {account}").format(account=account), steps, *more)
+
+
+def lost_phone_elsewhere(language: Language, *, account: str) -> str:
+    """The same for somebody of a partner's homeserver, whose sessions are not ours to end."""
+    _ = translator(language).gettext
+    return _(
+        "Lost phone of {account}: it gets nothing from this hospital any more. Ask the hospital of"
+        " your account to sign it out and to give you a new password."
+    ).format(account=account)
 
 
 def lost_phone(
@@ -53,44 +80,55 @@ def lost_phone(
     homeserver: str,
     devices: Sequence[str],
     stolen: bool,
+    room: str | None,
 ) -> str:
     """What somebody does who has lost a phone: what to type where."""
     _ = translator(language).gettext
-    lines = [
+    head = (
         _(
             "Lost phone of {account}: these devices are signed out and get no key again: {devices}"
-        ).format(account=account, devices=", ".join(shown(one, MAX_NAME) for one in devices)),
-        _("1. On the new phone install Element and choose Sign in."),
-        _("2. Edit the homeserver and type: {homeserver}").format(homeserver=homeserver),
-        _("3. User name: {name}    Password: {password}").format(
-            name=_localpart(account), password=password
-        ),
+        ).format(account=account, devices=", ".join(shown(one, MAX_NAME) for one in devices))
+        if devices
+        else _("Lost phone of {account}: no device is signed in.").format(account=account)
+    )
+    steps = [
+        _("On the new phone install Element and choose Sign in."),
+        *_sign_in(language, account, password, homeserver),
     ]
     if not stolen:
-        lines += [
-            _(
-                "4. Element asks to verify: choose the recovery key, and type the key from your"
-                " paper. Vitals and alarms come at once."
-            ),
-            _(
-                "5. Without the paper: choose to reset everything. Then call two colleagues of the"
-                " ward: each types in the ward's room the line that FAJMA shows there."
-            ),
-        ]
+        steps += _verify(language)
     else:
-        lines += [
+        steps += [
             _(
-                "4. The old identity may be in other hands, so it is trusted no more. When Element"
+                "The old identity may be in other hands, so it is trusted no more. When Element"
                 " asks to verify, choose to reset everything, and write the new recovery key on"
                 " paper."
             ),
             _(
-                "5. Call two colleagues of the ward: each types in the ward's room the line that"
-                " FAJMA shows there. Until then you get neither vitals nor alarms."
+                "Call two colleagues of the ward, or the operator: each asks you whether you reset"
+                " your keys, and types the line that FAJMA shows. Until then you get neither vitals"
+                " nor alarms."
             ),
         ]
-    lines.append(_("6. In Settings: change the password. In the ward's room type: !test"))
-    return "\n".join(lines)
+    steps.append(_("In Settings: change the password."))
+    if room is not None:
+        steps.append(_try_it(language))
+    return _letter(head, steps)
+
+
+def new_password(language: Language, *, account: str, password: str, homeserver: str) -> str:
+    """To somebody whose letter was lost, or who forgot the password."""
+    _ = translator(language).gettext
+    head = _("New password of {account}. Where you are signed in nothing changes.").format(
+        account=account
+    )
+    steps = [
+        _("Elsewhere install Element and choose Sign in."),
+        *_sign_in(language, account, password, homeserver),
+        *_verify(language),
+        _("In Settings: change the password."),
+    ]
+    return _letter(head, steps)
 
 
 def partner_rules(language: Language) -> str:
@@ -112,18 +150,36 @@ def unsigned_device(language: Language, *, device: str) -> str:
     ).format(device=shown(device, MAX_NAME))
 
 
-def changed_identity(language: Language, *, staff: bool) -> str:
-    """To a person whose cross-signing identity is not the one we know."""
+def changed_identity(language: Language, *, staff: bool, code: str) -> str:
+    """To a person whose cross-signing identity is not the one we know.
+
+    Args:
+        language: of the person.
+        staff: whether colleagues accept it, or the care team.
+        code: which new keys these are; not secret.
+    """
     _ = translator(language).gettext
     if not staff:
         return _(
-            "The security keys of your account were reset. Until your care team accepts them you"
-            " cannot read what is new in the consultation. Call the ward and say so."
-        )
+            "The security keys of your account were reset (code {code}). Until your care team"
+            " accepts them you cannot read what is new in the consultation. Call the ward, say"
+            " whether it was you, and read this code to them."
+        ).format(code=code)
     return _(
-        "The security keys of your account were reset. Until they are accepted you get neither"
-        " vitals nor alarms. If it was you: call two colleagues of your ward, who accept it in the"
-        " ward's room, or the operator. If it was not you: tell the operator now."
+        "The security keys of your account were reset (code {code}). Until they are accepted you"
+        " get neither vitals nor alarms. If it was you: call two colleagues of your ward, or the"
+        " operator, say on which device you did it, and read this code to them. If it was not you:"
+        " tell the operator now."
+    ).format(code=code)
+
+
+def no_phone(language: Language) -> str:
+    """To a person on duty to whose phone nothing is pushed."""
+    _ = translator(language).gettext
+    return _(
+        "You are on duty and no phone of yours gets notifications: alarms cannot ring. Sign in with"
+        " Element on your phone and let it show notifications. If you are signed in there: in"
+        " Element, Settings, Notifications, enable notifications for this device."
     )
 
 
@@ -156,6 +212,46 @@ def drill(language: Language, *, ward: str) -> str:
     return _("Ward {ward}: a drill has begun; this notice shows that yours arrive.").format(
         ward=ward
     )
+
+
+def _letter(head: str, steps: Sequence[str], *more: str) -> str:
+    """Numbered steps with room between them, to be read on paper."""
+    numbered = [f"{number}. {step}" for number, step in enumerate(steps, start=1)]
+    return "\n\n".join([head, *numbered, *more])
+
+
+def _sign_in(language: Language, account: str, password: str, homeserver: str) -> list[str]:
+    _ = translator(language).gettext
+    return [
+        _("Edit the homeserver and type: {homeserver}").format(homeserver=homeserver),
+        _("User name: {name}    Password: {password}").format(
+            name=_localpart(account), password=password
+        ),
+    ]
+
+
+def _verify(language: Language) -> list[str]:
+    """On a new device, when the identity is still good."""
+    _ = translator(language).gettext
+    return [
+        _(
+            "Element asks to verify: choose the recovery key, and type the key from your paper."
+            " Vitals and alarms come at once."
+        ),
+        _(
+            "Without the paper: choose to reset everything. Then call two colleagues of the ward,"
+            " or the operator: each asks you whether you reset your keys, and types the line that"
+            " FAJMA shows."
+        ),
+    ]
+
+
+def _try_it(language: Language) -> str:
+    _ = translator(language).gettext
+    return _(
+        "In the ward's room type {drill}: it rings the phones of those on duty. To try your own,"
+        " take duty first: {take}"
+    ).format(drill=usage(Action.DRILL_START, language), take=usage(Action.DUTY_TAKE, language))
 
 
 def _localpart(account: str) -> str:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import structlog
+from mautrix.util.async_db import Connection
 
 from appservice.operator import Operator
 from appservice.service import MatrixService
 from appservice.wards import WardService
 from fajma.errors import InputError
-from fajma.language import Language
+from fajma.language import Language, hides_something
 from fajma.store import Records
 from fajma.store.audit import OPERATOR
 from fajma.store.patients import AgeBand, Patient
 from fajma.store.pins import new_epoch
-from fajma.store.wards import WardId
-from fajma.vitals import DeviceId
+from fajma.vitals import DeviceId, PatientKey
 
 log = structlog.get_logger()
+
+MAX_INITIALS: Final = 4
+"""Letters. FAJMA default: two first names and a double family name."""
 
 
 class PatientService:
@@ -51,8 +55,9 @@ class PatientService:
         """Keep a new record.
 
         Raises:
-            InputError: the number is taken, or the ward unknown.
+            InputError: a field that cannot be, a number that is taken, an unknown ward.
         """
+        number, initials, bed = checked_number(number), checked_initials(initials), checked_bed(bed)
         if await self._records.patients.by_number(number) is not None:
             raise InputError(
                 "a patient with this number is known already: see `fajma patient list`",
@@ -73,19 +78,43 @@ class PatientService:
         return patient
 
     async def all(self, ward: str | None = None) -> list[Patient]:
-        """Every record, or those of a ward, by bed."""
-        return await self._records.patients.all(WardId(ward) if ward else None)
+        """Every record, or those of a ward, by bed.
+
+        Raises:
+            InputError: there is no such ward.
+        """
+        return await self._records.patients.all((await self._wards.get(ward)).id if ward else None)
+
+    async def monitors(self) -> dict[PatientKey, list[DeviceId]]:
+        """What each patient wears now."""
+        return await self._records.devices.worn()
+
+    async def also_in_bed(self, patient: Patient) -> list[Patient]:
+        """Other patients in the same bed of the same ward: two siblings, or a mistake."""
+        if patient.ward is None:
+            return []
+        return [
+            one
+            for one in await self._records.patients.all(patient.ward)
+            if one.key != patient.key and one.bed.casefold() == patient.bed.casefold()
+        ]
 
     async def change(self, number: str, changes: Mapping[str, Any], *, now: datetime) -> Patient:
         """Change bed, initials, ward, age band, pregnancy, language or time zone.
 
+        An empty ward is none.
+
         Raises:
-            InputError: there is no such patient or ward.
+            InputError: there is no such patient or ward, or a field cannot be.
         """
         patient = await self._get(number)
         values = dict(changes)
-        if values.get("ward"):
-            values["ward"] = (await self._wards.get(values["ward"])).id
+        if "ward" in values:
+            name = values["ward"]
+            values["ward"] = (await self._wards.get(name)).id if name else None
+        for field, checked in (("initials", checked_initials), ("bed", checked_bed)):
+            if field in values:
+                values[field] = checked(values[field])
         changed = replace(patient, **values)
         async with self._records.store.transaction() as connection:
             await self._records.patients.change(connection, changed)
@@ -100,57 +129,70 @@ class PatientService:
         Raises:
             InputError: no such patient or account; it belongs to staff or to another patient.
         """
+        self._matrix.refuse_ours(account)
         patient = await self._get(number)
-        if patient.account == account:
-            return patient
         person = await self._records.people.get(account)
         if person is not None and person.is_active:
             raise InputError(
                 "this account belongs to a member of staff: a patient has another one",
                 code="account_of_staff",
             )
-        other = await self._records.patients.of_account(account)
-        if other is not None and other.key != patient.key:
-            raise InputError(
-                "this account belongs to another patient: unlink it there first",
-                code="account_of_patient",
-            )
         if self._matrix.is_local(account):
             # First, for without our rules the invitation would ring; refuses an unknown account.
             await self._operator.ring(account, rings=False)
-        if patient.account is not None:
+        if patient.account not in (None, account):
             await self.unlink_account(number, now=now)
             patient = await self._get(number)
         changed = replace(patient, account=account)
-        async with self._records.store.transaction() as connection:
-            await self._records.patients.change(connection, changed)
-            await new_epoch(connection)
+        if patient.account is None:
+            async with self._records.store.transaction() as connection:
+                # In turn with others who link: the epoch is locked until the commit.
+                await new_epoch(connection)
+                other = await self._records.patients.of_account(account)
+                if other is not None:
+                    raise InputError(
+                        "this account belongs to another patient: unlink it there first",
+                        code="account_of_patient",
+                    )
+                await self._records.patients.change(connection, changed)
+                await self._note_in(
+                    connection, "patient.link_account", changed, now, account=account
+                )
         room_id = await self._room(changed)
-        if room_id is not None:
+        if room_id is not None:  # also when it is linked already: a try before may have failed here
             await self._matrix.invite(room_id, account)
-        await self._note("patient.link_account", changed, now, account=account)
         return changed
 
     async def unlink_account(self, number: str, *, now: datetime) -> Patient:
         """The patient goes on without account: it leaves the room and gets no key any more.
 
-        The account itself stays on its homeserver.
+        The account itself stays on its homeserver. Safe to repeat.
         """
         patient = await self._get(number)
-        if patient.account is None:
-            return patient
         changed = replace(patient, account=None)
-        async with self._records.store.transaction() as connection:
-            await self._records.patients.change(connection, changed)
-            await new_epoch(connection)
+        if patient.account is not None:
+            async with self._records.store.transaction() as connection:
+                await new_epoch(connection)
+                await self._records.patients.change(connection, changed)
+                await self._note_in(
+                    connection, "patient.unlink_account", changed, now, account=patient.account
+                )
         room_id = await self._room(patient)
         if room_id is not None:
-            await self._matrix.remove(room_id, patient.account)
-        await self._note("patient.unlink_account", changed, now, account=patient.account)
+            # By who is there, for a try before may have got no further than the record.
+            for stranger in await self._matrix.strangers(room_id):
+                await self._matrix.remove(room_id, stranger)
+            if patient.account is not None:
+                await self._matrix.remove(room_id, patient.account)
         return changed
 
-    async def wear(self, number: str, device: DeviceId, *, now: datetime) -> Patient:
+    async def wear(
+        self, number: str, device: DeviceId, *, now: datetime
+    ) -> tuple[Patient, Patient | None]:
         """From now on the patient wears this monitor.
+
+        Returns:
+            The patient, and who wore the monitor until now, if it was another one.
 
         Raises:
             InputError: no such patient, or nowhere for the alarms to go.
@@ -163,9 +205,15 @@ class PatientService:
                 " (`fajma patient change --ward`) or open a consultation first",
                 code="patient_without_room",
             )
-        await self._records.consultations.link_to_patient(device, patient.key, now=now)
+        before = await self._records.devices.wearing(device, now)
+        consultation = await self._records.consultations.of_patient(patient.key)
+        await self._records.devices.link(
+            device, patient.key, consultation.id if consultation else None, now=now
+        )
         await self._note("patient.wear", patient, now, device=device)
-        return patient
+        if before is None or before.patient == patient.key:
+            return patient, None
+        return patient, await self._records.patients.get(before.patient)
 
     async def _room(self, patient: Patient) -> str | None:
         consultation = await self._records.consultations.of_patient(patient.key)
@@ -181,7 +229,60 @@ class PatientService:
 
     async def _note(self, action: str, patient: Patient, now: datetime, **detail: str) -> None:
         async with self._records.store.transaction() as connection:
-            await self._records.audit.note(
-                connection, actor=OPERATOR, action=action, subject=patient.key, now=now, **detail
-            )
+            await self._note_in(connection, action, patient, now, **detail)
+
+    async def _note_in(
+        self, connection: Connection, action: str, patient: Patient, now: datetime, **detail: str
+    ) -> None:
+        await self._records.audit.note(
+            connection, actor=OPERATOR, action=action, subject=patient.key, now=now, **detail
+        )
         log.info(action.replace(".", "_"), patient=patient.key)
+
+
+def checked_number(number: str) -> str:
+    """A record number as it is, for it is what a patient is found by.
+
+    Raises:
+        InputError: empty, with blanks around, or with characters that nobody sees.
+    """
+    _visible(number, "number")
+    if number != number.strip():
+        raise InputError("number: write it without blanks around it", code="patient_number")
+    return number
+
+
+def checked_bed(bed: str) -> str:
+    """A bed's label, fit to be shown in one line.
+
+    Raises:
+        InputError: empty, or with characters that nobody sees.
+    """
+    return _visible(bed, "bed")
+
+
+def checked_initials(initials: str) -> str:
+    """A patient's initials: up to four letters, as alarms may be read by others on a phone.
+
+    Raises:
+        InputError: anything longer, which would be a name, or other than letters.
+    """
+    visible = _visible(initials, "initials")
+    letters = [one for one in visible if one.isalpha()]
+    if not 1 <= len(letters) <= MAX_INITIALS or not all(
+        one in ". -" or unicodedata.category(one)[0] in "LM" for one in visible
+    ):
+        raise InputError(
+            f"initials are 1 to {MAX_INITIALS} letters with dots, blanks or hyphens, e.g. A.D.: no"
+            " name of a patient is kept",
+            code="patient_initials",
+        )
+    return visible
+
+
+def _visible(text: str, field: str) -> str:
+    if hides_something(text) or not text.strip():
+        raise InputError(
+            f"{field}: write one line without invisible characters", code=f"patient_{field}"
+        )
+    return unicodedata.normalize("NFC", text.strip())

@@ -26,8 +26,9 @@ def room_request(
     clinicians: Sequence[str],
     patient: str | None,
     room_version: str,
+    topic: str | None = None,
 ) -> dict[str, Any]:
-    """Body of ``POST /createRoom`` for a consultation.
+    """Body of ``POST /createRoom`` for a consultation or a ward.
 
     Args:
         name: shown in room lists, stored in clear: nothing medical in it.
@@ -36,10 +37,12 @@ def room_request(
         clinicians: user ids.
         patient: user id, if the patient has an account.
         room_version: e.g. ``"12"``.
+        topic: shown in the room's header, stored in clear like the name.
     """
     people = [*clinicians, *([patient] if patient else [])]
     return {
         "name": name,
+        **({"topic": topic} if topic is not None else {}),
         "preset": "private_chat",
         "visibility": "private",
         "room_version": room_version,

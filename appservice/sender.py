@@ -34,6 +34,7 @@ from fajma.errors import InputError, UnavailableError
 from fajma.events import ENCRYPTED, encrypted_state_key
 from fajma.sealing import SiteKey
 from fajma.store.pins import Audience, Pins
+from fajma.trust import self_signed_devices
 
 log = structlog.get_logger()
 
@@ -85,6 +86,7 @@ class Sender:
         audience: who belongs in which room, by our records.
         never_for: users that get no room keys of it.
         trust_changed: see ``Cryptographer``.
+        looking: see ``Cryptographer``.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Sender:
         audience: Audience,
         never_for: Collection[str],
         trust_changed: TrustChanged,
+        looking: asyncio.Lock,
     ) -> None:
         self.mxid = mxid
         self._display_name = display_name
@@ -122,6 +125,7 @@ class Sender:
             audience=audience,
             never_for=never_for,
             trust_changed=trust_changed,
+            looking=looking,
         )
 
     async def start(self) -> None:
@@ -191,8 +195,9 @@ class Sender:
         await self.client.set_displayname(self._display_name)
 
     async def _device_is_known(self) -> bool:
-        answer = await self.client.query_keys([self.client.mxid])
-        return self.client.device_id in answer.device_keys.get(self.client.mxid, {})
+        answer = await self.cryptographer.ask_for_keys([self.client.mxid])
+        listed = self_signed_devices(answer).get(self.client.mxid, {})
+        return self.client.device_id in listed
 
     async def stop(self) -> None:
         """Close the connection to the homeserver."""

@@ -38,7 +38,7 @@ from mautrix.util.async_db import UpgradeTable
 from appservice.sender import Sender
 from appservice.state import RoomState
 from fajma.config import Settings, read_secret
-from fajma.errors import UnavailableError
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
 from fajma.tasks import end
 
@@ -47,6 +47,12 @@ log = structlog.get_logger()
 APPSERVICE_ID: Final = "fajma"
 LOCALPARTS: Final = ("fajma", "fajma-vitals", "fajma-alerts")
 """People and consultations; telemetry; alarms."""
+
+AS_LOCALPART: Final = "fajma-as"
+"""The account that every application service must have; ours says nothing."""
+
+NOTICES_LOCALPART: Final = "fajma-avis"
+"""Who writes the homeserver's notices (``system_mxid_localpart`` in our homeserver.yaml)."""
 
 SCHEMAS: Final[tuple[UpgradeTable, ...]] = (PgStateStore.upgrade_table, PgCryptoStore.upgrade_table)
 """Schemas of mautrix that live in our database."""
@@ -91,7 +97,7 @@ class MatrixService:
             domain=domain,
             as_token=as_token,
             hs_token=read_secret(homeserver.hs_token_file, purpose="homeserver's token"),
-            bot_localpart="fajma-as",
+            bot_localpart=AS_LOCALPART,
             id=APPSERVICE_ID,
             state_store=self._state,
             ephemeral_events=True,
@@ -103,6 +109,7 @@ class MatrixService:
         self.web = self._az.app
         names = ((host, "FAJMA"), (vitals, "FAJMA constantes"))
         ours = {host, vitals, self.alerts_mxid}
+        looking = asyncio.Lock()
         self.host, self.vitals = (
             Sender(
                 mxid,
@@ -116,6 +123,7 @@ class MatrixService:
                 audience=records.audience,
                 never_for=ours - {mxid},
                 trust_changed=self._trust_changed,
+                looking=looking,
             )
             for mxid, display_name in names
         )
@@ -193,6 +201,20 @@ class MatrixService:
         """Whether an account is on our homeserver."""
         return user.endswith(f":{self._settings.homeserver.server_name}")
 
+    def refuse_ours(self, account: str) -> None:
+        """Keep the accounts that FAJMA works with from being taken for a person's.
+
+        Raises:
+            InputError: it is one of them (``account_of_fajma``).
+        """
+        homeserver = self._settings.homeserver
+        ours = (*LOCALPARTS, AS_LOCALPART, NOTICES_LOCALPART, homeserver.admin_account)
+        if account in {f"@{name}:{homeserver.server_name}" for name in ours}:
+            raise InputError(
+                f"{account} is an account that FAJMA works with: name a person's account",
+                code="account_of_fajma",
+            )
+
     async def invite(self, room_id: str, user: str) -> None:
         """Invite somebody who belongs there; nothing if he is in the room or invited already.
 
@@ -214,6 +236,10 @@ class MatrixService:
             await self.host.client.kick_user(RoomID(room_id), UserID(user))
         except MForbidden:
             log.info("not_in_room", room=room_id)
+
+    async def has_joined(self, room_id: str, user: str) -> bool:
+        """Whether somebody has accepted the invitation, by the homeserver's word."""
+        return await self._state.is_joined(RoomID(room_id), UserID(user))
 
     async def strangers(self, room_id: str) -> frozenset[str]:
         """Who is in a room of ours, by the homeserver's word, and does not belong there."""

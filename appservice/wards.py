@@ -11,14 +11,15 @@ import structlog
 
 from appservice.rooms import room_request
 from appservice.service import GREET_AFTER_S, MatrixService
-from fajma.commands import help_text
+from fajma.commands import Action, usage
 from fajma.config import Settings
 from fajma.duty import Roster
 from fajma.errors import InputError
 from fajma.events import MESSAGE
-from fajma.language import Language, translator
+from fajma.language import Language, shown, translator
 from fajma.store import Records
 from fajma.store.audit import OPERATOR
+from fajma.store.people import Staff, named
 from fajma.store.wards import Ward, WardId
 
 log = structlog.get_logger()
@@ -50,10 +51,7 @@ class WardService:
             InputError: the name is not one.
         """
         if not _WARD_ID.fullmatch(name):
-            raise InputError(
-                "a ward's name has up to 31 small letters, digits and hyphens, e.g. medecine-2",
-                code="ward_name",
-            )
+            raise _bad_name(name)
         site = self._settings.site
         ward = Ward(
             WardId(name),
@@ -93,17 +91,25 @@ class WardService:
         return await self._records.wards.all()
 
     async def greet(self, room_id: str, user: str) -> None:
-        """Say to somebody who joined a ward's room what it is for, and what to type."""
+        """Say in one line to somebody who joined a ward's room where to begin.
+
+        What the room is for stands in its topic, which everybody can read at any time.
+        """
         ward = await self._records.wards.in_room(room_id)
         if ward is None:
             return
         # A client refuses what comes before it has looked up our device.
         await asyncio.sleep(GREET_AFTER_S)
+        person = await self._records.people.get(user)
         who = self._records.site_key.fingerprint(b"greeted", user.encode()).hex()
         await self._matrix.host.send(
             room_id,
             MESSAGE,
-            {"msgtype": "m.notice", "body": welcome(ward.language)},
+            {
+                "msgtype": "m.notice",
+                "body": greeting(person.language if person else ward.language, person, user),
+                "m.mentions": {"user_ids": [user]},
+            },
             transaction_id=f"welcome-{ward.id}-{who}",
         )
 
@@ -111,29 +117,48 @@ class WardService:
         matrix = self._matrix
         team = [one.account for one in await self._records.people.team(ward.id)]
         request = room_request(
-            name=_room_name(ward),
+            name=room_name(ward),
             creator=matrix.host.mxid,
             bots=(matrix.alerts_mxid,),
             clinicians=team,
             patient=None,
             room_version=self._settings.homeserver.room_version,
+            topic=topic(ward.language),
         )
         room_id = await matrix.create_room(request)
         await self._records.wards.opened(ward.id, room_id)
         log.info("ward_opened", ward=ward.id, room=room_id)
 
 
-def _room_name(ward: Ward) -> str:
+def _bad_name(name: str) -> InputError:
+    wrong = "".join(dict.fromkeys(re.sub(r"[a-z0-9-]", "", name)))
+    which = f"; these characters cannot be in it: {shown(wrong, 31)}" if wrong else ""
+    return InputError(
+        "a ward's name has up to 31 small letters without accents, digits and, between them,"
+        f" hyphens, e.g. medecine-2{which}",
+        code="ward_name",
+    )
+
+
+def room_name(ward: Ward) -> str:
+    """The name of a ward's room, in the language of the ward."""
     _ = translator(ward.language).gettext
     return _("Ward {ward}").format(ward=ward.id)
 
 
-def welcome(language: Language) -> str:
+def topic(language: Language) -> str:
+    """What a ward's room is for; in clear, so nothing of the ward's is in it."""
+    _ = translator(language).gettext
+    return _(
+        "The team's room of the ward: alarms of patients without account, duty and handover. A"
+        " secondary, investigational notification, not a certified medical device: never rely on it"
+        " as the only monitoring. What can be typed: {help}"
+    ).format(help=usage(Action.HELP, language))
+
+
+def greeting(language: Language, person: Staff | None, account: str) -> str:
     """The first message that somebody reads in a ward's room."""
     _ = translator(language).gettext
-    text = _(
-        "This is the team's room of the ward, end-to-end encrypted: alarms of patients without"
-        " account, duty and handover. A secondary, investigational notification, not a certified"
-        " medical device: never rely on it as the only monitoring."
+    return _("Welcome {who}. What can be typed here: {help}").format(
+        who=named(person, account), help=usage(Action.HELP, language)
     )
-    return f"{text}\n\n{help_text(language)}"

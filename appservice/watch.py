@@ -9,6 +9,7 @@ the person or the operators as a notice of their homeserver.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +21,12 @@ import structlog
 
 from appservice import letters
 from appservice.operator import Operator
+from appservice.push import MASTER_MUTED
 from appservice.service import MatrixService
-from appservice.staff import Finding, StaffService
+from appservice.staff import NO_PUSHER, UNREACHABLE, Finding, StaffService
 from fajma.commands import Action, usage
 from fajma.config import People as PeopleSettings
-from fajma.errors import FajmaError
+from fajma.errors import FajmaError, InputError
 from fajma.language import Language, shown, translator
 from fajma.store import Records
 from fajma.store.alarms import Delivery
@@ -45,9 +47,8 @@ TO_OPERATORS: Final = frozenset(
     {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE, About.STRANGER, About.DRILL}
 )
 
-UNREACHABLE: Final = frozenset(
-    {"no_pusher", "no_signed_device", "no_account", "account_closed", "master_muted"}
-)
+OF_DUTY: Final = (About.DEVICE, About.MUTED)
+"""What is told of somebody because he is on duty, and is over when duty is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,18 +83,45 @@ class Watch:
         self._epoch: int | None = None
         self._accepted: dict[str, str] = {}
         self._rules: dict[str, _Looked] = {}
+        self._others_at_s: dict[WardId, float] = {}
 
     async def run(self) -> None:
         """Look until cancelled."""
         while True:
+            seen = await self._seen()
             await self._guarded("watching_failed", self.look)
-            await self._records.store.hints.wait(self._hint, self._settings.look_every_s)
+            await self._rest(seen)
+
+    async def _rest(self, seen: object) -> None:
+        """Until the next look is due, or somebody did what it must follow, here or elsewhere."""
+        hints = self._records.store.hints
+        due_s = time.monotonic() + self._settings.look_every_s
+        while (left_s := due_s - time.monotonic()) > 0:
+            if await hints.wait(self._hint, min(left_s, hints.POLL_S)):
+                return
+            now_seen = await self._seen()
+            if now_seen is not None and now_seen != seen:
+                return
+
+    async def _seen(self) -> object | None:
+        """What changes with each act of a person and each warning of a sender; ``None`` unknown."""
+        records = self._records
+        try:
+            return (
+                await records.audience.epoch(),
+                await records.audit.position(),
+                await records.warnings.newest(),
+            )
+        except Exception as error:  # noqa: BLE001 - a database that is away comes back
+            log.warning("changes_not_seen", error=type(error).__name__)
+            return None
 
     async def look(self) -> None:
         """One look at everything."""
         await self._guarded("identities_not_followed", self._follow_identities)
         for ward in await self._records.wards.all():
             await self._guarded("ward_not_watched", partial(self._look_at_ward, ward))
+        await self._guarded("warnings_not_ended", self._end_with_duty)
         await self._guarded("rules_not_kept", self._keep_rules)
         await self._guarded("strangers_not_looked_for", self._look_for_strangers)
         await self._announce()
@@ -127,29 +155,46 @@ class Watch:
         team = await self._records.people.team(ward.id)
         on_duty = {one.account for one in team} & set(ward.roster.accounts)
         asked = on_duty or {one.account for one in team}
-        findings = [await self._finding(one) for one in team if one.account in asked]
-        reachable = [one for one in findings if not UNREACHABLE & set(one.troubles)]
+        every_s = self._settings.rules_every_s
+        findings = [
+            await self._finding(one, rules_every_s=every_s) for one in team if one.account in asked
+        ]
         warnings = self._records.warnings
         await warnings.set(About.NOBODY_ON_DUTY, ward.id, [] if on_duty else [""], now=now)
-        alone = bool(on_duty) and not reachable
+        alone = bool(on_duty) and not any(one.is_reachable for one in findings)
         await warnings.set(About.NOBODY_REACHABLE, ward.id, [""] if alone else [], now=now)
         for finding in findings:
             if finding.person.account in on_duty:
                 await self._look_at_person(finding, now)
+        # The others less often: it is for them to know when they take duty.
+        if time.monotonic() - self._others_at_s.get(ward.id, -math.inf) >= every_s:
+            for one in team:
+                if one.account not in asked:
+                    await self._finding(one, rules_every_s=RULES_AGAIN_S)
+            self._others_at_s[ward.id] = time.monotonic()
 
-    async def _finding(self, person: Staff) -> Finding:
-        """Whether somebody who should ring can be reached; the rules not at each look."""
+    async def _finding(self, person: Staff, *, rules_every_s: float) -> Finding:
+        """Whether somebody can be reached; the account and its rules not at each look.
+
+        What stands in the way is kept for those who ask in the ward's room.
+        """
         looked = self._rules.get(person.account)
         recent = (
             looked is not None
-            and looked.rings
-            and time.monotonic() - looked.at_s < self._settings.rules_every_s
+            and looked.rings == await self._staff.rings(person)
+            and time.monotonic() - looked.at_s < rules_every_s
         )
         found = await self._staff.finding(
             person, account_troubles=looked.troubles if looked is not None and recent else None
         )
         if not recent:
             self._rules[person.account] = _Looked(found.rings, time.monotonic(), found.account)
+        await self._records.warnings.set(
+            About.NO_RING,
+            person.account,
+            sorted(UNREACHABLE & set(found.troubles)),
+            now=self._now(),
+        )
         return found
 
     async def _look_at_person(self, finding: Finding, now: datetime) -> None:
@@ -160,8 +205,17 @@ class Watch:
         await self._records.warnings.set(
             About.DEVICE, account, [f"{one} {key}" for one, key in unsigned.items()], now=now
         )
-        silent = [one for one in finding.troubles if one in {"no_pusher", "master_muted"}]
+        silent = [one for one in finding.troubles if one in {NO_PUSHER, MASTER_MUTED}]
         await self._records.warnings.set(About.MUTED, account, silent, now=now)
+
+    async def _end_with_duty(self) -> None:
+        """What was true of somebody on duty concerns nobody when he is not."""
+        on_duty = {
+            account for ward in await self._records.wards.all() for account in ward.roster.accounts
+        }
+        for one in await self._records.warnings.open():
+            if one.kind in OF_DUTY and one.subject not in on_duty:
+                await self._records.warnings.set(one.kind, one.subject, [], now=self._now())
 
     async def _keep_rules(self) -> None:
         """The push rules of everybody here; who rings was looked at with his ward."""
@@ -195,12 +249,28 @@ class Watch:
     async def _announce(self) -> None:
         wait = timedelta(seconds=self._settings.unsigned_after_s)
         for one in await self._records.warnings.open():
+            if one.kind is About.NO_RING:
+                continue  # kept for who asks
             if one.kind is About.DEVICE and self._now() - one.seen_at < wait:
                 continue
             await self._guarded("warning_not_announced", partial(self._announce_one, one))
 
+    async def _is_still_so(self, one: Warn) -> bool:
+        """What is told of a person is looked at afresh: he may just have put it right."""
+        person = await self._records.people.get(one.subject)
+        if person is None:
+            return False
+        finding = await self._finding(person, rules_every_s=0)
+        if not finding.on_duty:
+            return False
+        await self._look_at_person(finding, self._now())
+        return one in await self._records.warnings.open(one.kind)
+
     async def _announce_one(self, one: Warn) -> None:
         now = self._now()
+        is_new = one.announced_at is None or one.told_at is None
+        if one.kind in OF_DUTY and is_new and not await self._is_still_so(one):
+            return
         ward = await self._ward_of(one)
         again = (
             one.kind in {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE}
@@ -223,8 +293,9 @@ class Watch:
                 created_at=now,
             )
             async with self._records.store.transaction() as connection:
-                await self._records.outbox.add(connection, delivery)
+                # In the order in which everybody locks: see fajma/store/database.py.
                 await self._records.warnings.announced(connection, one, now=now)
+                await self._records.outbox.add(connection, delivery)
                 await self._records.audit.note(
                     connection,
                     actor="fajma",
@@ -248,9 +319,12 @@ class Watch:
                 mark = self._records.site_key.fingerprint(
                     b"notice", account.encode(), one.kind.value.encode(), one.mark.encode()
                 ).hex()
-                await self._operator.notice(
-                    account, text, transaction_id=f"{mark}-{int(one.seen_at.timestamp())}"
-                )
+                try:
+                    await self._operator.notice(
+                        account, text, transaction_id=f"{mark}-{int(one.seen_at.timestamp())}"
+                    )
+                except InputError as error:  # an account that is closed; the others are told
+                    log.warning("not_told", account=account, code=error.code)
         async with self._records.store.transaction() as connection:
             await self._records.warnings.told(connection, one, now=now)
 
@@ -264,16 +338,20 @@ class Watch:
         person = await self._records.people.get(one.subject)
         if person is None and one.kind is About.IDENTITY:
             # A patient, or a clinician who is not of our staff.
+            code = identity_code(one.mark)
             for consultation in await self._records.consultations.of_account(one.subject):
-                return {one.subject: letters.changed_identity(consultation.language, staff=False)}
+                language = consultation.language
+                return {one.subject: letters.changed_identity(language, staff=False, code=code)}
         if person is None or not person.is_active:
             return {}
         if one.kind is About.IDENTITY:
-            return {one.subject: letters.changed_identity(person.language, staff=True)}
+            code = identity_code(one.mark)
+            return {one.subject: letters.changed_identity(person.language, staff=True, code=code)}
         if one.kind is About.DEVICE:
             device = one.mark.split(" ", 1)[0]
             return {one.subject: letters.unsigned_device(person.language, device=device)}
-        return {one.subject: letters.muted(person.language)}
+        silent = letters.muted if one.mark == MASTER_MUTED else letters.no_phone
+        return {one.subject: silent(person.language)}
 
     async def _to_operator(self, one: Warn, language: Language) -> str:
         if one.kind is About.STRANGER:
@@ -321,8 +399,8 @@ class Watch:
             verb = " ".join(line.split()[:2])
             return _(
                 "SECURITY · the keys of {who} were reset: no vitals and no alarms until accepted ·"
-                " ask {who} in person or by telephone whether it was so, then two clinicians type:"
-                " {line}"
+                " ask {who} by voice or face to face: reset just now, by whom, on which device? ·"
+                " only if it was {who}, two clinicians type: {line}"
             ).format(who=who, line=f"{verb} {one.subject} {code}")
         if one.kind is About.DEVICE:
             return _(
@@ -334,6 +412,11 @@ class Watch:
                 "SECURITY · {who} is in a room without belonging there and gets no keys · tell the"
                 " operator"
             ).format(who=shown(one.mark, MAX_ACCOUNT))
-        return _("{who} is on duty and the phone cannot ring: no notifications in Element").format(
-            who=who
-        )
+        return (
+            _("{who} is on duty and the phone cannot ring: all notifications are off in Element")
+            if one.mark == MASTER_MUTED
+            else _(
+                "{who} is on duty without a phone that can ring: sign in with Element on a phone"
+                " and let it show notifications"
+            )
+        ).format(who=who)

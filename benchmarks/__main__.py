@@ -5,7 +5,10 @@ from __future__ import annotations
 import sys
 
 from benchmarks.alarm_latency import alarm_latency_idle
+from benchmarks.alternative import ingest_alternative
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
+from benchmarks.fleet import fleet_10k
+from benchmarks.ingest import ingest
 from benchmarks.publish import patient_day_bytes, publish_100
 
 ALL = {
@@ -14,6 +17,9 @@ ALL = {
         demo_first_vital_s,
         run_memory_mb,
         alarm_latency_idle,
+        ingest,
+        ingest_alternative,
+        fleet_10k,
         publish_100,
         patient_day_bytes,
     )

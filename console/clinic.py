@@ -14,7 +14,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, TextIO
@@ -35,11 +35,23 @@ from console.synapse import OPERATOR, Synapse, SynapseSite
 from fajma.config import as_toml, read_secret
 from fajma.errors import UnavailableError
 from fajma.files import write_private
+from fajma.language import Language
 from fajma.sealing import generate_site_key
 from fajma.wire import V1_TOPIC
 
 SERVER_NAME: Final = "clinique.test"
 READY_WITHIN_S: Final = 60.0
+
+SPLIT: Final[Mapping[str, Sequence[str]]] = {
+    "ingest": ("ingest", "--number", "1"),
+    "appservice": ("appservice",),
+    "alerts": ("alerts",),
+    "alerts-standby": ("alerts",),
+}
+"""The processes of a split FAJMA by name, in the order of their start: arguments of ``fajma run``.
+
+Which of the two ``alerts`` does the work is for them to say.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,8 @@ class Options:
         settings: sections and keys that differ from the defaults, e.g. ``{"publish": {...}}``.
         database_url: FAJMA's database; SQLite in the directory where ``None``.
         private_push: whether the homeserver may push to a gateway on this machine.
+        split: whether FAJMA runs as several processes, which needs a PostgreSQL.
+        command: the module that is the `fajma` command; a test may put another in its place.
     """
 
     directory: Path
@@ -102,6 +116,8 @@ class Options:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     database_url: str | None = None
     private_push: bool = False
+    split: bool = False
+    command: str = "console"
 
 
 class Clinic:
@@ -112,6 +128,8 @@ class Clinic:
         ward_room: room id of the ward's team, once it is open.
         on_duty: who was on duty there when it was opened.
         synapse: the homeserver.
+        fajma: ``fajma run``, where it is one process.
+        processes: those of a split FAJMA that run, by their names in ``SPLIT``.
     """
 
     def __init__(self, options: Options, *, report: Callable[[str], None] = lambda _: None) -> None:
@@ -131,6 +149,7 @@ class Clinic:
                 appservice_url=f"http://{LOOPBACK}:{options.ports.appservice}",
                 port_setting="--homeserver-port",
                 private_push=options.private_push,
+                language=Language(options.settings.get("site", {}).get("language", "fr")),
             )
         )
         self.uses_mosquitto = options.broker == "mosquitto" or (
@@ -140,6 +159,7 @@ class Clinic:
             self.directory / "mosquitto", options.ports.broker, port_setting="--broker-port"
         )
         self.fajma: Child | None = None
+        self.processes: dict[str, Child] = {}
         self._lock: TextIO | None = None
         self._monitors: list[Child] = []
 
@@ -273,29 +293,62 @@ class Clinic:
     async def start_fajma(self) -> None:
         """Start ``fajma run`` and wait until every part of it works."""
         self.write_settings()
-        start = self.fajma_log.stat().st_size if self.fajma_log.exists() else 0
-        self.fajma = Child.start(
-            [sys.executable, "-m", "console", "run", "--config", str(self.config_path)],
-            env=environment_without_proxies(),
-            log_path=self.fajma_log,
-            name="FAJMA",
+        if not self.options.split:
+            self.fajma = await self._started_fajma("FAJMA", self.fajma_log)
+            return
+        for name in SPLIT:
+            await self.start_process(name)
+
+    async def start_process(self, name: str) -> None:
+        """Start one process of a split FAJMA and wait until it works, or waits for its turn."""
+        self.processes[name] = await self._started_fajma(
+            f"FAJMA {name}", self.process_log(name), *SPLIT[name]
         )
-        await self.fajma.ready(self._says(self.fajma_log, "ready", start), READY_WITHIN_S)
+
+    def process_log(self, name: str) -> Path:
+        """The log of one process of a split FAJMA."""
+        return self.directory / f"fajma-{name}.log"
+
+    async def _started_fajma(self, name: str, log_path: Path, *role: str) -> Child:
+        start = _size(log_path)
+        child = Child.start(
+            [
+                *(sys.executable, "-m", self.options.command, "run", *role),
+                *("--config", str(self.config_path)),
+            ],
+            env=environment_without_proxies(),
+            log_path=log_path,
+            name=name,
+        )
+        works = {"ready", "standby"} if role else {"ready"}
+        try:
+            await child.ready(self._says(log_path, works, start), READY_WITHIN_S)
+        except BaseException:
+            await child.stop()
+            raise
+        return child
 
     async def stop_fajma(self) -> None:
-        """Stop ``fajma run``."""
+        """Stop ``fajma run``, a standby before whom it would follow."""
         if self.fajma is not None:
             await self.fajma.stop()
             self.fajma = None
+        while self.processes:
+            _, process = self.processes.popitem()
+            await process.stop()
 
-    async def _says(self, path: Path, event: str, start: int) -> None:
+    async def _says(self, path: Path, events: Collection[str], start: int) -> None:
         async for line in follow(path, start):
             with contextlib.suppress(ValueError):
-                if json.loads(line).get("event") == event:
+                if json.loads(line).get("event") in events:
                     return
 
     async def open_consultations(self, clinicians: tuple[str, ...] = (DOCTOR,)) -> None:
-        """One consultation for each patient, with the monitor linked; nothing if they exist."""
+        """One consultation for each patient, with the monitor linked; nothing if they exist.
+
+        Raises:
+            UnavailableError: a clinician of this clinic has left it (``clinician_left``).
+        """
         for patient in PATIENTS:
             body = {
                 "number": patient.number,
@@ -404,6 +457,10 @@ async def follow(path: Path, start: int = 0) -> AsyncIterator[str]:
                 yield line
             if not lines:
                 await asyncio.sleep(0.05)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
 
 
 def _mosquitto_is_installed() -> bool:

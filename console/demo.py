@@ -6,8 +6,10 @@ import asyncio
 import contextlib
 import json
 import logging
+import shlex
 import shutil
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -37,8 +39,9 @@ from console.element import HOW_TO_GET, ElementServer, configuration, unpack
 from console.observer import Observer, Seen
 from fajma.commands import Action, usage
 from fajma.config import Site
+from fajma.errors import InputError, UnavailableError
 from fajma.events import MESSAGE, AlarmBlock, Vitals, VitalsBatch
-from fajma.vitals import MEASURES, Kind
+from fajma.vitals import Kind
 
 STEPS: Final = {
     "homeserver": "Starting the homeserver (Synapse, SQLite)",
@@ -62,6 +65,13 @@ _SHORT: Final = {
     Kind.TEMPERATURE: "T°",
     Kind.SYSTOLIC: "TA",
     Kind.DIASTOLIC: "TA dia",
+}
+_UNIT: Final = {
+    Kind.HEART_RATE: "/min",
+    Kind.SPO2: "%",
+    Kind.TEMPERATURE: "°C",
+    Kind.SYSTOLIC: "mmHg",
+    Kind.DIASTOLIC: "mmHg",
 }
 
 
@@ -188,6 +198,7 @@ async def _show(
         clinic, observer, element = starting.result()
         console.print(_where(clinic, element))
         console.print(_by_hand(clinic), highlight=False, soft_wrap=True)
+        console.print(_commands(clinic), highlight=False, soft_wrap=True)
         live = _Live(console, clinic)
         observer.on_seen(live.seen)
         for patient in PATIENTS:
@@ -236,9 +247,18 @@ async def _start(
         await clinic.start()
         stack.push_async_callback(clinic.stop)
         report("consultations")
-        await clinic.open_consultations(clinicians=(DOCTOR, WITNESS))
+        try:
+            await clinic.open_consultations(clinicians=(DOCTOR, WITNESS))
+        except UnavailableError as error:
+            if error.code != "clinician_left":
+                raise
+            raise InputError(
+                "the demo's own doctor has left its staff, or the clinician of this terminal:"
+                " `make clean-demo` begins with a new clinic",
+                code="demo_without_clinician",
+            ) from error
         report("ward")
-        await clinic.open_ward({DOCTOR: "Awa Diop", WITNESS: "Veille (terminal)"})
+        await clinic.open_ward({DOCTOR: "Awa Diop", WITNESS: "Veille"})
         report("witness")
         observer = Observer(
             clinic.synapse.base_url, clinic.mxid(WITNESS), clinic.directory / "witness"
@@ -302,6 +322,16 @@ def _by_hand(clinic: Clinic) -> str:
     return f"Send a reading for bed {PATIENTS[0].bed} by hand:\n{escape(line)}\n"
 
 
+def _commands(clinic: Clinic) -> str:
+    """What makes the commands of docs/people.md work in another terminal."""
+    where = shlex.quote(str(Path(sys.executable).parent))
+    return (
+        "The commands of docs/people.md, in another terminal:\n"
+        + escape(f"export FAJMA_CONFIG={shlex.quote(str(clinic.config_path))} PATH={where}:$PATH\n")
+        + "fajma staff check\n"
+    )
+
+
 class _Live:
     """One line for each reading, each state event, each alarm."""
 
@@ -333,7 +363,7 @@ class _Live:
         async for line in lines:
             if line.startswith("{"):
                 values = json.loads(line)["values"]
-                shown = "  ".join(f"{_SHORT[Kind(kind)]} {value}" for kind, value in values.items())
+                shown = "  ".join(_shown(Kind(kind), value) for kind, value in values.items())
                 self._line("cyan", f"bed {bed}", f"monitor sends     {shown}")
             elif line:
                 self._line("yellow", f"bed {bed}", escape(line))
@@ -359,8 +389,7 @@ class _Live:
         content = one.content
         if isinstance(content, Vitals):
             values = "  ".join(
-                f"{_SHORT[kind]} {latest.value} {MEASURES[kind].unit}"
-                for kind, latest in content.latest.items()
+                _shown(kind, latest.value) for kind, latest in content.latest.items()
             )
             self._line("blue", bed, f"state decrypted   {values}")
         elif isinstance(content, VitalsBatch):
@@ -375,3 +404,8 @@ class _Live:
     def _line(self, style: str, bed: str, text: str) -> None:
         now = datetime.now(self._zone).strftime("%H:%M:%S")
         self._console.print(f"[dim]{now}[/] [{style}]{bed:<6} {text}[/]", highlight=False)
+
+
+def _shown(kind: Kind, value: object) -> str:
+    """A value as a chart in French has it: ``T° 36,9 °C``."""
+    return f"{_SHORT[kind]} {str(value).replace('.', ',')} {_UNIT[kind]}"

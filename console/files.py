@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import fcntl
 from pathlib import Path
-from typing import TextIO
+from typing import Final, TextIO
 
 from fajma.errors import UnavailableError
+
+ALREADY_RUNNING: Final = "already_running"
+"""Code of the error that says so."""
 
 
 def base_file(name: str) -> str:
@@ -21,18 +24,21 @@ def base_file(name: str) -> str:
     return (directory / name).read_text(encoding="utf-8")
 
 
-def only_here(directory: Path) -> TextIO:
-    """Hold a directory for this process alone; close what is returned to let it go.
+def only_here(directory: Path, work: str = "running") -> TextIO:
+    """Hold a directory, for one kind of work, for this process alone.
+
+    Returns:
+        What to close to let it go.
 
     Raises:
-        UnavailableError: another process holds it.
+        UnavailableError: ``already_running``, another process holds it.
     """
-    lock = (directory / "running.lock").open("w")
+    lock = (directory / f"{work}.lock").open("w")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         lock.close()
         raise UnavailableError(
-            f"another process runs in {directory}: stop it first", code="already_running"
+            f"another process runs in {directory}: stop it first", code=ALREADY_RUNNING
         ) from error
     return lock

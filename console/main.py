@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Final
 
 import click
-import structlog
 
 from console.demo import demo
 from console.device import device
+from console.keys import keys
 from console.logs import configure
 from console.people import config_option, patient, staff, ward
-from console.run import opened, run
+from console.readings import readings
+from console.run import INGESTS_MAX, Role, run
 from fajma import __version__
-from fajma.config import SECRET_FILES, Settings, files_named, keys, load, read_secret
+from fajma.config import SECRET_FILES, files_named, load, read_secret
+from fajma.config import keys as setting_keys
 from fajma.errors import FajmaError, InputError
-from fajma.sealing import SiteKey
+from fajma.store.site import check_site_key_file
 
 EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
@@ -32,12 +34,26 @@ def cli() -> None:
 
 
 @cli.command("run")
+@click.argument("role", type=click.Choice([role.value for role in Role]), required=False)
+@click.option(
+    "--number",
+    type=click.IntRange(1, INGESTS_MAX),
+    help="Which of several ingests this one is; each has its own.",
+)
 @config_option
-def run_command(config_path: Path) -> None:
-    """Run FAJMA: application service, ingest, publisher, alarm engine, alert bot."""
+def run_command(config_path: Path, role: str | None, number: int | None) -> None:
+    """Run FAJMA, all of it or over PostgreSQL one ROLE in this process.
+
+    \b
+    ingest      readings from the broker; start several with different --number
+    appservice  consultations, people, REST API, vitals in rooms
+    alerts      alarms and commands; a second one takes over when the first dies
+    """  # noqa: D301 - click reads the character
+    if number is not None and role != Role.INGEST:
+        raise InputError("--number belongs to `fajma run ingest`", code="number_without_ingest")
     settings = load(config_path)
     configure(settings.log)
-    asyncio.run(run(settings))
+    asyncio.run(run(settings, role=Role(role) if role else None, number=number or 1))
 
 
 @cli.group("config")
@@ -59,7 +75,7 @@ def config_check(config_path: Path) -> None:
         except OSError as error:
             problems.append(f"{name} cannot be read from {path}: {error.strerror}")
     if not problems:
-        SiteKey.from_file(settings.secrets.site_key_file)
+        check_site_key_file(settings.secrets.site_key_file)
     if problems:
         raise InputError("\n".join(problems), code="config_files")
     click.echo(f"{config_path}: the settings are right")
@@ -70,32 +86,14 @@ def config_check(config_path: Path) -> None:
 def config_show(config_path: Path) -> None:
     """Show the settings in force: file, environment and defaults. Secrets stay in their files."""
     settings = load(config_path)
-    for key, _, _ in keys():
+    for key, _, _ in setting_keys():
         section, name = key.split(".")
         value = getattr(getattr(settings, section), name)
         click.echo(f"{key} = {value}")
 
 
-@cli.group("readings")
-def readings_group() -> None:
-    """Look at the readings log."""
-
-
-@readings_group.command("count")
-@config_option
-def readings_count(config_path: Path) -> None:
-    """How many readings are stored, and how many were refused for which reason."""
-    asyncio.run(_count(load(config_path)))
-
-
-async def _count(settings: Settings) -> None:
-    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
-    async with opened(settings) as records:
-        click.echo(f"stored {await records.readings.count()}")
-        for reason, count in (await records.quarantine.counts()).items():
-            click.echo(f"refused {reason} {count}")
-
-
+cli.add_command(readings)
+cli.add_command(keys)
 cli.add_command(ward)
 cli.add_command(staff)
 cli.add_command(patient)

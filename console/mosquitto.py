@@ -9,6 +9,7 @@ from typing import Final
 
 from console.files import base_file
 from console.pki import (
+    BRIDGE_NAME,
     Credentials,
     ensure_ca,
     issue_bridge,
@@ -102,9 +103,9 @@ class Mosquitto:
         """The certificate and key of one monitor (see `console.pki.issue_device`)."""
         return issue_device(self.pki_directory, device_id)
 
-    def issue_bridge(self) -> Credentials:
-        """The certificate and key of the bridge."""
-        return issue_bridge(self.pki_directory)
+    def issue_bridge(self, name: str = BRIDGE_NAME) -> Credentials:
+        """The certificate and key of the bridge, or of one of several ingests."""
+        return issue_bridge(self.pki_directory, name)
 
     async def start(self) -> None:
         """Start it and wait until it accepts connections.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -23,13 +23,16 @@ from fajma.store.people import Role
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=120)
 
 TROUBLES: Final = {
-    "identity_changed": "keys were reset: ask the person, `fajma staff trust {account} {code}`",
+    "identity_changed": "keys were reset: ask by voice whether, when and on which device; then:"
+    " fajma staff trust {account} {code}",
     "no_signed_device": "no confirmed device: log in with Element and verify it",
     "no_pusher": "no phone with notifications: log in with Element on the phone and allow them",
     "master_muted": "all notifications are off: enable them in Element, Settings, Notifications",
     "partner": "partner's account: rules and phone are checked by that hospital's operator",
-    "no_account": "the account does not exist on this homeserver",
-    "account_closed": "the account is closed: `fajma staff leave`, or add it again",
+    "no_account": "the account does not exist on this homeserver: give `staff add` again",
+    "account_closed": "the account is closed: `fajma staff leave`, or give `staff add` again",
+    "not_in_room": "the invitation to the ward's room is not accepted, so its alarms do not arrive",
+    "not_checked": "could not be looked at (see FAJMA's log): give the command again",
 }
 
 config_option = click.option(
@@ -152,29 +155,21 @@ def staff() -> None:
 @_language
 @click.option("--existing", is_flag=True, help="The account is here already; keep its password.")
 @config_option
-def staff_add(
-    *,
-    who: str,
-    name: str,
-    role: str,
-    ward: str | None,
-    language: str | None,
-    existing: bool,
-    config_path: Path,
-) -> None:
-    """Somebody joins. WHO is a short name (awa.diop), or a partner's full Matrix id."""
-    answer = _api(config_path).post(
-        "staff",
-        {
-            "who": who,
-            "name": name,
-            "role": role,
-            "ward": ward,
-            "language": language,
-            "existing": existing,
-        },
-    )
-    click.echo(answer["letter"])
+def staff_add(*, config_path: Path, **values: Any) -> None:
+    """Somebody joins. WHO is a short name (awa.diop), or a partner's full Matrix id.
+
+    Safe to repeat: completes what is missing, and prints another first password as long as nobody
+    has signed in.
+    """
+    answer = _api(config_path).post("staff", values)
+    _give(answer["letter"])
+    if answer["warning"]:
+        click.echo(f"\nwarning: {answer['warning']}", err=True)
+
+
+def _give(letter: str) -> None:
+    """A letter, and a word to the operator about it."""
+    click.echo(letter)
     click.echo("\nGive this to the person; it is not shown again.", err=True)
 
 
@@ -224,7 +219,7 @@ def staff_leave(who: str, config_path: Path) -> None:
 @staff.command("lost-phone")
 @click.argument("who")
 @click.option("--device", "devices", multiple=True, help="Which device; may be repeated.")
-@click.option("--all", "every", is_flag=True, help="All of the person's devices.")
+@click.option("--all", "every", is_flag=True, help="All of the person's devices, or none.")
 @click.option("--stolen", is_flag=True, help="Somebody may have opened it: trust its keys no more.")
 @config_option
 def staff_lost_phone(
@@ -235,8 +230,15 @@ def staff_lost_phone(
         "staff/lost-phone",
         {"who": who, "devices": list(devices), "every": every, "stolen": stolen},
     )
-    click.echo(answer["letter"])
-    click.echo("\nGive this to the person; it is not shown again.", err=True)
+    _give(answer["letter"])
+
+
+@staff.command("password")
+@click.argument("who")
+@config_option
+def staff_password(who: str, config_path: Path) -> None:
+    """A letter was lost or a password forgotten: a new one. Nobody is signed out."""
+    _give(_api(config_path).post("staff/password", {"who": who})["letter"])
 
 
 @staff.command("trust")
@@ -244,7 +246,7 @@ def staff_lost_phone(
 @click.argument("code")
 @config_option
 def staff_trust(who: str, code: str, config_path: Path) -> None:
-    """Accept somebody's reset keys, after asking the person; CODE from `fajma staff check`."""
+    """Accept somebody's reset keys, after asking by voice; CODE from `fajma staff check`."""
     answer = _api(config_path).post("staff/trust", {"who": who, "code": code})
     click.echo(f"{answer['account']}: the new keys are accepted")
 
@@ -253,19 +255,31 @@ def staff_trust(who: str, code: str, config_path: Path) -> None:
 @config_option
 def staff_check(config_path: Path) -> None:
     """Whether everybody can be reached; push rules are repaired. Exit code 1 if somebody cannot."""
-    table = _table("account", "name", "ward", "rings", "state")
-    bad = False
-    for one in _api(config_path).post("staff/check", {})["staff"]:
-        said = [
-            TROUBLES.get(trouble, trouble).format(account=one["account"], code=one["code"])
+    found = _api(config_path).post("staff/check", {})["staff"]
+    for line in _checked(found):
+        click.echo(line)
+    if any(trouble != "partner" for one in found for trouble in one["troubles"]):
+        raise SystemExit(1)
+
+
+def _checked(found: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A line for each person, one below for each trouble, and how many can be reached.
+
+    No table, so that a command stands in one piece, to be copied. On call is who is meant to be
+    rung: all of a ward while nobody there is on duty.
+    """
+    lines = []
+    for one in found:
+        duty = "on duty" if one["on_duty"] else "on call" if one["on_call"] else ""
+        state = "" if one["troubles"] else "ok"
+        cells = (one["account"], one["name"], one["ward"] or "no ward", duty, state)
+        lines.append("  ".join(cell for cell in cells if cell))
+        lines += [
+            "    " + TROUBLES.get(trouble, trouble).format(account=one["account"], code=one["code"])
             for trouble in one["troubles"]
         ]
-        bad = bad or any(trouble != "partner" for trouble in one["troubles"])
-        rings = "yes" if one["rings"] else "no"
-        _row(table, one["account"], one["name"], one["ward"], rings, "; ".join(said) or "ok")
-    _show(table)
-    if bad:
-        raise SystemExit(1)
+    reachable = sum(one["reachable"] for one in found)
+    return [*lines, f"{reachable} of {len(found)} can be reached"]
 
 
 # --- patients ------------------------------------------------------------------------------------
@@ -294,6 +308,16 @@ def patient_add(config_path: Path, **values: Any) -> None:
     """Keep a new patient record. NUMBER is the hospital's."""
     answer = _api(config_path).post("patients", values)
     click.echo(f"patient {answer['number']}: bed {answer['bed']}, key {answer['patient']}")
+    _warn_of_bed(answer)
+
+
+def _warn_of_bed(answer: Mapping[str, Any]) -> None:
+    for number in answer["also_in_bed"]:
+        click.echo(
+            f"warning: patient {number} is in bed {answer['bed']} of ward {answer['ward']} too:"
+            " alarms name the bed",
+            err=True,
+        )
 
 
 @patient.command("list")
@@ -301,12 +325,13 @@ def patient_add(config_path: Path, **values: Any) -> None:
 @config_option
 def patient_list(ward: str | None, config_path: Path) -> None:
     """Every patient, by bed."""
-    table = _table("number", "initials", "bed", "ward", "age", "account")
-    path = f"patients?ward={quote(ward)}" if ward else "patients"
+    table = _table("number", "initials", "bed", "ward", "age", "account", "monitor")
+    path = "patients" if ward is None else f"patients?ward={quote(ward)}"
     for one in _api(config_path).get(path)["patients"]:
         _row(
             table,
             *(one[key] for key in ("number", "initials", "bed", "ward", "age_band", "account")),
+            ", ".join(one["monitors"]),
         )
     _show(table)
 
@@ -315,7 +340,7 @@ def patient_list(ward: str | None, config_path: Path) -> None:
 @click.argument("number")
 @click.option("--initials")
 @click.option("--bed")
-@click.option("--ward")
+@click.option("--ward", help="Another ward; '' for none.")
 @_age
 @_pregnant
 @_language
@@ -325,6 +350,7 @@ def patient_change(config_path: Path, **values: Any) -> None:
     """Another bed, ward, age band ...; what is left out stays."""
     answer = _api(config_path).post("patients/change", values)
     click.echo(f"patient {answer['number']}: bed {answer['bed']}, ward {answer['ward'] or 'none'}")
+    _warn_of_bed(answer)
 
 
 @patient.command("link-account")
@@ -355,4 +381,6 @@ def patient_monitor(number: str, device: str, config_path: Path) -> None:
     answer = _api(config_path).post(
         "patients/monitor", {"number": number, "device": device.replace(":", "").upper()}
     )
-    click.echo(f"patient {answer['number']} wears {device}")
+    before = answer["worn_before_by"]
+    taken = f", which patient {before} wore until now" if before else ""
+    click.echo(f"patient {answer['number']} wears {device}{taken}")

@@ -128,9 +128,17 @@ def issue_device(directory: Path, device_id: str, *, now: datetime | None = None
     return _issue_client(directory, device_id, now)
 
 
-def issue_bridge(directory: Path, *, now: datetime | None = None) -> Credentials:
-    """The client certificate with which ``fajma run`` reads what the monitors send."""
-    return _issue_client(directory, BRIDGE_NAME, now)
+def issue_bridge(
+    directory: Path, name: str = BRIDGE_NAME, *, now: datetime | None = None
+) -> Credentials:
+    """The client certificate with which an ingest reads what the monitors send.
+
+    Args:
+        directory: of the authority.
+        name: of the ingest (``bridges.mqtt_vitals.subscriber.client_id``).
+        now: aware UTC time; the clock's if not given.
+    """
+    return _issue_client(directory, name, now)
 
 
 def _issue_client(directory: Path, name: str, now: datetime | None) -> Credentials:

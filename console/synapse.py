@@ -34,6 +34,7 @@ from console.processes import (
 from fajma.config import read_secret
 from fajma.errors import InputError, UnavailableError
 from fajma.files import write_private
+from fajma.language import DEFAULT_LANGUAGE, Language
 
 REGISTRATION_FILE: Final = "fajma-registration.yaml"
 OPERATOR: Final = "fajma-operator"
@@ -68,6 +69,7 @@ class SynapseSite:
             ``user``, ...) for PostgreSQL.
         port_setting: what a person changes to choose another port, for messages.
         private_push: whether a push gateway on this machine may be reached (docs/push.md).
+        language: of the names of the notices' room and sender, for rooms made from now on.
     """
 
     directory: Path
@@ -78,6 +80,7 @@ class SynapseSite:
     database: Literal["sqlite"] | Mapping[str, str | int] = "sqlite"
     port_setting: str = "the homeserver's port setting"
     private_push: bool = False
+    language: Language = DEFAULT_LANGUAGE
 
     def __post_init__(self) -> None:
         if not _SERVER_NAME.fullmatch(self.server_name):
@@ -160,6 +163,11 @@ def _homeserver(site: SynapseSite) -> dict[str, Any]:
         "macaroon_secret_key_path": str(directory / "macaroon_secret"),
         "form_secret_path": str(directory / "form_secret"),
     }
+    if site.language is Language.ENGLISH:
+        config["server_notices"] |= {
+            "system_mxid_display_name": "FAJMA notices",
+            "room_name": "FAJMA notices",
+        }
     if site.private_push:
         # Synapse itself keeps pushers, which users choose, away from every inner address.
         config["ip_range_whitelist"] = [f"{LOOPBACK}/32"]

@@ -10,7 +10,9 @@ accents, case, blanks and the characters that keyboards put in. The rules:
   is prose, however many marks it begins with: nobody who types ``!!! vite`` wants a lecture.
 - A verb with words that do not belong to it does nothing: ``! test de glycémie`` rings no phone.
 - A display name never identifies anybody. A person is an account that was typed, or the one
-  account that the client noted in ``m.mentions`` when the name was picked from its list.
+  account that the client noted in ``m.mentions`` when the name was picked from its list. The name
+  that stands there then is handed on (``Person.shown``): a homeserver can hide that a message is a
+  reply, whose mention is no pick.
 
 Who may type what, how old or how well encrypted a message may be: that is the caller's to judge.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
@@ -71,15 +73,18 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Somebody a command names; exactly one of the two is set.
+    """Somebody a command names; exactly one of the first two is set.
 
     Attributes:
         mxid: full account, e.g. ``@awa:clinic.example``.
         localpart: its first part, e.g. ``awa``; the caller looks for it among the ward's staff.
+        shown: what stands in the line for an account that was picked and not typed; the caller
+            makes sure that it is a name of that person.
     """
 
     mxid: str | None = None
     localpart: str | None = None
+    shown: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +119,9 @@ class CommandError(InputError):
 
 OWNERS: Final[Mapping[Verb, Owner]] = MappingProxyType(dict.fromkeys(Verb, Owner.ALERTS))
 """Who answers which verb: one account each, so that nobody is answered twice."""
+
+IN_CONSULTATION: Final = frozenset({Action.HELP})
+"""What can be asked for in a consultation; all else in the ward's room."""
 
 MAX_BODY: Final = 65_536
 """Longest body that is read, in characters: no Matrix event is larger (in bytes)."""
@@ -279,8 +287,18 @@ def usage(action: Action, language: Language) -> str:
     return _USAGE[language][action]
 
 
-def help_text(language: Language) -> str:
-    """Every line that can be typed, one per line of text: the line first, then what it does."""
+def same_name(one: str, other: str) -> bool:
+    """Whether two names differ in case, accents, blanks and marks around words at most."""
+    return [_folded(word) for word in one.split()] == [_folded(word) for word in other.split()]
+
+
+def help_text(language: Language, actions: Collection[Action] = tuple(Action)) -> str:
+    """The lines that can be typed, one per line of text: the line first, then what it does.
+
+    Args:
+        language: of the text.
+        actions: those that can be asked for where the text is read.
+    """
     _ = translator(language).gettext
     meanings = {
         Action.DUTY_SHOW: _("who is on duty, in the order in which they are called"),
@@ -292,11 +310,15 @@ def help_text(language: Language) -> str:
         Action.HANDOVER_CANCEL: _("take back my offer"),
         Action.DRILL_START: _("drill at the start of a shift: rings on every channel"),
         Action.DRILL_ANSWER: _("answer a drill"),
-        Action.IDENTITY_ACCEPT: _("accept the new keys of somebody whose code I compared"),
+        Action.IDENTITY_ACCEPT: _(
+            "accept the new keys of somebody, after asking this person by voice"
+        ),
         Action.HELP: _("this help"),
     }
     return "\n".join(
-        f"{usage(action, language)} {_DASH} {said}" for action, said in meanings.items()
+        f"{usage(action, language)} {_DASH} {said}"
+        for action, said in meanings.items()
+        if action in actions
     )
 
 
@@ -356,7 +378,10 @@ class _Line:
             _ = translator(self.language).gettext
             raise self._error(
                 "code_missing",
-                _("The line must end with the code of 8 characters that the person reads to you:"),
+                _(
+                    "The line must end with the code of 8 characters of FAJMA's message about the"
+                    " new keys. First ask the person by voice:"
+                ),
                 action,
             )
         return Command(action, self.language, self._person(before), code)
@@ -393,7 +418,7 @@ class _Line:
                 "person_differs",
                 _("The account written and the person picked differ. Name one person only:"),
             )
-        return Person(mxid=mxid)
+        return Person(mxid=mxid, shown=None if named else written)
 
     def _written(self, written: str) -> Person:
         """The person of an account that was typed."""

@@ -136,6 +136,18 @@ class DatabaseSettings(_Section):
     password_file: Path | None = Field(
         default=None, description="File with the PostgreSQL password, if one is needed."
     )
+    lease_s: float = Field(
+        default=15,
+        ge=1,
+        le=300,
+        description="Over PostgreSQL: how long a process that fell silent keeps others from doing "
+        "what only one may do; the next one works at most twice as long after.",
+    )
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether it is the embedded database."""
+        return self.url.startswith("sqlite")
 
 
 class Secrets(_Section):
@@ -185,6 +197,30 @@ class Mqtt(_Section):
         le=20000,
         description="Most messages held in memory before the broker is made to wait.",
     )
+
+    ingests: int = Field(
+        default=1,
+        ge=1,
+        le=8,
+        description="How many `fajma run ingest` share the monitors. Each has a session of its own "
+        "at the broker, and a certificate: beside `cert_file` and `key_file` lie `NAME-2.EXT` and "
+        "so on (CN `fajma-ingest-2`, ...). A session whose ingest is gone is served by another.",
+    )
+    quarantine_days: int = Field(
+        default=30,
+        ge=1,
+        le=3650,
+        description="Days for which refused messages are kept, sealed, so that somebody can look "
+        "into them or give them to a patient.",
+    )
+
+    def certificate(self, number: int) -> tuple[Path, Path]:
+        """Certificate and key of one of several ingests, from 1."""
+
+        def numbered(path: Path) -> Path:
+            return path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+        return numbered(self.cert_file), numbered(self.key_file)
 
     @model_validator(mode="after")
     def _embedded_needs_certificate(self) -> Mqtt:

@@ -67,6 +67,24 @@ _END_ISOLATE: Final = "\N{POP DIRECTIONAL ISOLATE}"
 _RIGHT_TO_LEFT: Final = frozenset({"R", "AL", "AN"})
 
 
+# Unicode 15.1, DerivedCoreProperties, Default_Ignorable_Code_Point, those of other categories than
+# Cf; and the two blanks that count as symbol and letter: Braille pattern blank, Hangul fillers.
+_UNSEEN: Final = frozenset(
+    "\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u2800\u3164\uffa0"
+) | frozenset(map(chr, (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))))
+
+
+def hides_something(text: str) -> bool:
+    """Whether a text has what nobody sees: control, format, bidirectional or blank characters.
+
+    A plain space is not one of them.
+    """
+    return any(
+        character in _UNSEEN or (unicodedata.category(character)[0] in "CZ" and character != " ")
+        for character in text
+    )
+
+
 def shown(text: str, longest: int) -> str:
     """Typed text, made unable to disturb the message around it.
 

@@ -16,7 +16,6 @@ import base64
 import hashlib
 import hmac
 import os
-from pathlib import Path
 from typing import Final
 
 from cryptography.exceptions import InvalidTag
@@ -24,7 +23,6 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from fajma.config import read_secret
 from fajma.errors import BugError, InputError
 
 VERSION: Final = b"\x01"
@@ -52,16 +50,23 @@ class Key:
         Raises:
             BugError: the value was changed, moved from another place, or sealed by another key.
         """
-        if sealed[:1] != VERSION:
-            raise BugError("a sealed value has an unknown version", code="unsealing_failed")
-        nonce, body = sealed[1 : 1 + NONCE_BYTES], sealed[1 + NONCE_BYTES :]
-        try:
-            return self._cipher.decrypt(nonce, body, place.encode())
-        except (InvalidTag, ValueError) as error:  # the latter when it is cut short
+        opened = self.try_open(sealed, place=place)
+        if opened is None:
             raise BugError(
                 "a sealed value does not open: wrong site key, or the database was altered",
                 code="unsealing_failed",
-            ) from error
+            )
+        return opened
+
+    def try_open(self, sealed: bytes, *, place: str) -> bytes | None:
+        """The same; ``None`` if it does not open."""
+        if sealed[:1] != VERSION:
+            return None
+        nonce, body = sealed[1 : 1 + NONCE_BYTES], sealed[1 + NONCE_BYTES :]
+        try:
+            return self._cipher.decrypt(nonce, body, place.encode())
+        except (InvalidTag, ValueError):  # the latter when it is cut short
+            return None
 
 
 class SiteKey:
@@ -77,15 +82,6 @@ class SiteKey:
         self._pickle = _derive(raw, b"fajma matrix sessions")
         self.site = Key(_derive(raw, b"fajma site data"))
 
-    @classmethod
-    def from_file(cls, path: Path) -> SiteKey:
-        """Read the site key from its file (mode 0600)."""
-        text = read_secret(path, purpose="site key")
-        try:
-            return cls(base64.b64decode(text, validate=True))
-        except ValueError as error:
-            raise InputError(f"{path} is not base64", code="site_key_invalid") from error
-
     def new_patient_key(self, patient: str) -> tuple[Key, bytes]:
         """Make a key for a patient: the key itself, and its wrapped form for the store."""
         raw = os.urandom(KEY_BYTES)
@@ -100,11 +96,8 @@ class SiteKey:
 
         A plain hash of a payload would not do: vitals have so few values that it can be guessed.
         """
-        mac = hmac.new(self._fingerprints, digestmod=hashlib.sha256)
-        for part in parts:
-            mac.update(len(part).to_bytes(8, "big"))
-            mac.update(part)
-        return mac.digest()[:FINGERPRINT_BYTES]
+        framed = b"".join([len(part).to_bytes(8, "big") + part for part in parts])
+        return hmac.digest(self._fingerprints, framed, "sha256")[:FINGERPRINT_BYTES]
 
     def pickle_key(self, account: str) -> str:
         """Passphrase that encrypts one account's Olm and Megolm keys in their store."""

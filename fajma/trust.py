@@ -139,6 +139,31 @@ def self_signed_devices(response: Mapping[str, object]) -> dict[str, dict[str, d
     }
 
 
+def signed_one_time_key(
+    response: Mapping[str, object], user_id: str, device_id: str, *, ed25519: str
+) -> Mapping[str, Any] | None:
+    """The one-time key of a device in an answer to ``POST /keys/claim``, if the device signed it.
+
+    Args:
+        response: the answer as parsed JSON, of any shape.
+        user_id: whose device.
+        device_id: which.
+        ed25519: its key, unpadded base64.
+
+    Returns:
+        The key object, whose ``key`` is a Curve25519 key in unpadded base64; ``None`` if there is
+        none that the device signed.
+    """
+    claimed = _mapping(_mapping(_mapping(response, "one_time_keys"), user_id), device_id)
+    for key_id in claimed:
+        thing = _mapping(claimed, key_id)
+        if _public_key(thing.get("key")) is None or not key_id.startswith("signed_curve25519:"):
+            continue
+        if is_signed(thing, user_id, f"ed25519:{device_id}", ed25519):
+            return thing
+    return None
+
+
 def is_signed(thing: object, user_id: str, key_id: str, public_key: str) -> bool:
     """Whether a JSON object carries a valid signature ("Checking for a Signature").
 
@@ -169,6 +194,9 @@ def _devices(
         if not isinstance(device, Mapping):
             continue
         if device.get("user_id") != user_id or device.get("device_id") != device_id:
+            continue
+        # Ids are kept in a database, which takes neither NUL nor half a surrogate pair.
+        if not device_id.isprintable():
             continue
         keys = _mapping(device, "keys")
         ed25519 = _public_key(keys.get(f"ed25519:{device_id}"))

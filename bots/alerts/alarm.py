@@ -3,9 +3,11 @@
 It does no I/O and knows no clock: time comes with the facts. Its rules, in order:
 
 1. Facts are taken in by rising position; a repeated or older position changes nothing.
-2. A reading that arrives more than ``late_after`` after it was measured is *late*: it is noted, but
-   never starts, worsens, eases or ends a live episode.
-3. A kind that a reading lacks changes nothing for that kind. Losing the probe closes no alarm.
+2. Only a reading that is *live* says something about the patient now; that is decided where
+   readings come in (``fajma.vitals.Age``). One that is late, or whose age nobody knows, is noted,
+   but never starts, worsens, eases or ends a live episode.
+3. A kind that a reading lacks changes nothing for that kind. Losing the probe, after which readings
+   may have no value at all, closes no alarm.
 4. A limit is *confirmed* when enough of the last good samples break it (``Confirmation``). Samples
    are taken in log order. When two neighbours lie further apart than ``gap``, those before it are
    stale and no longer count.
@@ -30,7 +32,7 @@ from typing import Final
 
 from bots.alerts.alarm_state import AlarmId, Calm, Episode, PatientState, Sample, Track
 from bots.alerts.limits import Bands, Direction, Limit, Priority, Rules, TrackKey
-from fajma.vitals import Kind, Reading
+from fajma.vitals import Age, Kind, Reading
 
 
 class Reason(StrEnum):
@@ -51,7 +53,7 @@ class Reason(StrEnum):
     CLEARING = "clearing"
     """Silent: the value breaks no limit, but hysteresis or dwell is not met yet."""
     LATE = "late"
-    """Silent: the reading is too old to say anything about the patient now."""
+    """Silent: the reading is late, or of unknown age: it says nothing about the patient now."""
 
 
 _ANNOUNCED: Final = frozenset({Reason.STARTED, Reason.WORSENED, Reason.RECOVERED})
@@ -119,12 +121,12 @@ def step(
 
     Returns:
         The new state, and one decision for each kind and direction whose limit is broken or whose
-        episode is open; none for a position that was taken in before.
+        episode is open; none for a position that was taken in before. The new state has the very
+        same ``tracks`` where nothing changed but the position; nothing is announced then.
     """
     if fact.position <= state.position:
         return state, ()
     reading = fact.reading
-    late = reading.received_at - reading.measured_at > rules.late_after
     tracks = state.tracks
     decisions: list[Decision] = []
     for kind, value in reading.values.items():
@@ -135,12 +137,12 @@ def step(
                     continue  # nearly every value ends here
                 track = _NOTHING
             sample = Sample(reading.measured_at, value)
-            if late:
-                decision = _late(track, bands, sample)
-            else:
+            if reading.age is Age.LIVE:
                 after, decision = _judge(track, bands, sample, fact.position)
                 if after is not track:
                     tracks = _replace(tracks, bands.key, after)
+            else:
+                decision = _late(track, bands, sample)
             if decision is not None:
                 decisions.append(decision)
     return PatientState(fact.position, tracks), tuple(decisions)

@@ -18,6 +18,9 @@ AlarmId = NewType("AlarmId", str)
 
 _KEYS: Final = frozenset(f"{kind}-{direction}" for kind in Kind for direction in Direction)
 _VERSION: Final = 1
+_WRITER: Final = json.JSONEncoder(
+    separators=(",", ":"), sort_keys=True
+)  # json.dumps makes one each time
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +88,7 @@ class PatientState:
         """The state as one line of JSON; contains vitals, so it is stored sealed."""
         tracks = {key: _track_to_json(track) for key, track in self.tracks.items()}
         content = {"version": _VERSION, "position": self.position, "tracks": tracks}
-        return json.dumps(content, separators=(",", ":"), sort_keys=True)
+        return _WRITER.encode(content)
 
     @classmethod
     def from_json(cls, text: str) -> PatientState:

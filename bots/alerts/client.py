@@ -5,8 +5,8 @@ stranger sends, and its sharing of room keys has races. ``SignedClient`` closes 
 
 * It signs its own device with an identity of its account (``bots.alerts.identity``).
 * An answer to ``/keys/query`` reaches nio only through ``_CheckedKeys``: what is malformed is
-  left out, and in the same step each device is marked as verified (signed by its user's identity,
-  which is the pinned one) or blacklisted. There is no third state, so nio never meets a device that
+  left out, and in the same step each device is marked as verified (``fajma.store.pins`` names it,
+  with exactly its keys) or blacklisted. There is no third state, so nio never meets a device that
   nobody judged.
 * Keys go only to people who belong in the room by our own records, whoever the homeserver adds.
 * Before each message the set of devices which have the room key is compared with the set that
@@ -20,9 +20,11 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
@@ -44,6 +46,7 @@ from nio import (
     MegolmEvent,
     RoomKeyRequest,
     RoomKeyRequestCancellation,
+    RoomMemberEvent,
     RoomSendResponse,
     ShareGroupSessionResponse,
     SyncResponse,
@@ -52,17 +55,18 @@ from nio import (
 from nio.crypto import OlmDevice
 from nio.exceptions import EncryptionError
 from nio.store import SqliteStore
+from vodozemac import MegolmMessage
 
 from bots.alerts.identity import Identity, OwnKeys, require
 from fajma.errors import BugError, DecodeError, InputError, UnavailableError
 from fajma.store.pins import Audience, Pins
 from fajma.trust import (
-    REVOKED,
     CrossSigningSeeds,
     DeviceKeys,
     SignedIdentity,
     self_signed_devices,
     signed_devices,
+    signed_one_time_key,
 )
 
 _log = logging.getLogger(__name__)
@@ -79,8 +83,9 @@ _FULL_SYNC_TIMEOUT_S: Final = 300.0
 _LONGEST_PAUSE_S: Final = 60.0
 """Longest pause between two attempts to reach a homeserver that is down."""
 
-_SHARE_ATTEMPTS: Final = 5
-"""How often a room key is made anew because devices changed while it was being shared."""
+_SHARE_ATTEMPTS: Final = 8
+"""How often devices are looked up or a room key is shared, because who may read changes meanwhile,
+before one message."""
 
 _SYNC_FILTER: Final = {
     # We use none of these; nio cannot read every malformed receipt.
@@ -110,6 +115,9 @@ _CLIENT: Final = "/_matrix/client/v3"
 
 _T = TypeVar("_T")
 
+OnGap = Callable[[str, str], Awaitable[None]]
+"""Called with a room id, and a mark that tells the gap from others of the room."""
+
 
 @dataclass(frozen=True, slots=True)
 class StateEvent:
@@ -132,23 +140,14 @@ class StateEvent:
 
 @dataclass
 class _CheckedKeys(KeysQueryResponse):  # type: ignore[misc]
-    """An answer to ``/keys/query``: usable devices for nio, and who signed what."""
+    """An answer to ``/keys/query``: usable devices for nio, who signed what, and who gets keys.
+
+    ``trusted`` are, by user id and device id, the devices that get room keys.
+    """
 
     raw: Mapping[str, Any] = field(default_factory=dict)
     identities: Mapping[str, SignedIdentity] = field(default_factory=dict)
-
-    @classmethod
-    def from_dict(
-        cls, parsed_dict: dict[str, Any], pinned: Mapping[str, str]
-    ) -> _CheckedKeys | KeysQueryError:
-        if not isinstance(parsed_dict.get("device_keys"), dict):
-            return KeysQueryError.from_dict(parsed_dict)
-        return cls(
-            device_keys=self_signed_devices(parsed_dict),
-            failures={},
-            raw=parsed_dict,
-            identities=signed_devices(parsed_dict, pinned),
-        )
+    trusted: Mapping[str, Mapping[str, DeviceKeys]] = field(default_factory=dict)
 
 
 class SignedClient(AsyncClient):  # type: ignore[misc]
@@ -158,7 +157,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     an event again after an interruption, never not at all. Events that a callback gets decrypted
     have ``event.verified`` true only when a device signed by its user's identity sent them; a
     ``state_key`` in their ``source`` was compared with the outer one; their ``envelope`` is the
-    ciphertext that they came in.
+    ciphertext that they came in, their ``message_index`` the place of it in its Megolm session.
 
     Args:
         homeserver: base URL, e.g. ``http://127.0.0.1:8008``.
@@ -204,8 +203,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         """Set after the first complete sync of ``run_sync``."""
         self._directory = store_dir
         self._device_name = device_name
-        self._pinned: dict[str, str] = {}
-        self._blocked: dict[str, frozenset[str]] = {}
+        self._pinned: dict[str, str] = {}  # of our own account, which is known for certain
         self._pins = pins
         self._audience = audience
         self._belong: dict[str, frozenset[str]] = {}
@@ -213,6 +211,10 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         self._query_lock = asyncio.Lock()
         self._room_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ask_again_at: dict[str, float] = {}
+        self._on_gap: list[OnGap] = []
+        self._told_at: dict[
+            str, float
+        ] = {}  # by user, when the last request that was answered began
         self._claim_again_at: dict[tuple[str, str], float] = {}
 
     # -----------------------------------------------------------------------------------------
@@ -232,6 +234,13 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             UnavailableError: the homeserver does not answer.
         """
         await self._identity().start(password)
+
+    def on_gap(self, callback: OnGap) -> None:
+        """Be told when more was written in a room than a sync brings, so that some was not read.
+
+        As with events, a gap may be told again after an interruption, never not at all.
+        """
+        self._on_gap.append(callback)
 
     async def close(self) -> None:
         """Close the connection and the crypto store; the session can be resumed later."""
@@ -260,11 +269,20 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     async def _stored_seeds(self, key_id: str, recovery: bytes) -> CrossSigningSeeds:
         return await self._identity().stored_seeds(key_id, recovery)
 
-    async def judge_again(self, user: str) -> None:
-        """An identity was accepted or revoked: look at the person's devices now."""
+    async def judge_again(self, user: str) -> bool:
+        """Look at a person's devices now, whatever is known of them.
+
+        Returns:
+            Whether the homeserver told of them; otherwise an older look counts on.
+
+        Raises:
+            UnavailableError: the homeserver does not answer, or refuses.
+        """
+        started = time.monotonic()
         self._ask_again_at.pop(user, None)
         self.olm.users_for_key_query.add(user)
-        await self.keys_query()
+        self._require_told(await self.keys_query())
+        return self._told_at.get(user, -math.inf) >= started
 
     async def _own_keys(self) -> OwnKeys:
         """Ask for our own keys now, whatever happened to an earlier attempt."""
@@ -351,6 +369,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             # Taken out now, so that a change told while we ask is asked about again.
             self.olm.users_for_key_query -= users
             answered: set[str] = set()
+            asked_at = time.monotonic()
             try:
                 answer = await self._ask_for_keys(users)
                 if isinstance(answer, _CheckedKeys):
@@ -364,29 +383,44 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 self._ask_again_at.update(dict.fromkeys(users - answered, again))
                 for user in answered:
                     self._ask_again_at.pop(user, None)
+                    self._told_at[user] = asked_at
             return answer
 
-    async def _ask_for_keys(self, users: Iterable[str]) -> KeysQueryResponse | KeysQueryError:
+    @staticmethod
+    def _require_told(answer: KeysQueryResponse | KeysQueryError) -> None:
+        if not isinstance(answer, _CheckedKeys):
+            raise UnavailableError(
+                "The homeserver refused to tell of people's devices; trying again later.",
+                code="keys_query_refused",
+            )
+
+    async def _ask_for_keys(self, users: Collection[str]) -> KeysQueryResponse | KeysQueryError:
         """The devices of users, judged by the pins; who is met for the first time is pinned."""
         asked = {"device_keys": {user: [] for user in users}, "timeout": _REMOTE_TIMEOUT_MS}
-        status, raw = await self._request("POST", "keys/query", asked)
-        if status != 200:  # noqa: PLR2004
+        status, raw = await self._request("POST", _with_timeout("keys/query"), asked)
+        if status != 200 or not isinstance(raw.get("device_keys"), dict):  # noqa: PLR2004
             return KeysQueryError.from_dict(raw)
+        identities = signed_devices(raw, self._pinned)
+        trusted = {user: dict(one.devices) for user, one in identities.items()}
         if self._pins is not None:
-            met = {user: one.master_key for user, one in signed_devices(raw).items()}
-            met.pop(self.user_id, None)  # ours is known for certain
-            await self._pins.meet(met)
-            self._pinned |= await self._pins.known(met)
-            for user in met:
-                self._blocked[user] = await self._pins.blocked(user)
-        return _CheckedKeys.from_dict(raw, self._pinned)
+            others = set(users) - {self.user_id}
+            judged = await self._pins.judge(raw, asked_by=self.user_id, about=others)
+            trusted = judged | {self.user_id: trusted.get(self.user_id, {})}
+        told = self_signed_devices(raw)
+        return _CheckedKeys(
+            device_keys={user: told[user] for user in users if user in told},
+            failures={},
+            raw=raw,
+            identities=identities,
+            trusted=trusted,
+        )
 
     async def _look_at_records(self, room_id: str) -> None:
         """Take in what our own records say of who may read; the next key follows it."""
         if self._audience is None:
             return
+        epoch = await self._audience.epoch()  # first: what changes from here on is another one
         self._belong[room_id] = await self._audience.of(room_id)
-        epoch = await self._audience.epoch()
         if self._epochs.get(room_id) != epoch:
             # An identity may have been accepted or revoked: judge everybody's devices afresh.
             readers = self._readers(room_id)
@@ -402,12 +436,10 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         """
         if self._pins is None:
             return
-        pinned = await self._pins.known(list(users))
-        for user, master in pinned.items():
-            blocked = await self._pins.blocked(user)
-            replaced = master.startswith(REVOKED) or self._pinned.get(user, master) != master
+        for user in users:
+            trusted = await self._pins.trusted(user, asked_by=self.user_id)
             for device in self.device_store.active_user_devices(user):
-                if device.verified and (replaced or device.id in blocked):
+                if device.verified and trusted.get(device.id) != _keys(device):
                     self.blacklist_device(device)
 
     def _readers(self, room_id: str) -> set[str]:
@@ -427,33 +459,42 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             self._decide(response)
         elif isinstance(response, KeysClaimResponse):
             # One at a time: a device with an absurd key must not keep others from getting theirs.
-            for user_id, devices in response.one_time_keys.items():
-                for device_id, key in devices.items() if isinstance(devices, dict) else ():
-                    one = KeysClaimResponse({user_id: {device_id: key}}, {})
-                    _attempt(super()._handle_olm_response, one)
+            with self._one_commit():
+                for user_id, devices in response.one_time_keys.items():
+                    for device_id, key in devices.items():
+                        one = KeysClaimResponse({user_id: {device_id: key}}, {})
+                        _attempt(super()._handle_olm_response, one)
         else:
             super()._handle_olm_response(response)
 
     def _decide(self, keys: _CheckedKeys) -> None:
         """Give each device of an answer its place: verified or blacklisted."""
-        for user_id, listed in keys.device_keys.items():
-            identity = keys.identities.get(user_id)
-            for device_id in listed:
-                device = self.device_store[user_id].get(device_id)
-                if device is None:
-                    continue  # our own
-                # nio keeps the first key of a device id for ever, so compare the keys too.
-                known = DeviceKeys(device.ed25519, device.curve25519)
-                signed = identity is not None and identity.devices.get(device_id) == known
-                signed = signed and device_id not in self._blocked.get(user_id, ())
-                if device.deleted and signed:
-                    # It was missing from an earlier answer; nio would never take it back.
-                    device.deleted = False
-                    self.store.save_device_keys({user_id: {device_id: device}})
-                if signed:
-                    self.verify_device(device)
-                else:
-                    self.blacklist_device(device)
+        with self._one_commit():
+            for user_id, listed in keys.device_keys.items():
+                self._decide_on(user_id, listed, keys.trusted.get(user_id, {}))
+
+    def _decide_on(
+        self, user_id: str, listed: Iterable[str], trusted: Mapping[str, DeviceKeys]
+    ) -> None:
+        for device_id in listed:
+            device = self.device_store[user_id].get(device_id)
+            if device is None:
+                continue  # our own
+            # nio keeps the first key of a device id for ever, so compare the keys too.
+            signed = trusted.get(device_id) == _keys(device)
+            if device.deleted and signed:
+                # It was missing from an earlier answer; nio would never take it back.
+                device.deleted = False
+                self.store.save_device_keys({user_id: {device_id: device}})
+            if signed:
+                self.verify_device(device)
+            else:
+                self.blacklist_device(device)
+
+    def _one_commit(self) -> AbstractContextManager[object]:
+        """One commit of the crypto store for many devices; each costs 5 to 20 ms on a disk."""
+        commit: AbstractContextManager[object] = self.store.database.atomic()
+        return commit
 
     def _devices_of(self, users: Iterable[str]) -> list[OlmDevice]:
         """All present devices of users, except ours; those that nobody judged are blacklisted."""
@@ -476,10 +517,29 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 missing.setdefault(device.user_id, []).append(device.id)
         return missing
 
-    async def keys_claim(self, user_set: Mapping[str, Iterable[str]]) -> Any:
-        """Claim one-time keys, without waiting long for another hospital's homeserver."""
-        method, path, data = Api.keys_claim(self.access_token, user_set)
-        return await self._send(KeysClaimResponse, method, _with_timeout(path), data)
+    async def keys_claim(self, user_set: Mapping[str, Iterable[str]]) -> KeysClaimResponse:
+        """Claim one-time keys, without waiting long for another hospital's homeserver.
+
+        nio would read the answer as a whole, in which anybody can have published nonsense.
+        """
+        wanted = {
+            user: dict.fromkeys(devices, "signed_curve25519") for user, devices in user_set.items()
+        }
+        body = {"one_time_keys": wanted, "timeout": _REMOTE_TIMEOUT_MS}
+        status, answer = await self._request("POST", _with_timeout("keys/claim"), body)
+        if status != 200:  # noqa: PLR2004
+            _log.warning("The homeserver gives no one-time keys (HTTP %d).", status)
+        claimed: dict[str, dict[str, Any]] = {}
+        for user, devices in wanted.items():
+            for device_id in devices:
+                ed25519 = self.device_store[user][device_id].ed25519
+                key = signed_one_time_key(answer, user, device_id, ed25519=ed25519)
+                if key is not None:
+                    one = {"signed_curve25519:claimed": dict(key)}
+                    claimed.setdefault(user, {})[device_id] = one
+        response = KeysClaimResponse(claimed, {})
+        await self.receive_response(response)
+        return response
 
     async def _claim_missing(self, room_id: str) -> None:
         """Make encryption to a room's signed devices possible; once a minute for each."""
@@ -565,11 +625,10 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             if not room.members_synced:
                 require(await self.joined_members(room_id), JoinedMembersResponse)
             await self._look_at_records(room_id)
-            if self.should_query_keys and not isinstance(await self.keys_query(), _CheckedKeys):
-                raise UnavailableError(
-                    "The homeserver refused to tell who may read this room; trying again later.",
-                    code="keys_query_refused",
-                )
+            if self.should_query_keys:
+                self._require_told(await self.keys_query())
+                # Somebody may have left while the homeserver took its time: look again.
+                continue
             if self._is_current(room_id):
                 return
             await self._share(room_id)
@@ -598,7 +657,10 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         """
         self.invalidate_outbound_session(room_id)
         await self._claim_missing(room_id)
-        batches = list(self.olm.share_group_session_parallel(room_id, list(self._readers(room_id))))
+        await self._look_at_records(room_id)  # the homeserver may have taken its time
+        with self._one_commit():
+            readers = list(self._readers(room_id))
+            batches = list(self.olm.share_group_session_parallel(room_id, readers))
         session = self.olm.outbound_group_sessions[room_id]
         for recipients, messages in batches:
             method, path, data = Api.to_device(
@@ -679,10 +741,24 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         try:
             await self._meet_senders(response)
             await super()._handle_sync(response)
+            if before or self.loaded_sync_token:  # otherwise there is nothing that we followed
+                await self._tell_gaps(response)
         except BaseException:
             self.next_batch = before
             raise
         self.store.save_sync_token(self.next_batch)
+
+    async def _tell_gaps(self, response: SyncResponse) -> None:
+        for room_id, room in response.rooms.join.items():
+            just_joined = any(
+                isinstance(event, RoomMemberEvent)
+                and event.state_key == self.user_id
+                and event.prev_membership != "join"
+                for event in room.timeline.events
+            )
+            if room.timeline.limited and not just_joined:
+                for callback in self._on_gap:
+                    await callback(room_id, room.timeline.prev_batch or response.next_batch)
 
     async def _meet_senders(self, response: SyncResponse) -> None:
         """Know the devices of who wrote, so that ``verified`` is right for a first message too."""
@@ -731,6 +807,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             _log.warning("Refused an event whose encrypted part does not fit its envelope.")
             return None
         decrypted.envelope = event.ciphertext
+        decrypted.message_index = MegolmMessage.from_base64(event.ciphertext).message_index()
         return decrypted
 
     async def decrypt_state(self, event_source: Mapping[str, Any], room_id: str) -> StateEvent:
@@ -771,16 +848,17 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         """Whether a decrypted event comes from a device that its sender's identity signs *now*.
 
         Asks the homeserver and the pins afresh, for what must not rest on an older look: an
-        identity may have been revoked, a device signed, since.
+        identity may have been revoked, a device signed, since. A homeserver that answers, but not
+        about the sender, leaves him unsigned.
 
         Raises:
-            UnavailableError: the homeserver does not answer.
+            UnavailableError: the homeserver does not answer, or refuses.
         """
         session = self.olm.inbound_group_store.get(room_id, event.sender_key, event.session_id)
         if session is None:
             return False
-        await self._refuse_by_records([event.sender])
-        await self.judge_again(event.sender)
+        if not await self.judge_again(event.sender):
+            return False
         try:
             return await self._is_signed_sender(event.sender, event.sender_key, session)
         except DecodeError:
@@ -798,7 +876,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             return True
         for known in (False, True):
             for device in self.device_store[sender].values():
-                if DeviceKeys(device.ed25519, device.curve25519) == keys:
+                if _keys(device) == keys:
                     # Who forwarded a session may have made it up.
                     return bool(
                         device.verified and not device.deleted and not session.forwarding_chain
@@ -812,6 +890,10 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
 
 
 # ---------------------------------------------------------------------------------------------
+
+
+def _keys(device: OlmDevice) -> DeviceKeys:
+    return DeviceKeys(device.ed25519, device.curve25519)
 
 
 def _fits(outer: Mapping[str, Any], inner: Mapping[str, Any], room_id: str) -> bool:
@@ -839,8 +921,11 @@ def _attempt(parse: Callable[..., _T], *args: Any) -> _T | None:
 
 
 def _with_timeout(path: str) -> str:
-    """``timeout`` of /keys/query and /keys/claim: for keys of other homeservers, in ms."""
-    return f"{path}{'&' if '?' in path else '?'}timeout={_REMOTE_TIMEOUT_MS}"
+    """A path with the time for keys of other homeservers, where Synapse looks for it.
+
+    The specification has it in the body.
+    """
+    return f"{path}?timeout={_REMOTE_TIMEOUT_MS}"
 
 
 def _nonsense() -> UnavailableError:

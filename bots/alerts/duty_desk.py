@@ -17,9 +17,9 @@ from mautrix.util.async_db import Connection
 
 from bots.alerts.alarm_state import PatientState
 from bots.alerts.limits import Rules
-from bots.alerts.text import MAX_BED, clock_time, limits_in_force, open_alarm
+from bots.alerts.text import MAX_BED, duty_time, limits_in_force, open_alarm
 from fajma import duty
-from fajma.commands import Action, Command, Person, help_text, usage
+from fajma.commands import Action, Command, Person, help_text, same_name, usage
 from fajma.duty import DutyError, Roster
 from fajma.errors import FajmaError
 from fajma.language import Language, shown, translator
@@ -117,7 +117,7 @@ class DutyDesk:
                 return Outcome(await self._on_duty(roster, ward, language), roster)
             case Action.DUTY_TAKE:
                 taken = duty.take(roster, person.account, now)
-                said = _("{who} is on duty; alarms ring on this person's phone.").format(who=me)
+                said = await self._takes(person, language)
                 return Outcome(
                     f"{said}\n{await self._on_duty(taken, ward, language)}", taken, person.account
                 )
@@ -140,6 +140,31 @@ class DutyDesk:
                 return await self._accept_identity(connection, command, person, roster)
             case _:
                 return await self._hand_over(command, person, ward, roster)
+
+    async def _takes(self, person: Staff, language: Language) -> str:
+        """That somebody takes duty, and what stands between the alarms and him, as last seen."""
+        _ = translator(language).gettext
+        me = named(person, person.account)
+        open_ones = await self._records.warnings.open(About.NO_RING)
+        why = [one.mark for one in open_ones if one.subject == person.account]
+        if not why:
+            return _("{who} is on duty; alarms ring on this person's phone.").format(who=me)
+        if "no_pusher" in why:
+            said = _(
+                "{who} is on duty, but at the last look FAJMA saw no phone that alarms could ring."
+                " It looks again now. In Element on the phone: sign in and allow notifications."
+            )
+        elif "master_muted" in why:
+            said = _(
+                "{who} is on duty, but at the last look all notifications of the account were off"
+                " in Element, so that alarms cannot ring. FAJMA looks again now."
+            )
+        else:
+            said = _(
+                "{who} is on duty, but at the last look this person had no confirmed device, so"
+                " that alarms cannot ring. FAJMA looks again now."
+            )
+        return said.format(who=me)
 
     async def _hand_over(
         self, command: Command, person: Staff, ward: Ward, roster: Roster
@@ -196,12 +221,23 @@ class DutyDesk:
         started = duty.start_drill(roster, person.account, drill_id, called, self._now())
         await self._records.warnings.set(About.DRILL, ward.id, [drill_id], now=self._now())
         body = _("DRILL · not an alarm · whose phone rang answers: {line} (or reacts to this)")
-        return Outcome(
+        silent = [one for one in called if await self._records.warnings.is_open(About.NO_RING, one)]
+        count = len(called) - len(silent)
+        said = [
             ngettext(
                 "Drill started by {who}: {count} phone is rung.",
                 "Drill started by {who}: {count} phones are rung.",
-                len(called),
-            ).format(who=named(person, person.account), count=len(called)),
+                count,
+            ).format(who=named(person, person.account), count=count),
+            *[
+                _("Cannot be rung: {who}").format(
+                    who=named(await self._records.people.get(one), one)
+                )
+                for one in silent
+            ],
+        ]
+        return Outcome(
+            "\n".join(said),
             started,
             ward.id,
             rings=(
@@ -238,18 +274,26 @@ class DutyDesk:
                 ).format(who=shown(account, MAX_ACCOUNT)),
                 code="wrong_code",
             )
+        again = await self._records.pins.has_approved(
+            connection, changed, by=person.account, now=self._now()
+        )
         accepted = await self._records.pins.approve(
             connection, changed, by=person.account, now=self._now()
         )
         who = named(await self._records.people.get(account), account)
-        said = (
-            _("The new keys of {who} are accepted: vitals and alarms come again.").format(who=who)
-            if accepted
-            else _(
+        if accepted:
+            said = _("The new keys of {who} are accepted: vitals and alarms come again.")
+        elif again:
+            said = _(
+                "You have already accepted the new keys of {who}. One more colleague types the same"
+                " line."
+            )
+        else:
+            said = _(
                 "{me} accepts the new keys of {who}: 1 of {needed}. One more colleague types the"
                 " same line."
-            ).format(me=named(person, person.account), who=who, needed=APPROVALS_NEEDED)
-        )
+            )
+        said = said.format(me=named(person, person.account), who=who, needed=APPROVALS_NEEDED)
         return Outcome(
             said,
             roster,
@@ -275,16 +319,11 @@ class DutyDesk:
             found = [one.account for one in staff if one.account == person.mxid]
         else:
             wanted = person.localpart if person is not None else None
-            found = [one.account for one in staff if one.account[1:].split(":", 1)[0] == wanted]
+            found = [one.account for one in staff if _localpart(one.account) == wanted]
         if len(found) == 1:
             return found[0]
         if found:
-            raise RefusedError(
-                _("More than one person has this name: write the whole id: {ids}").format(
-                    ids=", ".join(found)
-                ),
-                code="ambiguous",
-            )
+            raise RefusedError(_several(found, language), code="ambiguous")
         raise RefusedError(
             _("Nobody of the staff has this id. Write @ and the id, or pick the person from"
               " Element's list."),
@@ -302,14 +341,41 @@ class DutyDesk:
                 ),
                 code="not_of_ward",
             )
+        if person is not None and person.shown is not None:
+            await self._require_name(person.shown, found, language)
         return found
+
+    async def _require_name(self, name: str, meant: Staff, language: Language) -> None:
+        """The name that stands for somebody who was picked must be his, and nobody else's.
+
+        The mention that a client adds to a reply is no pick, and that a message is a reply stands
+        in clear, where a homeserver can take it away.
+        """
+        _ = translator(language).gettext
+        called = [
+            one.account
+            for one in await self._records.people.active()
+            if same_name(name, one.name) or same_name(name, _localpart(one.account))
+        ]
+        if called == [meant.account]:
+            return
+        if meant.account in called:
+            raise RefusedError(_several(called, language), code="ambiguous")
+        raise RefusedError(
+            _("{who} has another name in the hospital's list. Write the account: {line}").format(
+                who=shown(meant.account, MAX_ACCOUNT),
+                line=f"{usage(Action.HANDOVER_OFFER, language).split()[0]} {meant.account}",
+            ),
+            code="another_name",
+        )
 
     async def _on_duty(self, roster: Roster, ward: Ward, language: Language) -> str:
         _ = translator(language).gettext
         lines = []
         for place, one in enumerate(roster.on_call, start=1):
             person = await self._records.people.get(one.account)
-            since = _("since {time}").format(time=clock_time(one.since, ward.time_zone))
+            time = duty_time(one.since, ward.time_zone, language, now=self._now())
+            since = _("since {time}").format(time=time)
             lines.append(f"{place}. {named(person, one.account)} {since}")
         if not lines:
             return _("NOBODY is on duty: all phones of the ward ring. Take duty: {line}").format(
@@ -444,3 +510,14 @@ class DutyDesk:
             await self._records.outbox.add(
                 connection, notice(ward.room_id, said, delivery_id, now=self._now())
             )
+
+
+def _localpart(account: str) -> str:
+    return account[1:].split(":", 1)[0]
+
+
+def _several(accounts: list[str], language: Language) -> str:
+    _ = translator(language).gettext
+    return _("More than one person has this name: write the whole id: {ids}").format(
+        ids=", ".join(accounts)
+    )

@@ -1,14 +1,21 @@
 """The alarm engine as a follower of the readings log.
 
-Alarm state, which holds the patient's place in the log, and promised messages are committed in
-one transaction: a decision to announce is never lost and never made twice, whatever dies when.
-Delivery is somebody else's work (``bots.alerts.bot``).
+A pass takes what is new in the log, judges it patient by patient, and commits its place in the log,
+the alarm states that changed and the promised messages in one transaction: a decision to announce
+is never lost and never made twice, whatever dies when. Delivery is somebody else's work
+(``bots.alerts.bot``).
+
+A state whose tracks did not change is not written: judged again from an older position the same
+readings give the same decisions, and none that is announced (``alarm.step``). Nobody else writes
+states, so those of a pass stay in memory for the next one; when a pass fails, what was committed is
+not known, and they are forgotten.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
@@ -25,8 +32,10 @@ from fajma.errors import BugError
 from fajma.events import ALARM, AlarmBlock
 from fajma.language import Language
 from fajma.store import Records
-from fajma.store.alarms import Delivery
+from fajma.store.alarms import Delivery, NewState
+from fajma.store.leases import LeaseLostError
 from fajma.store.patients import Patient
+from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
@@ -34,6 +43,9 @@ log = structlog.get_logger()
 FOLLOWER: Final = "alarms"
 MAX_STEP: Final = 500
 """Most readings judged in one transaction."""
+
+REMEMBERED_MAX: Final = 50_000
+"""Most patients whose states are held in memory, about 0.3 KB for each who is well."""
 
 RETRY_S: Final = 1.0
 
@@ -46,6 +58,26 @@ class _Where:
     language: Language
     time_zone: str
     called: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What a pass makes of one patient.
+
+    Attributes:
+        patient: whose.
+        state: after the last reading.
+        changed: whether more than its position differs from what is kept. Not found by comparing:
+            an episode that began and ended within the pass leaves no track.
+        deliveries: what is announced.
+        was_behind: whether an earlier pass left the patient behind.
+    """
+
+    patient: PatientKey
+    state: PatientState
+    changed: bool
+    deliveries: Sequence[Delivery]
+    was_behind: bool
 
 
 class AlarmEngine:
@@ -62,6 +94,9 @@ class AlarmEngine:
         self._rules = rules_from(settings)
         self._now = now
         self._hint = records.store.hints.subscribe("readings")
+        # As they are kept in the database; who was judged last stands last.
+        self._states: dict[PatientKey, PatientState] = {}
+        self._behind: dict[PatientKey, int] | None = None
 
     async def run(self) -> None:
         """Follow the log until cancelled."""
@@ -81,71 +116,178 @@ class AlarmEngine:
             How many readings were judged.
         """
         records = self._records
-        position = await records.followers.position(FOLLOWER)
-        # Not the readings themselves: one that cannot be opened is its patient's trouble alone.
-        new = await records.readings.whose(position, limit=MAX_STEP)
-        if not new:
-            return 0
-        until = new[-1][0]
-        patients = list(dict.fromkeys(patient for _, patient in new))
-        try:
-            announced = await self._judge_together(patients, until)
-        except Exception as error:  # noqa: BLE001 - one patient's trouble must not stop the others
-            log.error("judging_together_failed", error=type(error).__name__)
-            announced = await self._judge_apart(patients, until)
+        async with records.store.session():
+            start = await records.followers.position(FOLLOWER)
+            new = await records.readings.sealed_after(start, limit=MAX_STEP)
+            if not new:
+                return 0
+            try:
+                announced = await self._pass(new, start)
+            except BaseException:
+                self._forget()
+                raise
         if announced:
             records.store.hints.notify("outbox")
             log.info("alarms_decided", count=announced)
         return len(new)
 
-    async def _judge_together(self, patients: Sequence[PatientKey], until: int) -> int:
-        async with self._records.store.transaction() as connection:
-            announced = 0
-            for patient in patients:
-                announced += await self._judge(connection, patient, until)
-            await self._records.followers.move(connection, FOLLOWER, until)
-        return announced
+    async def _pass(self, new: Sequence[SealedReading], start: int) -> int:
+        """Judge what follows ``start`` and commit it; returns how many decisions are announced.
 
-    async def _judge_apart(self, patients: Sequence[PatientKey], until: int) -> int:
-        """Each patient in a transaction of his own; the log goes on for the others.
-
-        Who fails is tried again, from where his own state stands, with his next reading.
+        One patient's trouble must not stop the others: who cannot be judged is left behind, and
+        judged from there with his next reading.
         """
-        announced = 0
-        for patient in patients:
-            try:
-                async with self._records.store.transaction() as connection:
-                    announced += await self._judge(connection, patient, until)
-            except Exception as error:  # noqa: BLE001 - see above
-                log.critical("patient_not_judged", patient=patient, error=type(error).__name__)
-        async with self._records.store.transaction() as connection:
-            await self._records.followers.move(connection, FOLLOWER, until)
-        return announced
+        until = new[-1].position
+        judged, troubles = await self._judge_all(new, until)
+        try:
+            async with self._records.store.transaction() as connection:
+                await self._keep(connection, judged)
+                await self._move_on(connection, troubles, start, until)
+        except LeaseLostError:
+            raise  # nobody's trouble: another process does this now
+        except Exception as error:  # noqa: BLE001 - it may be one patient's trouble
+            log.error("judging_together_failed", error=type(error).__name__)
+            self._forget()
+            judged = await self._keep_apart(judged, troubles)
+            async with self._records.store.transaction() as connection:
+                await self._move_on(connection, troubles, start, until)
+        else:
+            self._remember(judged, troubles, start)
+        for patient, trouble in troubles.items():
+            log.critical("patient_not_judged", patient=patient, error=trouble)
+        return sum(len(one.deliveries) for one in judged)
 
-    async def _judge(self, connection: Connection, patient: PatientKey, until: int) -> int:
-        """Judge what is new of one patient; returns how many decisions are announced."""
+    async def _judge_all(
+        self, new: Sequence[SealedReading], until: int
+    ) -> tuple[list[_Judged], dict[PatientKey, str]]:
+        """Judge each patient; returns also who could not be judged, with the kind of error."""
+        of_patient: dict[PatientKey, list[SealedReading]] = defaultdict(list)
+        for one in new:
+            of_patient[one.patient].append(one)
         records = self._records
-        text = await records.alarm_states.get(patient)
-        state = PatientState.from_json(text) if text else PatientState()
-        announcing: list[Decision] = []
-        while state.position < until:
-            new = await records.readings.after(state.position, limit=MAX_STEP, patient=patient)
-            if not new:
-                break
-            for logged in new:
-                state, decisions = step(
-                    state, ReadingFact(logged.position, logged.reading), self._rules
+        if self._behind is None:
+            self._behind = await records.followers.left_behind(FOLLOWER)
+        kept = await records.alarm_states.sealed(
+            [patient for patient in of_patient if patient not in self._states]
+        )
+        judged: list[_Judged] = []
+        troubles: dict[PatientKey, str] = {}
+        for patient, fresh in of_patient.items():
+            behind = self._behind.get(patient)
+            readings = (
+                self._opened(fresh) if behind is None else self._missed(patient, behind, until)
+            )
+            try:
+                state = await self._state(patient, kept.get(patient))
+                judged.append(
+                    await self._judge(patient, state, readings, was_behind=behind is not None)
                 )
-                announcing += (one for one in decisions if one.announce)
-        for decision in announcing:
-            await records.outbox.add(connection, await self._delivery(patient, decision))
+            except Exception as error:  # noqa: BLE001 - see _pass
+                troubles[patient] = type(error).__name__
+        return judged, troubles
+
+    async def _state(self, patient: PatientKey, kept: bytes | None) -> PatientState:
+        state = self._states.get(patient)
+        if state is not None:
+            return state
+        if kept is None:
+            return PatientState()
+        return PatientState.from_json(await self._records.alarm_states.open(patient, kept))
+
+    async def _opened(self, fresh: Sequence[SealedReading]) -> AsyncIterator[LoggedReading]:
+        for one in fresh:
+            yield await self._records.readings.open(one)
+
+    async def _missed(
+        self, patient: PatientKey, behind: int, until: int
+    ) -> AsyncIterator[LoggedReading]:
+        """The readings of a patient who was left behind, up to where the others are judged."""
+        while new := await self._records.readings.after(behind, limit=MAX_STEP, patient=patient):
+            for one in new:
+                if one.position > until:
+                    return
+                yield one
+            behind = new[-1].position
+
+    async def _judge(
+        self,
+        patient: PatientKey,
+        before: PatientState,
+        readings: AsyncIterator[LoggedReading],
+        *,
+        was_behind: bool,
+    ) -> _Judged:
+        state = before
+        announced: list[Decision] = []
+        async for logged in readings:
+            state, decisions = step(
+                state, ReadingFact(logged.position, logged.reading), self._rules
+            )
+            announced += (one for one in decisions if one.announce)
+        return _Judged(
+            patient=patient,
+            state=state,
+            changed=state.tracks is not before.tracks,
+            deliveries=[await self._delivery(patient, one) for one in announced],
+            was_behind=was_behind,
+        )
+
+    async def _keep(self, connection: Connection, judged: Sequence[_Judged]) -> None:
+        records = self._records
+        now = self._now()
+        await records.outbox.add(connection, *(each for one in judged for each in one.deliveries))
         await records.alarm_states.put(
             connection,
-            patient,
-            state.to_json(),
-            announced_at=self._now() if announcing else None,
+            *(
+                NewState(one.patient, one.state.to_json(), now if one.deliveries else None)
+                for one in judged
+                if one.changed
+            ),
         )
-        return len(announcing)
+        for one in judged:
+            if one.was_behind:
+                await records.followers.caught_up(connection, FOLLOWER, one.patient)
+
+    async def _keep_apart(
+        self, judged: Sequence[_Judged], troubles: dict[PatientKey, str]
+    ) -> list[_Judged]:
+        """Keep each patient in a transaction of his own; adds to the troubles, returns the rest."""
+        kept = []
+        for one in judged:
+            try:
+                async with self._records.store.transaction() as connection:
+                    await self._keep(connection, [one])
+            except Exception as error:  # noqa: BLE001 - see _pass
+                troubles[one.patient] = type(error).__name__
+            else:
+                kept.append(one)
+        return kept
+
+    async def _move_on(
+        self, connection: Connection, troubles: Collection[PatientKey], start: int, until: int
+    ) -> None:
+        for patient in troubles:
+            await self._records.followers.leave_behind(connection, FOLLOWER, patient, start)
+        await self._records.followers.move(connection, FOLLOWER, until)
+
+    def _remember(
+        self, judged: Sequence[_Judged], troubles: Collection[PatientKey], start: int
+    ) -> None:
+        """What was committed."""
+        behind = self._behind or {}
+        for one in judged:
+            behind.pop(one.patient, None)
+            self._states.pop(one.patient, None)
+            self._states[one.patient] = one.state
+        for patient in troubles:
+            behind.setdefault(patient, start)
+        self._behind = behind
+        while len(self._states) > REMEMBERED_MAX:
+            del self._states[next(iter(self._states))]
+
+    def _forget(self) -> None:
+        self._states.clear()
+        self._behind = None
 
     async def _delivery(self, patient_key: PatientKey, decision: Decision) -> Delivery:
         records = self._records

@@ -176,7 +176,6 @@ class Rules:
 
     Attributes:
         bands: at most one per kind and direction.
-        late_after: a reading that took longer than this to arrive is late.
         by_kind: the bands of each kind.
 
     Raises:
@@ -184,7 +183,6 @@ class Rules:
     """
 
     bands: tuple[Bands, ...]
-    late_after: timedelta
     by_kind: Mapping[Kind, tuple[Bands, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -253,9 +251,6 @@ HYSTERESIS: Final[Mapping[Kind, Decimal]] = {
 DWELL: Final = timedelta(seconds=30)
 """How long a value must stay back inside."""
 
-LATE_AFTER: Final = timedelta(seconds=60)
-"""A reading that took longer than this to arrive says nothing about the patient now."""
-
 GAP: Final = timedelta(minutes=2)
 """For a worn sensor: wide enough for a device that sends once a minute and misses nothing."""
 
@@ -273,7 +268,6 @@ def default_rules(
     confirmation: Confirmation = DEFAULT_CONFIRMATION,
     hysteresis: Mapping[Kind, Decimal] = HYSTERESIS,
     dwell: timedelta = DWELL,
-    late_after: timedelta = LATE_AFTER,
 ) -> Rules:
     """The rules of an adult about whom nothing else is known.
 
@@ -281,7 +275,6 @@ def default_rules(
         confirmation: samples needed; blood pressure never needs more than two.
         hysteresis: per kind, in its unit; a kind that is missing keeps its default.
         dwell: how long a value must stay back inside.
-        late_after: a reading that took longer than this to arrive is late.
 
     Raises:
         InputError: ``limits_invalid``, hysteresis or dwell is negative.
@@ -305,5 +298,4 @@ def default_rules(
             for kind, sides in DEFAULT_LIMITS.items()
             for limits in sides
         ),
-        late_after=late_after,
     )

@@ -2,18 +2,24 @@
 
 A command counts only if it is encrypted, from a device that its sender's pinned identity signs,
 from somebody whose role allows it, in the room it belongs in, a new message (never an edit), fresh,
-and not seen before (the ciphertext itself is remembered, so that no homeserver can replay it under
-another event id). What is done, the audit entry and the answer are committed together. Answers come
-from ``@fajma``, for which no phone rings. A reaction can answer a drill and nothing more.
+not seen before (the ciphertext itself is remembered, so that no homeserver can replay it under
+another event id) and not typed before a command of the same device that was taken already. What is
+done, the audit entry and the answer are committed together. Answers come from ``@fajma``, for which
+no phone rings. A reaction can answer a drill and nothing more.
+
+No command is lost without a word: what fails is brought again by the client (with an
+``UnavailableError`` the sync does not move on); what fails again and again while homeserver and
+database answer is a fault of ours, and is answered as such.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Final
 
 import nio
@@ -24,16 +30,21 @@ from bots.alerts.client import SignedClient
 from bots.alerts.duty_desk import DutyDesk, RefusedError, notice
 from bots.alerts.limits import Rules
 from fajma import duty
-from fajma.commands import Action, Command, CommandError, help_text, parse
+from fajma.commands import IN_CONSULTATION, Action, Command, CommandError, help_text, parse
 from fajma.duty import DutyError
 from fajma.errors import UnavailableError
 from fajma.language import Language, translator
 from fajma.store import Records, from_ms
 from fajma.store.alarms import Delivery
+from fajma.store.orders import Spot
 from fajma.store.people import Staff
 from fajma.store.wards import Ward
 
 log = structlog.get_logger()
+
+TRIES: Final = 5
+"""How often what fails is tried; the client waits 1, 2, 4 and 8 s between, and nothing else is read
+meanwhile."""
 
 FRESH: Final = timedelta(minutes=10)
 """Older commands are not carried out: who typed them may have done something else since."""
@@ -83,9 +94,11 @@ class Orders:
         self._desk = DutyDesk(records, rules, now=now)
         self._ours = frozenset(ours)
         self._now = now
+        self._tries: dict[str, int] = {}
         self._hint = records.store.hints.subscribe("orders")
         client.add_event_callback(self._on_message, nio.RoomMessageText)
         client.add_event_callback(self._on_reaction, nio.ReactionEvent)
+        client.on_gap(self._on_gap)
 
     async def run(self) -> None:
         """Close drills and offers whose time is over, until cancelled."""
@@ -103,42 +116,101 @@ class Orders:
         heard = _heard(room.room_id, event)
         if heard is None or heard.sender in self._ours:
             return
+        await self._try(heard.event_id, partial(self._take, heard), partial(self._give_up, heard))
+
+    async def _try(
+        self,
+        event_id: str,
+        work: Callable[[], Awaitable[None]],
+        give_up: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """Do what an event asks for; what fails comes again, but none blocks the others for ever.
+
+        Args:
+            event_id: of the event.
+            work: what it asks for.
+            give_up: what is done instead after ``TRIES``.
+
+        Raises:
+            UnavailableError: the client must bring the event again.
+        """
         try:
-            await self._take(heard)
-        except UnavailableError:
-            raise  # the homeserver is away: the client brings this message again
+            await work()
+        except Exception as error:
+            if isinstance(error, UnavailableError) and error.code != "keys_query_refused":
+                raise
+            await self._require_database()
+            tries = self._tries[event_id] = self._tries.get(event_id, 0) + 1
+            log.error("order_failed", error=type(error).__name__, tries=tries)
+            if tries < TRIES:
+                raise UnavailableError(
+                    "a command could not be carried out; trying again", code="order_failed"
+                ) from error
+            if give_up is not None:
+                await self._last_word(give_up)
+        self._tries.pop(event_id, None)
+
+    async def _last_word(self, give_up: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await give_up()
         except Exception as error:  # noqa: BLE001 - the messages after it still count
-            log.error("order_failed", room=heard.room_id, error=type(error).__name__)
+            await self._require_database()
+            log.critical("order_not_answered", error=type(error).__name__)
+
+    async def _require_database(self) -> None:
+        try:
+            await self._records.audience.epoch()
+        except Exception as error:
+            raise UnavailableError(
+                "the database does not answer: look whether it runs", code="database_unavailable"
+            ) from error
+
+    async def _give_up(self, heard: _Heard) -> None:
+        """Tell who typed that it was in vain."""
+        ward = await self._records.wards.in_room(heard.room_id)
+        language = await self._language(ward, heard.room_id)
+        if language is None:
+            return
+        _ = translator(language).gettext
+        said = _(
+            "This could not be carried out because of a fault in FAJMA. Type it again; if it"
+            " happens again, tell the operator."
+        )
+        async with self._records.store.transaction() as connection:
+            if await self._seen_first(connection, heard):
+                await self._refuse(connection, heard, said, "failed")
+        self._records.store.hints.notify("outbox")
+
+    async def _language(self, ward: Ward | None, room_id: str) -> Language | None:
+        """In which a room of ours is spoken to; ``None`` for any other room."""
+        if ward is not None:
+            return ward.language
+        consultation = await self._records.consultations.in_room(room_id)
+        return consultation.language if consultation is not None else None
 
     async def _take(self, heard: _Heard) -> None:
         ward = await self._records.wards.in_room(heard.room_id)
-        consultation = await self._records.consultations.in_room(heard.room_id)
-        if ward is None and consultation is None:
+        language = await self._language(ward, heard.room_id)
+        if language is None:
             return
-        language = ward.language if ward is not None else consultation.language  # type: ignore[union-attr]
-        command: Command | None = None
-        error: CommandError | None = None
+        person = await self._records.people.get(heard.sender)
+        understood = _understood(heard, person, language)
+        if understood is None:
+            return
+        command, language = understood
+        if await self._records.orders_seen.known(self._envelope(heard)):
+            return
         try:
-            command = parse(
-                heard.body, language=language, mentions=heard.mentions, reply=heard.is_reply
-            )
-        except CommandError as wrong:
-            error = wrong
-        if command is None and error is None:
-            return
-        envelope = self._envelope(heard)
-        if await self._records.orders_seen.known(envelope):
-            return
-        if command is not None:
-            language = command.language
-        try:
-            person = await self._allowed(heard, language)
-            if error is not None or command is None:
-                raise RefusedError(str(error), code="grammar")  # noqa: TRY301
-            place = self._place(command, ward, person, language)
+            await self._allowed(heard, language)
+            if isinstance(command, CommandError):
+                raise RefusedError(self._right_line(command, ward, language), code="grammar")  # noqa: TRY301
             async with self._records.store.transaction() as connection:
-                if not await self._records.orders_seen.take(connection, envelope, now=self._now()):
+                await self._require_order(connection, heard, language)
+                if not await self._seen_first(connection, heard):
                     return
+                # The homeserver may have taken its time, and the person left meanwhile.
+                person = await self._of_staff(heard, language)
+                place = self._place(command, ward, person, language)
                 await self._carry_out(connection, heard, command, person, place)
         except (RefusedError, DutyError) as refusal:
             said = (
@@ -147,7 +219,7 @@ class Orders:
                 else str(refusal)
             )
             async with self._records.store.transaction() as connection:
-                if await self._records.orders_seen.take(connection, envelope, now=self._now()):
+                if await self._seen_first(connection, heard):
                     await self._refuse(connection, heard, said, refusal.code)
         self._records.store.hints.notify("outbox")
         self._records.store.hints.notify("trust")
@@ -163,20 +235,70 @@ class Orders:
             return self._records.site_key.fingerprint(b"order", raw)
         return self._records.site_key.fingerprint(b"clear order", heard.event_id.encode())
 
-    async def _allowed(self, heard: _Heard, language: Language) -> Staff:
-        """Who gives the command, if all is as it must be; the checks in the order of suspicion."""
+    @staticmethod
+    def _right_line(error: CommandError, ward: Ward | None, language: Language) -> str:
+        """What to type instead, where it was typed."""
+        if ward is not None:
+            return str(error)
+        _ = translator(language).gettext
+        sentence = _("This is no command in a consultation. What can be typed here:")
+        return f"{sentence}\n{here(language)}"
+
+    def _spot(self, heard: _Heard) -> Spot | None:
+        """Where the message stands among those of its Megolm session."""
+        index = getattr(heard.event, "message_index", None)
+        if not isinstance(index, int):
+            return None
+        names = (heard.room_id, heard.event.sender_key, heard.event.session_id)
+        session = self._records.site_key.fingerprint(b"session", *(one.encode() for one in names))
+        return Spot(session, index)
+
+    async def _seen_first(self, connection: Connection, heard: _Heard) -> bool:
+        """Take a command, in the transaction that carries it out or refuses it.
+
+        Returns:
+            False if it was taken before.
+        """
+        return await self._records.orders_seen.take(
+            connection, self._envelope(heard), now=self._now(), spot=self._spot(heard)
+        )
+
+    async def _require_order(
+        self, connection: Connection, heard: _Heard, language: Language
+    ) -> None:
+        """A homeserver could hold a command back until later ones have been carried out."""
+        spot = self._spot(heard)
+        if spot is not None and await self._records.orders_seen.is_overtaken(connection, spot):
+            raise _too_late(language, "overtaken")
+
+    async def _of_staff(self, heard: _Heard, language: Language) -> Staff:
         _ = translator(language).gettext
         person = await self._records.people.get(heard.sender)
         if person is None or not person.is_active:
             raise RefusedError(
                 _("Only staff of this hospital can give commands here."), code="not_staff"
             )
+        return person
+
+    async def _allowed(self, heard: _Heard, language: Language) -> Staff:
+        """Who gives the command, if all is as it must be; the checks in the order of suspicion."""
+        _ = translator(language).gettext
+        person = await self._of_staff(heard, language)
         if not heard.encrypted:
             raise RefusedError(
                 _("This message was not encrypted, so it is no command. Type it again in Element."),
                 code="not_encrypted",
             )
         if not await self._client.is_signed_now(heard.event, heard.room_id):
+            if await self._records.pins.changed(heard.sender) is not None:
+                raise RefusedError(
+                    _(
+                        "The security keys of your account were reset, so your commands do not"
+                        " count yet: two colleagues, or the operator, must accept the new keys."
+                        " Call them; the line to type stands in the ward's room."
+                    ),
+                    code="identity_changed",
+                )
             raise RefusedError(
                 _(
                     "Your device is not confirmed, so its commands do not count. In Element choose"
@@ -189,11 +311,7 @@ class Orders:
                 _("An edited message is no command. Type it as a new message."), code="edited"
             )
         if abs(self._now() - heard.sent_at) > FRESH:
-            raise RefusedError(
-                _("This command came too late to be carried out. If you still want it, type it"
-                  " again."),
-                code="stale",
-            )  # fmt: skip
+            raise _too_late(language, "stale")
         return person
 
     def _place(
@@ -235,7 +353,7 @@ class Orders:
         ward: Ward | None,
     ) -> None:
         if ward is None:  # help is all that there is outside a ward's room
-            await self._answer(connection, heard, help_text(command.language))
+            await self._answer(connection, heard, here(command.language))
             return
         roster = await self._records.wards.roster(connection, ward.id)
         outcome = await self._desk.outcome(connection, command, person, ward, roster)
@@ -286,16 +404,80 @@ class Orders:
     async def _on_reaction(self, room: nio.MatrixRoom, event: nio.ReactionEvent) -> None:
         if event.sender in self._ours:
             return
-        try:
-            await self._desk.answer_by_reaction(room.room_id, event.sender, event.reacts_to)
-        except Exception as error:  # noqa: BLE001 - the messages after it still count
-            log.error("reaction_failed", room=room.room_id, error=type(error).__name__)
+        answer = partial(self._desk.answer_by_reaction, room.room_id, event.sender, event.reacts_to)
+        await self._try(event.event_id, answer)
+
+    async def _on_gap(self, room_id: str, mark: str) -> None:
+        await self._try(f"gap {room_id} {mark}", partial(self._tell_of_gap, room_id, mark))
+
+    async def _tell_of_gap(self, room_id: str, mark: str) -> None:
+        """More was written in a ward's room than was read: commands among it were not heard."""
+        ward = await self._records.wards.in_room(room_id)
+        if ward is None:
+            return
+        _ = translator(ward.language).gettext
+        said = _(
+            "More was written here than could be read after an interruption: commands among it were"
+            " not carried out. If you still want yours, type it again."
+        )
+        gap = self._records.site_key.fingerprint(b"gap", room_id.encode(), mark.encode())
+        async with self._records.store.transaction() as connection:
+            if not await self._records.orders_seen.take(connection, gap, now=self._now()):
+                return
+            await self._records.audit.note(
+                connection, actor="fajma", action="order.gap", subject=ward.id, now=self._now()
+            )
+            await self._records.outbox.add(
+                connection, notice(room_id, said, gap.hex(), now=self._now())
+            )
+        self._records.store.hints.notify("outbox")
+        log.warning("messages_not_read", ward=ward.id)
+
+
+def _too_late(language: Language, code: str) -> RefusedError:
+    _ = translator(language).gettext
+    return RefusedError(
+        _("This command came too late to be carried out. If you still want it, type it again."),
+        code=code,
+    )
+
+
+def _understood(
+    heard: _Heard, person: Staff | None, room: Language
+) -> tuple[Command | CommandError, Language] | None:
+    """What was typed, right or wrong, and the language of the answer; ``None`` for prose.
+
+    A person is answered in his own language, whatever the line that he copied; help comes in the
+    one in which it was asked for.
+    """
+    language = person.language if person is not None else room
+    try:
+        command = parse(
+            heard.body, language=language, mentions=heard.mentions, reply=heard.is_reply
+        )
+    except CommandError as error:
+        return error, language
+    if command is None:
+        return None
+    if command.action is Action.HELP or person is None:
+        return command, command.language
+    return replace(command, language=language), language
+
+
+def here(language: Language) -> str:
+    """What can be typed in a consultation."""
+    _ = translator(language).gettext
+    elsewhere = _("Duty, handover and drills are typed in the ward's room.")
+    return f"{help_text(language, IN_CONSULTATION)}\n{elsewhere}"
 
 
 def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:
-    """What was said, out of whatever shape the content has; ``None`` if nothing was."""
+    """What was said, out of whatever shape the content has; ``None`` if nothing was.
+
+    Ids with characters that no client writes are of no message: a database would not take them.
+    """
     content = event.source.get("content")
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not (event.event_id + event.sender).isprintable():
         return None
     relates = content.get("m.relates_to")
     relates = relates if isinstance(relates, dict) else {}

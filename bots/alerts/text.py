@@ -14,6 +14,7 @@ from html import escape
 from typing import Final
 from zoneinfo import ZoneInfo
 
+from babel.dates import format_datetime
 from babel.numbers import format_decimal
 
 from bots.alerts.alarm import Decision, Reason
@@ -200,6 +201,14 @@ def clock_time(moment: datetime, zone: str) -> str:
     sign = "-" if minutes < 0 else "+"
     offset = f"{hours}:{rest:02}" if rest else f"{hours}"
     return f"{local:%H:%M} UTC{sign}{offset}"
+
+
+def duty_time(moment: datetime, zone: str, language: Language, *, now: datetime) -> str:
+    """Time of day in the ward, whose clock everybody there goes by; with the date after a day."""
+    local = moment.astimezone(_zone(zone))
+    if now - moment < timedelta(days=1):
+        return f"{local:%H:%M}"
+    return format_datetime(local, "d MMM HH:mm", locale=language.value)
 
 
 def _zone(name: str) -> tzinfo:

@@ -1,71 +1,120 @@
-"""From the broker to the readings log.
+"""From messages of monitors to the readings log, a batch in one transaction.
 
-Messages are taken from the broker, decoded, attributed to whoever wears the monitor, sealed and
-committed in batches. A message is acknowledged to the broker only after its batch is committed; if
-we die before, the broker delivers it again, and the log knows it already.
+A message is decoded, placed in time (``clocks``), attributed to whoever wore the monitor then,
+sealed and committed. Nothing in a batch can make it fail: what is no reading goes, sealed and
+counted, to the quarantine in the same transaction. Only after the commit are messages acknowledged,
+to the broker (``subscriber``) and, for v2, to the monitor, which then deletes its records.
 
 Identity of a v1 reading: the fingerprint (keyed, so that it reveals nothing) of device and payload.
 A redelivery has the same payload. Two readings of one device with the same payload to the last
-byte, its timestamp included, count as one.
+byte, its timestamp included, count as one. Identity of a v2 reading: its sequence number.
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
-import threading
+import contextlib
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Final
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
 
-import paho.mqtt.client as paho
 import structlog
-from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode, MQTTProtocolVersion
-from paho.mqtt.packettypes import PacketTypes
-from paho.mqtt.properties import Properties
-from paho.mqtt.reasoncodes import ReasonCode
+from mautrix.util.async_db import Connection
 
-from bridges.mqtt_vitals.clocks import Clocks
+from bridges.mqtt_vitals.clocks import Arrival, Clocks, Placed, place_replayed, place_v2
+from bridges.mqtt_vitals.rate import Rates
 from fajma import wire
-from fajma.config import Mqtt
 from fajma.errors import DecodeError
+from fajma.sequence import Sequence as Settled
 from fajma.store import Records
+from fajma.store.devices import Fleet, KeyPair
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, NewReading
-from fajma.tasks import end
+from fajma.vitals import DeviceId, Kind, Reading
+from fajma.wire import Channel, Envelope, Gap, Item, Pack
 
 log = structlog.get_logger()
 
-TOPICS: Final = ("fajma/sensors/+",)
-CLIENT_ID: Final = "fajma-ingest"
-"""Fixed, so that the broker keeps our session, and what arrives, while we are away."""
-
-SESSION_EXPIRY_S: Final = 7 * 24 * 3600
-RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
-"""Pauses between attempts to commit, the last one repeated."""
-
 UNKNOWN_DEVICE: Final = "unknown_device"
+RATE_LIMITED: Final = "rate_limited"
+SEQUENCE_REUSED: Final = "sequence_reused"
+UNKNOWN_KEY: Final = "unknown_key"
+BUG: Final = "bug"
+
+SUSPICIOUS: Final = frozenset(
+    {"wrong_device", "not_authentic", UNKNOWN_KEY, SEQUENCE_REUSED, RATE_LIMITED}
+)
+"""Refusals that smell of attack: noted in the audit log, once an hour for each device."""
+
+EXPIRE_EVERY_S: Final = 3600.0
+
+AUDIT_AGAIN: Final = timedelta(hours=1)
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
-    """One message from the broker, not yet acknowledged."""
+class Message(NamedTuple):
+    """One message from the broker, not yet acknowledged.
+
+    Attributes:
+        topic: where it came.
+        payload: its bytes.
+        arrival: when it came.
+        acknowledge: tells the broker that it is committed.
+        replayed: it comes from the quarantine, not from the broker.
+    """
 
     topic: str
     payload: bytes
-    received_at: datetime
+    arrival: Arrival
     acknowledge: Callable[[], None]
+    replayed: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """What a v2 monitor may delete: every record up to ``record``, sealed with ``keys.down``."""
+
+    device: DeviceId
+    record: int
+    keys: KeyPair
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of a batch: new readings, redeliveries, and refusals by reason."""
+    """What became of a batch.
+
+    Attributes:
+        stored: new readings.
+        repeated: readings that were in the log already.
+        refused: by reason.
+        settled: what v2 monitors are to be told.
+    """
 
     stored: int
     repeated: int
     refused: Counter[str]
+    settled: tuple[Settlement, ...] = ()
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What a batch has come to so far."""
+
+    clocks: Clocks
+    rates: Rates
+    envelopes: Mapping[bytes, Envelope]
+    """Of v2 messages, by payload, those that are envelopes."""
+    readings: list[NewReading] = field(default_factory=list)
+    sources: list[Message] = field(default_factory=list)
+    """For each reading, the message that it came in."""
+    refused: list[Refused] = field(default_factory=list)
+    packs: list[tuple[Pack, KeyPair]] = field(default_factory=list)
+    suspects: dict[tuple[str, str], None] = field(default_factory=dict)
+    """Device and reason of what smells of attack."""
+    audited: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    """Which of them are noted in the audit log, and when."""
+    lost: int = 0
 
 
 class Ingest:
@@ -73,249 +122,285 @@ class Ingest:
 
     def __init__(self, records: Records) -> None:
         self._records = records
+        self._fleet: Fleet = records.devices.fleet()
         self._clocks = Clocks()
+        self._rates = Rates()
+        self._audited: dict[tuple[str, str], datetime] = {}
 
-    async def commit(self, batch: Sequence[Message]) -> Outcome:
-        """Decode, attribute, seal and commit a batch in one transaction.
+    async def commit(self, messages: Sequence[Message]) -> Outcome:
+        """Decode, place, attribute, seal and commit a batch in one transaction.
 
         Nothing in the batch can make it fail: what is not a reading is quarantined.
         """
         records = self._records
-        readings: list[NewReading] = []
-        refused: list[Refused] = []
-        clocks = self._clocks.tried()
         async with records.store.transaction() as connection:
-            for message in batch:
-                await self._sort(message, clocks, readings, refused)
-            fates = await records.readings.append(connection, readings) if readings else []
-            stored = fates.count(Fate.STORED)
-            await records.quarantine.keep(connection, refused)
-        self._clocks.keep(clocks)
+            await self._fleet.refresh(connection)
+            batch = _Batch(self._clocks.tried(), self._rates.tried(), _envelopes(messages))
+            wanted = {(one.device, one.key_version) for one in batch.envelopes.values()}
+            await self._fleet.load_keys(connection, wanted)
+            for message in messages:
+                self._sort(message, batch)
+            fates = await records.readings.append(connection, batch.readings)
+            for fate, new, message in zip(fates, batch.readings, batch.sources, strict=True):
+                if fate is Fate.REUSED:
+                    self._refuse(batch, SEQUENCE_REUSED, new.reading.device, message)
+            settled = await self._settle(connection, batch)
+            await records.quarantine.keep(connection, batch.refused)
+            counts = Counter(fate.value for fate in fates if fate is not Fate.REUSED)
+            if batch.lost:
+                counts["lost_at_device"] = batch.lost
+            await records.tally.add(connection, counts)
+            await self._audit(connection, batch)
+        self._clocks.keep(batch.clocks)
+        self._rates.keep(batch.rates)
+        self._audited.update(batch.audited)
+        stored = counts[Fate.STORED.value]
         if stored:
             records.store.hints.notify("readings")
-        return Outcome(stored, len(readings) - stored, Counter(one.reason for one in refused))
+        return Outcome(
+            stored,
+            counts[Fate.REPEATED.value],
+            Counter(one.reason for one in batch.refused),
+            settled,
+        )
 
-    async def _sort(
-        self,
-        message: Message,
-        clocks: Clocks,
-        readings: list[NewReading],
-        refused: list[Refused],
-    ) -> None:
-        def refuse(reason: str) -> None:
-            refused.append(Refused(reason, message.topic, message.payload, message.received_at))
+    # --- one message -----------------------------------------------------------------------------
 
+    def _sort(self, message: Message, batch: _Batch) -> None:
+        """Find out what a message is."""
         try:
-            decoded = wire.decode_v1(message.topic, message.payload, message.received_at)
+            if message.topic.startswith(wire.V2_PREFIX):
+                self._sort_v2(message, batch)
+            else:
+                self._sort_v1(message, batch)
         except DecodeError as error:
-            refuse(error.code)
-            log.warning(
-                "reading_refused",
-                reason=error.code,
-                why=str(error),
-                device=_device(message.topic),
-            )
+            device = _device(message.topic)
+            self._refuse(batch, error.code, device, message)
+            log.warning("reading_refused", reason=error.code, why=str(error), device=device)
+        except Exception as error:  # noqa: BLE001 - a bug of ours must not stop every monitor
+            device = _device(message.topic)
+            self._refuse(batch, BUG, device, message)
+            log.critical("message_not_understood", device=device, error=type(error).__name__)
+
+    def _sort_v1(self, message: Message, batch: _Batch) -> None:
+        device = wire.parse_topic(message.topic)
+        if not message.replayed and not batch.rates.allows(device, message.arrival.mono_s):
+            self._refuse(batch, RATE_LIMITED, device, message, keep=False)
             return
+        decoded = wire.decode_v1(message.topic, message.payload)
         for rejected in decoded.rejected:
-            refuse(f"{rejected.kind}_{rejected.reason}")
+            self._refuse(batch, f"{rejected.kind}_{rejected.reason}", device, message)
             log.warning(
                 "value_refused",
-                device=decoded.reading.device,
+                device=device,
                 kind=rejected.kind.value,
                 reason=rejected.reason.value,
             )
-        reading = clocks.place(decoded.reading)
-        worn = await self._records.consultations.wearing(reading.device, reading.measured_at)
+        placed = (
+            place_replayed(decoded.timestamp_ms, message.arrival)
+            if message.replayed
+            else batch.clocks.place_v1(device, decoded.timestamp_ms, message.arrival)
+        )
+        record = self._records.site_key.fingerprint(b"v1 reading", device.encode(), message.payload)
+        reading = Reading(
+            device,
+            placed.measured_at,
+            message.arrival.at,
+            placed.clock,
+            decoded.values,
+            placed.age,
+        )
+        self._attribute(message, batch, reading, record)
+
+    def _sort_v2(self, message: Message, batch: _Batch) -> None:
+        device, channel = wire.parse_v2_topic(message.topic)
+        if channel is Channel.STATUS:
+            wire.parse_status(message.payload)
+            return
+        envelope = batch.envelopes.get(message.payload) or wire.parse_envelope(message.payload)
+        keys = self._fleet.keys(envelope.device, envelope.key_version)
+        if keys is None:
+            raise DecodeError(
+                "The message is sealed with a key that this device does not have: enrol it again.",
+                code=UNKNOWN_KEY,
+            )
+        content = wire.open_envelope(envelope, keys.up, message.topic)
+        if not message.replayed and not batch.rates.allows(device, message.arrival.mono_s):
+            # Neither stored nor settled: the monitor sends it again, later.
+            self._refuse(batch, RATE_LIMITED, device, message, keep=False)
+            return
+        pack = wire.decode_pack(content, device)
+        batch.packs.append((pack, keys))
+        unknown = False
+        for item, placed in self._placed(pack, message, batch.clocks):
+            for rejected in item.rejected:
+                self._refuse(batch, f"{rejected.kind}_{rejected.reason}", device, message)
+            if item.no_usable_value:
+                self._refuse(batch, "no_usable_value", device, message)
+                continue
+            reading = Reading(
+                device,
+                placed.measured_at,
+                message.arrival.at,
+                placed.clock,
+                item.values,
+                placed.age,
+                item.quality,
+                item.contact,
+            )
+            if self._fleet.wearing(device, placed.measured_at) is None:
+                unknown = True  # once for the message, which holds them all
+                continue
+            self._attribute(message, batch, reading, item.seq.to_bytes(8, "big"), _said(item))
+        if unknown:
+            self._refuse(batch, UNKNOWN_DEVICE, device, message)
+
+    def _placed(
+        self, pack: Pack, message: Message, clocks: Clocks
+    ) -> Iterator[tuple[Item, Placed]]:
+        items = [one for one in pack.items if isinstance(one, Item)]
+        way_s = None
+        if not message.replayed:
+            newest = items[-1] if items else None
+            of_start = newest is not None and newest.boot == pack.boot
+            way_s = clocks.way_of(
+                pack.device,
+                pack.boot,
+                pack.sent_ms,
+                newest.measured_at if newest is not None and of_start else None,
+                before_sending_s=(pack.sent_ms - newest.mono_ms) / 1000 if newest else 0.0,
+                arrival=message.arrival,
+            )
+        for item in items:
+            same_start = item.boot == pack.boot and not message.replayed
+            yield (
+                item,
+                place_v2(
+                    item.measured_at,
+                    before_sending_s=(pack.sent_ms - item.mono_ms) / 1000 if same_start else None,
+                    since_start_s=pack.sent_ms / 1000,
+                    way_s=way_s,
+                    arrival=message.arrival,
+                ),
+            )
+
+    def _attribute(
+        self,
+        message: Message,
+        batch: _Batch,
+        reading: Reading,
+        record: bytes,
+        said: bytes | None = None,
+    ) -> None:
+        """Give a reading to whoever wore the monitor when it was measured."""
+        worn = self._fleet.wearing(reading.device, reading.measured_at)
         if worn is None:
-            refuse(UNKNOWN_DEVICE)
+            self._refuse(batch, UNKNOWN_DEVICE, reading.device, message)
             log.warning("reading_refused", reason=UNKNOWN_DEVICE, device=reading.device)
             return
-        record = self._records.site_key.fingerprint(
-            b"v1 reading", reading.device.encode(), message.payload
+        trace = self._records.site_key.fingerprint(b"v2 record", said)[:8] if said else None
+        batch.readings.append(NewReading(record, worn.patient, reading, trace))
+        batch.sources.append(message)
+
+    def _refuse(
+        self, batch: _Batch, reason: str, device: str, message: Message, *, keep: bool = True
+    ) -> None:
+        batch.refused.append(
+            Refused(
+                reason,
+                message.topic,
+                message.payload,
+                message.arrival.at,
+                device=device,
+                keep=keep and not message.replayed,
+            )
         )
-        readings.append(NewReading(record, worn.patient, reading))
+        if reason in SUSPICIOUS:
+            batch.suspects[device, reason] = None
+
+    # --- what belongs to the transaction ---------------------------------------------------------
+
+    async def _settle(self, connection: Connection, batch: _Batch) -> tuple[Settlement, ...]:
+        """Note which records of v2 monitors are settled now; the log's lock is held already."""
+        if not batch.packs:
+            return ()
+        devices = self._records.devices
+        known = await devices.sequences(connection, {pack.device for pack, _ in batch.packs})
+        keys: dict[DeviceId, KeyPair] = {}
+        for pack, pair in batch.packs:
+            before = known.get(pack.device, Settled())
+            missing = before.missing_below(pack.oldest)
+            if missing:
+                # We were set back to an older backup, or the monitor deleted what we never had.
+                log.error("records_missing", device=pack.device, count=missing)
+            after = before.begin_at(pack.oldest)
+            for item in pack.items:
+                if isinstance(item, Gap):
+                    told = after.settle(item.first, item.first + item.count - 1)
+                    if item.overwritten and told != after:
+                        batch.lost += item.count
+                        log.error("records_lost_at_device", device=pack.device, count=item.count)
+                    after = told
+                else:
+                    after = after.settle(item.seq, item.seq)
+            known[pack.device] = after
+            keys[pack.device] = pair
+        await devices.keep_sequences(connection, known)
+        return tuple(
+            Settlement(device, known[device].contiguous, pair) for device, pair in keys.items()
+        )
+
+    async def _audit(self, connection: Connection, batch: _Batch) -> None:
+        for device, reason in batch.suspects:
+            now = batch.refused[-1].received_at
+            last = self._audited.get((device, reason))
+            if last is None or now - last >= AUDIT_AGAIN:
+                await self._records.audit.note(
+                    connection,
+                    actor=f"monitor {device}",
+                    action="message.refused",
+                    subject=device,
+                    now=now,
+                    reason=reason,
+                )
+                batch.audited[device, reason] = now
+
+
+async def forget_refused(records: Records, *, after: timedelta) -> None:
+    """Forget what has been in the quarantine for long, once an hour, until cancelled."""
+    while True:
+        try:
+            gone = await records.quarantine.expire(before=datetime.now(UTC) - after)
+            if gone:
+                log.info("quarantine_expired", messages=gone)
+        except Exception as error:  # noqa: BLE001 - a database that is away comes back
+            log.error("quarantine_not_expired", error=type(error).__name__)
+        await asyncio.sleep(EXPIRE_EVERY_S)
+
+
+def _envelopes(messages: Sequence[Message]) -> dict[bytes, Envelope]:
+    """The v2 messages of a batch, taken apart but not opened."""
+    found = {}
+    for message in messages:
+        if message.topic.startswith(wire.V2_PREFIX):
+            with contextlib.suppress(DecodeError):  # looked at again when its turn comes
+                found[message.payload] = wire.parse_envelope(message.payload)
+    return found
+
+
+def _said(item: Item) -> bytes:
+    """What a record says, in one fixed form."""
+    values = ",".join(f"{kind}={item.values[kind]}" for kind in Kind if kind in item.values)
+    return (
+        f"{item.boot}/{item.mono_ms}/{item.measured_at}/{item.quality}/{item.contact}/{values}"
+    ).encode()
 
 
 def _device(topic: str) -> str:
-    """Whose topic it is, for the log; the broker lets nobody else write there."""
+    """Whose topic it is; the broker lets nobody else write there."""
     try:
+        if topic.startswith(wire.V2_PREFIX):
+            return wire.parse_v2_topic(topic)[0]
         return wire.parse_topic(topic)
     except DecodeError:
         return "unknown"
-
-
-class Subscriber:
-    """Holds the connection to the broker and feeds ``Ingest``.
-
-    paho runs in its own thread; at most ``queue_max`` messages are under way to the event loop.
-    When that is reached the thread waits, the broker sees no acknowledgements, and holds back
-    (receive maximum).
-    """
-
-    def __init__(self, settings: Mqtt, ingest: Ingest) -> None:
-        self._settings = settings
-        self._ingest = ingest
-        self._loop = asyncio.get_running_loop()
-        self._queue: asyncio.Queue[Message] = asyncio.Queue()
-        self._room = threading.BoundedSemaphore(settings.queue_max)
-        self._client: paho.Client | None = None
-        self._refused = asyncio.Event()
-        self._accepted = False
-        self.subscribed = asyncio.Event()
-
-    async def run(self) -> None:
-        """Take messages until cancelled."""
-        # A broker that knows only 3.1.1 answers MQTT 5 with a refusal, or with silence.
-        protocols = [MQTTProtocolVersion.MQTTv311]
-        if not self._settings.embedded:
-            protocols.insert(0, MQTTProtocolVersion.MQTTv5)
-        for protocol in itertools.cycle(protocols):
-            self._refused.clear()
-            self._accepted = False
-            self._client = self._connect(protocol)
-            committing = asyncio.create_task(self._commit_forever())
-            refused = asyncio.create_task(self._refused.wait())
-            try:
-                done, _ = await asyncio.wait(
-                    {committing, refused}, return_when=asyncio.FIRST_COMPLETED
-                )
-                if committing in done:
-                    committing.result()  # a bug: let it be seen
-                log.info("broker_does_not_accept", protocol=protocol.name)
-            finally:
-                await end([committing, refused])
-                self._disconnect()
-
-    def _connect(self, protocol: MQTTProtocolVersion) -> paho.Client:
-        settings = self._settings
-        persistent: dict[str, Any] = {}
-        if protocol is not MQTTProtocolVersion.MQTTv5:
-            persistent["clean_session"] = False
-        client = paho.Client(
-            CallbackAPIVersion.VERSION2,
-            client_id=CLIENT_ID,
-            protocol=protocol,
-            manual_ack=True,
-            **persistent,
-        )
-        client.tls_set(
-            ca_certs=str(settings.ca_file),
-            certfile=str(settings.cert_file),
-            keyfile=str(settings.key_file),
-        )
-        client.reconnect_delay_set(min_delay=1, max_delay=10)
-        client.on_connect = self._on_connect
-        client.on_connect_fail = self._on_connect_fail
-        client.on_disconnect = self._on_disconnect
-        client.on_subscribe = self._on_subscribe
-        client.on_message = self._on_message
-        options: dict[str, Any] = {}
-        if protocol is MQTTProtocolVersion.MQTTv5:
-            properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-            properties.SessionExpiryInterval = SESSION_EXPIRY_S
-            properties.ReceiveMaximum = min(settings.queue_max, 65535)
-            options = {"clean_start": False, "properties": properties}
-        client.connect_async(settings.host, settings.port, keepalive=30, **options)
-        client.loop_start()
-        return client
-
-    def _disconnect(self) -> None:
-        # Forgotten first: its thread may be waiting for room, and looks whether it is still ours.
-        client, self._client = self._client, None
-        if client is not None:
-            client.disconnect()
-            client.loop_stop()
-        self.subscribed.clear()
-
-    async def _commit_forever(self) -> None:
-        while True:
-            batch = [await self._queue.get()]
-            while len(batch) < self._settings.batch_max and not self._queue.empty():
-                batch.append(self._queue.get_nowait())
-            outcome = await self._commit(batch)
-            for message in batch:
-                message.acknowledge()
-                self._room.release()
-            log.info(
-                "readings_committed",
-                device=_device(batch[0].topic) if len(batch) == 1 else "several",
-                stored=outcome.stored,
-                repeated=outcome.repeated,
-                refused=dict(outcome.refused),
-            )
-
-    async def _commit(self, batch: Sequence[Message]) -> Outcome:
-        attempt = 0
-        while True:
-            try:
-                return await self._ingest.commit(batch)
-            except Exception as error:  # noqa: BLE001 - whatever it is, the readings must not be lost
-                pause = RETRY_S[min(attempt, len(RETRY_S) - 1)]
-                attempt += 1
-                log.error(
-                    "commit_failed", error=type(error).__name__, messages=len(batch), retry_s=pause
-                )
-                await asyncio.sleep(pause)
-
-    # Called by paho, in its thread.
-
-    def _on_connect(
-        self,
-        client: paho.Client,
-        _: Any,
-        __: Any,
-        reason: ReasonCode,
-        ___: Any,
-    ) -> None:
-        if reason.is_failure:
-            log.warning("broker_refused_us", reason=str(reason))
-            return
-        self._accepted = True
-        client.subscribe([(topic, 1) for topic in TOPICS])
-
-    def _on_connect_fail(self, _: paho.Client, __: Any) -> None:
-        log.warning("broker_unreachable", host=self._settings.host, port=self._settings.port)
-
-    def _on_disconnect(
-        self,
-        _: paho.Client,
-        __: Any,
-        ___: Any,
-        reason: ReasonCode,
-        ____: Any,
-    ) -> None:
-        self._loop.call_soon_threadsafe(self.subscribed.clear)
-        if reason.is_failure:
-            log.warning("broker_connection_lost", reason=str(reason))
-            if not self._accepted:
-                self._loop.call_soon_threadsafe(self._refused.set)
-
-    def _on_subscribe(
-        self,
-        _: paho.Client,
-        __: Any,
-        ___: int,
-        reasons: Sequence[ReasonCode],
-        ____: Any,
-    ) -> None:
-        if any(reason.is_failure for reason in reasons):
-            log.error("broker_refuses_our_subscription")
-            return
-        log.info("broker_subscribed")
-        self._loop.call_soon_threadsafe(self.subscribed.set)
-
-    def _on_message(self, client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:
-        def acknowledge() -> None:
-            # After a reconnect the broker delivers it again; the log knows it already.
-            if client.ack(message.mid, message.qos) is not MQTTErrorCode.MQTT_ERR_SUCCESS:
-                log.debug("acknowledgement_not_sent")
-
-        while not self._room.acquire(timeout=1):
-            if self._client is not client:  # we are shutting down
-                return
-        try:
-            topic = message.topic
-        except UnicodeDecodeError:
-            topic = ""
-        taken = Message(topic, bytes(message.payload), datetime.now(UTC), acknowledge)
-        self._loop.call_soon_threadsafe(self._queue.put_nowait, taken)

@@ -171,7 +171,7 @@ class Publisher:
 
     async def run(self) -> None:
         """Publish until cancelled."""
-        look: asyncio.Task[None] | None = None
+        look: asyncio.Task[bool] | None = None
         try:
             while True:
                 try:

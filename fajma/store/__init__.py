@@ -5,7 +5,8 @@ sealed before it gets here (``fajma.sealing``); columns in clear are identifiers
 Times are integers, milliseconds since 1970 UTC.
 """
 
-from fajma.store.database import Hints, Store, from_ms, to_ms
+from fajma.store.database import Store, from_ms, to_ms
+from fajma.store.hints import Hints
 from fajma.store.records import Records
 
 __all__ = ["Hints", "Records", "Store", "from_ms", "to_ms"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -20,6 +20,13 @@ from fajma.vitals import PatientKey
 
 LOG = "outbox"
 
+_PUT = "INSERT INTO alarm_state (patient_key, changed_at, sealed)"
+_OVERWRITING = (
+    "ON CONFLICT (patient_key) DO UPDATE SET sealed=excluded.sealed,"
+    " changed_at=CASE WHEN excluded.changed_at>0 THEN excluded.changed_at"
+    " ELSE alarm_state.changed_at END"
+)
+
 
 class SentBy(StrEnum):
     """Which of our accounts says it; the value is the local part of its user id.
@@ -29,6 +36,21 @@ class SentBy(StrEnum):
 
     HOST = "fajma"
     ALERTS = "fajma-alerts"
+
+
+@dataclass(frozen=True, slots=True)
+class NewState:
+    """A state to be kept.
+
+    Attributes:
+        patient: whose.
+        state: the engine's own JSON.
+        announced_at: aware UTC time, if something about the alarm was announced by it.
+    """
+
+    patient: PatientKey
+    state: str
+    announced_at: datetime | None = None
 
 
 class AlarmStates:
@@ -43,29 +65,42 @@ class AlarmStates:
         sealed = await self._store.db.fetchval(
             "SELECT sealed FROM alarm_state WHERE patient_key=$1", patient
         )
-        if sealed is None:
-            return None
-        key = await self._keys.get(patient)
-        return key.open(bytes(sealed), place=f"alarm_state/{patient}").decode()
+        return None if sealed is None else await self.open(patient, bytes(sealed))
 
-    async def put(
-        self,
-        connection: Connection,
-        patient: PatientKey,
-        state: str,
-        *,
-        announced_at: datetime | None,
-    ) -> None:
-        """Keep a state; ``announced_at`` if something about the alarm was announced by it."""
+    async def sealed(self, patients: Collection[PatientKey]) -> dict[PatientKey, bytes]:
+        """The states of these patients, not opened; who has none yet is missing."""
+        rows = await self._store.fetch_among(
+            "SELECT patient_key, sealed FROM alarm_state WHERE patient_key", patients
+        )
+        return {PatientKey(row["patient_key"]): bytes(row["sealed"]) for row in rows}
+
+    async def open(self, patient: PatientKey, sealed: bytes) -> str:
+        """Open one of them.
+
+        Raises:
+            BugError: the patient has no key, or the row was altered.
+        """
         key = await self._keys.get(patient)
-        sealed = key.seal(state.encode(), place=f"alarm_state/{patient}")
-        await connection.execute(
-            "INSERT INTO alarm_state (patient_key, changed_at, sealed) VALUES ($1, $2, $3)"
-            " ON CONFLICT (patient_key) DO UPDATE SET sealed=$3,"
-            " changed_at=CASE WHEN $2>0 THEN $2 ELSE alarm_state.changed_at END",
-            patient,
-            to_ms(announced_at) if announced_at else 0,
-            sealed,
+        return key.open(sealed, place=f"alarm_state/{patient}").decode()
+
+    async def put(self, connection: Connection, *states: NewState) -> None:
+        """Keep states, each of another patient, in the caller's transaction."""
+        rows = [await self._row(one) for one in states]
+        if not rows:
+            return
+        if self._store.is_sqlite:
+            await connection.executemany(f"{_PUT} VALUES ($1, $2, $3) {_OVERWRITING}", rows)
+        else:
+            columns = [list(column) for column in zip(*rows, strict=True)]
+            many = "SELECT * FROM unnest($1::text[], $2::bigint[], $3::bytea[])"
+            await connection.execute(f"{_PUT} {many} {_OVERWRITING}", *columns)
+
+    async def _row(self, new: NewState) -> tuple[PatientKey, int, bytes]:
+        key = await self._keys.get(new.patient)
+        return (
+            new.patient,
+            to_ms(new.announced_at) if new.announced_at else 0,
+            key.seal(new.state.encode(), place=f"alarm_state/{new.patient}"),
         )
 
     async def changed_since(self, moment: datetime) -> dict[PatientKey, datetime]:
@@ -105,15 +140,23 @@ class Outbox:
         self._keys = keys
         self._site_key = site_key
 
-    async def add(self, connection: Connection, delivery: Delivery) -> None:
-        """Promise a delivery, in the transaction of the decision that caused it."""
-        position = await lock_head(connection, LOG) + 1
-        await move_head(connection, LOG, position)
-        key = await self._key(delivery.patient)
-        await connection.execute(
+    async def add(self, connection: Connection, *deliveries: Delivery) -> None:
+        """Promise deliveries, in the transaction of the decision that caused them."""
+        if not deliveries:
+            return
+        # Sealed before the outbox is locked, for others wait on the lock.
+        rows = [await self._row(one) for one in deliveries]
+        position = await lock_head(connection, LOG)
+        await move_head(connection, LOG, position + len(rows))
+        await connection.executemany(
             "INSERT INTO outbox (position, delivery_id, sender, room_id, patient_key, created_at,"
             " sealed) VALUES ($1, $2, $3, $4, $5, $6, $7)",
-            position,
+            [(position + number, *row) for number, row in enumerate(rows, 1)],
+        )
+
+    async def _row(self, delivery: Delivery) -> tuple[str, str, str, PatientKey | None, int, bytes]:
+        key = await self._key(delivery.patient)
+        return (
             delivery.delivery_id,
             delivery.sender.value,
             delivery.room_id,

@@ -10,6 +10,7 @@ from datetime import datetime
 from mautrix.util.async_db import Connection
 
 from fajma.sealing import SiteKey
+from fajma.store.alarms import LOG as OUTBOX
 from fajma.store.database import Store, from_ms, to_ms
 from fajma.store.readings import lock_head, move_head
 
@@ -58,6 +59,9 @@ class Audit:
         **detail: str,
     ) -> None:
         """Append an entry, in the transaction of the act itself."""
+        # Who notes an act often tells of it too, before or after: the outbox is always locked first
+        # (see fajma/store/database.py).
+        await lock_head(connection, OUTBOX)
         position = await lock_head(connection, LOG) + 1
         await move_head(connection, LOG, position)
         await connection.execute(
@@ -69,6 +73,12 @@ class Audit:
             action,
             subject,
             self._site_key.site.seal(json.dumps(detail).encode(), place=f"audit/{position}"),
+        )
+
+    async def position(self) -> int:
+        """Position of the newest entry, 0 before the first."""
+        return int(
+            await self._store.db.fetchval("SELECT position FROM log_head WHERE log=$1", LOG) or 0
         )
 
     async def latest(self, *, limit: int = 100) -> list[Entry]:

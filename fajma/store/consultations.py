@@ -1,4 +1,4 @@
-"""Consultations, the clinicians in them, and which monitor was worn in which."""
+"""Consultations and the clinicians in them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mautrix.util.async_db import Connection
 from fajma.language import Language
 from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.pins import new_epoch
-from fajma.vitals import DeviceId, PatientKey
+from fajma.vitals import PatientKey
 
 ConsultationId = NewType("ConsultationId", str)
 """Identity of a consultation, 16 hex digits."""
@@ -61,16 +61,8 @@ class OpenRoom:
     time_zone: str
 
 
-@dataclass(frozen=True, slots=True)
-class Wearing:
-    """Who wears a monitor, and in which consultation, if in one."""
-
-    patient: PatientKey
-    consultation: ConsultationId | None
-
-
 class Consultations:
-    """Repository of consultations and device links."""
+    """Repository of consultations."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -200,62 +192,9 @@ class Consultations:
         )
         await new_epoch(connection)
 
-    async def link_device(
-        self, device: DeviceId, consultation: Consultation, *, now: datetime
-    ) -> None:
-        """From now on this patient wears the monitor; whoever wore it until now does not."""
-        await self._link(device, consultation.patient, consultation.id, now)
-
-    async def link_to_patient(
-        self, device: DeviceId, patient: PatientKey, *, now: datetime
-    ) -> None:
-        """The same for a patient who may have no consultation."""
-        consultation = await self.of_patient(patient)
-        await self._link(device, patient, consultation.id if consultation else None, now)
-
-    async def _link(
-        self,
-        device: DeviceId,
-        patient: PatientKey,
-        consultation: ConsultationId | None,
-        now: datetime,
-    ) -> None:
-        async with self._store.transaction() as connection:
-            current = await connection.fetchrow(
-                "SELECT * FROM device_link WHERE device_id=$1 AND linked_to IS NULL", device
-            )
-            if current is not None:
-                if (current["patient_key"], current["consultation_id"]) == (patient, consultation):
-                    return
-                await connection.execute(
-                    "UPDATE device_link SET linked_to=$2 WHERE device_id=$1 AND linked_to IS NULL",
-                    device,
-                    to_ms(now),
-                )
-            await connection.execute(
-                "INSERT INTO device_link (device_id, consultation_id, patient_key, linked_from)"
-                " VALUES ($1, $2, $3, $4)",
-                device,
-                consultation,
-                patient,
-                to_ms(now),
-            )
-
-    async def wearing(self, device: DeviceId, at: datetime) -> Wearing | None:
-        """Who wore the monitor at that moment."""
-        row = await self._store.db.fetchrow(
-            "SELECT patient_key, consultation_id FROM device_link WHERE device_id=$1"
-            " AND linked_from<=$2 AND (linked_to IS NULL OR linked_to>$2)",
-            device,
-            to_ms(at),
-        )
-        if row is None:
-            return None
-        consultation = row["consultation_id"]
-        return Wearing(
-            PatientKey(row["patient_key"]),
-            ConsultationId(consultation) if consultation is not None else None,
-        )
+    async def treats_no_more(self, account: str) -> None:
+        """A clinician belongs to no consultation any more."""
+        await self._store.db.execute("DELETE FROM consultation_clinician WHERE account=$1", account)
 
     async def _consultation(self, row: Row) -> Consultation:
         clinicians = await self._store.db.fetch(

@@ -1,11 +1,26 @@
-"""Opening the database, transactions that survive cancellation, and hints between parts."""
+"""Opening the database, and transactions that survive cancellation.
+
+Two transactions that lock the same rows in different orders wait for each other, until PostgreSQL
+ends one of them. So each locks, of these, what it locks in this order:
+
+1. what it is about: a command seen, a ward's roster, a person, an alarm's state;
+2. the heads of ``devices`` and ``readings``;
+3. the head of ``trust`` (who may read), then pins, then warnings;
+4. the head of ``outbox``;
+5. the head of ``audit``.
+
+The last two are everybody's and held until the commit. Their order is kept by ``Audit.note``, which
+locks both: so an act may be noted before or after it is told of.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import sqlite3
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable
+from contextlib import AbstractAsyncContextManager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -15,7 +30,8 @@ import asyncpg
 from mautrix.util.async_db import Connection, Database, Scheme, UpgradeTable
 
 from fajma.config import DatabaseSettings, read_secret
-from fajma.errors import UnavailableError
+from fajma.errors import InputError, UnavailableError
+from fajma.store.hints import Hints
 from fajma.store.schema import upgrade_table
 
 
@@ -25,6 +41,9 @@ class Row(Protocol):
     def __getitem__(self, column: str) -> Any:
         """The value of a column."""
 
+
+UPGRADE_LOCK: Final = 0x46414A4D41
+"""Key of PostgreSQL's advisory lock on the schema: "FAJMA" in ASCII."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND: Final = timedelta(milliseconds=1)
@@ -50,37 +69,13 @@ def from_ms(milliseconds: int) -> datetime:
     return _EPOCH + timedelta(milliseconds=milliseconds)
 
 
-class Hints:
-    """Wakes the followers of a log when something was committed to it.
-
-    A hint is only a hint: whoever waits also looks by itself after ``POLL_S``, which is the truth
-    that survives a lost hint and a second process.
-    """
-
-    POLL_S: Final = 1.0
-
-    def __init__(self) -> None:
-        self._events: dict[str, list[asyncio.Event]] = {}
-
-    def subscribe(self, *topics: str) -> asyncio.Event:
-        """An event of its own for one follower of these topics."""
-        event = asyncio.Event()
-        for topic in topics:
-            self._events.setdefault(topic, []).append(event)
-        return event
-
-    def notify(self, topic: str) -> None:
-        """Something was committed under ``topic``."""
-        for event in self._events.get(topic, ()):
-            event.set()
-
-    async def wait(self, event: asyncio.Event, timeout_s: float = POLL_S) -> None:
-        """Wait for a hint, at most ``timeout_s``."""
-        # Not wait_for, which in Python 3.11 may drop a cancellation.
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(timeout_s):
-                await event.wait()
-        event.clear()
+async def _require_durable(db: Database) -> None:
+    if db.scheme == Scheme.POSTGRES and await db.fetchval("SHOW fsync") != "on":
+        raise InputError(
+            "PostgreSQL runs with fsync off, so a power cut would lose readings whose monitors have"
+            " deleted them: set fsync = on in postgresql.conf",
+            code="database_not_durable",
+        )
 
 
 def _probe(path: Path) -> None:
@@ -93,17 +88,46 @@ def _probe(path: Path) -> None:
             connection.execute(pragma)
 
 
+Fence = Callable[[Connection], AbstractAsyncContextManager[None]]
+"""Surrounds the content of a transaction; an error that it raises at the end prevents the commit.
+"""
+
+
+@contextlib.asynccontextmanager
+async def _upgrading(url: str, password: str | None) -> AsyncIterator[None]:
+    """Only one process at a time changes the schema of a PostgreSQL."""
+    connection = await asyncpg.connect(url, password=password)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", UPGRADE_LOCK)
+        yield
+    finally:
+        await connection.close()  # gives the lock back
+
+
+async def _upgrade(db: Database, also_upgrade: Iterable[UpgradeTable]) -> None:
+    await db.start()
+    for table in also_upgrade:
+        await table.upgrade(db)
+
+
 class Store:
     """An open database.
 
     Attributes:
         db: mautrix's database, shared with its crypto and state stores.
-        hints: wakes followers inside this process.
+        hints: wakes followers.
     """
 
-    def __init__(self, db: Database) -> None:
+    def __init__(
+        self, db: Database, *, hints: Hints | None = None, fence: Fence | None = None
+    ) -> None:
         self.db = db
-        self.hints = Hints()
+        self.hints = hints or Hints()
+        self._fence = fence
+
+    def fenced(self, fence: Fence) -> Store:
+        """The same database, in which every ``transaction`` has a fence."""
+        return Store(self.db, hints=self.hints, fence=fence)
 
     @property
     def is_sqlite(self) -> bool:
@@ -122,13 +146,22 @@ class Store:
 
         Raises:
             UnavailableError: the database does not answer or cannot be opened.
+            InputError: it would lose what it has committed (``database_not_durable``).
         """
         url = settings.url
-        if url.startswith("sqlite"):
+        if settings.is_sqlite:
             # One connection: writers take turns instead of failing on SQLite's lock.
             args: dict[str, Any] = {"min_size": 1, "init_commands": list(SQLITE_PRAGMAS)}
         else:
-            args = {"min_size": 1, "max_size": 8}
+            args = {
+                "min_size": 1,
+                "max_size": 8,
+                # By itself mautrix ends the process when PostgreSQL ends a connection at a bad
+                # moment.
+                "meow_exit_on_ice": False,
+                # A reading is acknowledged after its commit, so a commit must reach the disk.
+                "server_settings": {"synchronous_commit": "on"},
+            }
             if settings.password_file is not None:
                 args["password"] = read_secret(settings.password_file, purpose="database password")
         db = Database.create(url, upgrade_table=upgrade_table, db_args=args)
@@ -137,9 +170,14 @@ class Store:
                 path = Path(urlsplit(url).path)
                 path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
                 _probe(path)
-            await db.start()
-            for table in also_upgrade:
-                await table.upgrade(db)
+                await _upgrade(db, also_upgrade)
+            else:
+                async with _upgrading(url, args.get("password")):
+                    await _upgrade(db, also_upgrade)
+                await _require_durable(db)
+        except InputError:
+            await db.stop()
+            raise
         except (OSError, asyncpg.PostgresError, sqlite3.Error) as error:
             with contextlib.suppress(Exception):
                 await db.stop()
@@ -149,9 +187,37 @@ class Store:
             ) from error
         return cls(db)
 
+    async def fetch_among(self, query: str, among: Collection[str]) -> list[Row]:
+        """Rows of a query whose last column must be one of these texts, however many.
+
+        Args:
+            query: ends in that column, e.g. ``SELECT wrapped FROM patient_key WHERE patient_key``.
+            among: the texts.
+        """
+        # One argument on either database: the query stays the same for any number.
+        if self.is_sqlite:
+            found = await self.db.fetch(
+                f"{query} IN (SELECT value FROM json_each($1))",  # noqa: S608 - written by us
+                json.dumps(list(among)),
+            )
+        else:
+            found = await self.db.fetch(f"{query}=ANY($1::text[])", list(among))
+        return list(found)
+
     async def close(self) -> None:
         """Close every connection."""
         await self.db.stop()
+
+    @contextlib.asynccontextmanager
+    async def session(self) -> AsyncIterator[None]:
+        """One connection for all queries and transactions of this block, instead of one for each.
+
+        Do not start tasks or HTTP requests inside: child tasks inherit the connection.
+        """
+        # Who waits for SQLite's one connection is served before whoever has just given it back.
+        await asyncio.sleep(0)
+        async with self.db.acquire():
+            yield
 
     @contextlib.asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
@@ -167,7 +233,11 @@ class Store:
         async with self.db.acquire() as connection:
             try:
                 async with connection.transaction():
-                    yield connection
+                    if self._fence is None:
+                        yield connection
+                    else:
+                        async with self._fence(connection):
+                            yield connection
             except BaseException:
                 # Even if none seems to be open: a cancelled BEGIN may still be on its way to
                 # SQLite's thread. Without a transaction this does nothing.

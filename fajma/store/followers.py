@@ -9,10 +9,14 @@ from mautrix.util.async_db import Connection
 
 from fajma.store.consultations import ConsultationId, Status
 from fajma.store.database import Store, from_ms, to_ms
+from fajma.vitals import PatientKey
 
 
 class Followers:
-    """Repository of named cursors."""
+    """Repository of named cursors.
+
+    A patient whom a follower left behind has a cursor of his own, ``alarms/<patient>``.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -30,6 +34,28 @@ class Followers:
             name,
             position,
         )
+
+    async def left_behind(self, name: str) -> dict[PatientKey, int]:
+        """Patients that a follower could not deal with, and from which position each is missing."""
+        prefix = f"{name}/"
+        rows = await self._store.db.fetch(
+            "SELECT name, position FROM follower WHERE substr(name, 1, $2)=$1", prefix, len(prefix)
+        )
+        return {PatientKey(row["name"].removeprefix(prefix)): row["position"] for row in rows}
+
+    async def leave_behind(
+        self, connection: Connection, name: str, patient: PatientKey, position: int
+    ) -> None:
+        """A follower goes on without a patient; who is behind already is so from where he was."""
+        await connection.execute(
+            "INSERT INTO follower (name, position) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING",
+            f"{name}/{patient}",
+            position,
+        )
+
+    async def caught_up(self, connection: Connection, name: str, patient: PatientKey) -> None:
+        """A patient is no longer behind his follower."""
+        await connection.execute("DELETE FROM follower WHERE name=$1", f"{name}/{patient}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
+
 from fajma.errors import BugError
 from fajma.sealing import Key, SiteKey
 from fajma.store.database import Store
@@ -39,3 +42,18 @@ class PatientKeys:
                 raise BugError("a patient without key", code="patient_key_missing")
             key = self._cache[patient] = self._site_key.unwrap(bytes(wrapped), patient=patient)
         return key
+
+    async def have(self, patients: Collection[PatientKey]) -> None:
+        """Have the keys of many patients at hand with one query.
+
+        A key that is missing or does not unwrap is left out; ``get`` then says so.
+        """
+        unknown = [one for one in patients if one not in self._cache]
+        if not unknown:
+            return
+        for row in await self._store.fetch_among(
+            "SELECT patient_key, wrapped FROM patient_key WHERE patient_key", unknown
+        ):
+            patient = PatientKey(row["patient_key"])
+            with contextlib.suppress(BugError):
+                self._cache[patient] = self._site_key.unwrap(bytes(row["wrapped"]), patient=patient)

@@ -42,7 +42,8 @@ class Staff:
         ward: whose team the person belongs to, if any.
         language: in which FAJMA writes to this person.
         since: aware UTC.
-        left_at: when the person left; ``None`` while working here.
+        left_at: when the person left; ``None`` while working here. The moment of ``since`` while
+            the homeserver makes the account, so that until then nobody has any right.
     """
 
     account: str
@@ -57,6 +58,11 @@ class Staff:
     def is_active(self) -> bool:
         """Whether the person works here."""
         return self.left_at is None
+
+    @property
+    def is_joining(self) -> bool:
+        """Whether the account was asked for and we never heard that it was made."""
+        return self.left_at == self.since
 
     @property
     def is_clinician(self) -> bool:

@@ -1,7 +1,11 @@
-"""Pinned identities, and who belongs in which room: on what the sharing of keys rests.
+"""Pinned identities, signed devices, and who belongs in which room: on what sharing keys rests.
 
-Both are our own records. A homeserver can show another identity, add a device or a member; it
-cannot change what stands here. The rule itself is pure and in ``fajma.trust``.
+All are our own records. A homeserver can show another identity, add a device or a member; it
+cannot change what stands here. What is signed is decided by ``fajma.trust``, which is pure.
+
+There is one judge: both libraries that encrypt for us bring every answer about devices to
+``Pins.judge``, and give a room key to no device but those that ``Pins.trusted`` names, with exactly
+the keys that it names.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from mautrix.util.async_db import Connection
 
 from fajma.store.database import Store, from_ms, to_ms
 from fajma.store.readings import lock_head, move_head
-from fajma.trust import REVOKED
+from fajma.trust import REVOKED, DeviceKeys, SignedIdentity, self_signed_devices, signed_devices
 
 APPROVALS_NEEDED: Final = 2
 """Clinicians who must accept a changed identity, other than the person himself."""
@@ -42,7 +46,7 @@ class Changed:
 
 
 class Pins:
-    """Repository of pinned identities."""
+    """Repository of pinned identities and of the devices that they sign."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
@@ -57,6 +61,103 @@ class Pins:
             if key is not None:
                 found[account] = str(key)
         return found
+
+    async def judge(
+        self, response: Mapping[str, object], *, asked_by: str, about: Collection[str]
+    ) -> dict[str, dict[str, DeviceKeys]]:
+        """Take in an answer to ``POST /keys/query``: who is met, and which devices are signed.
+
+        What is malformed counts as not there, device by device and user by user. Of whom the answer
+        says nothing, the last answer counts on. Answers to one asker must be brought in the order
+        in which they were asked for.
+
+        Args:
+            response: the answer as parsed JSON, of any shape.
+            asked_by: which of our senders asked.
+            about: about whom; the rest of the answer is not read.
+
+        Returns:
+            By user, of those whom the answer is about, the devices that get room keys.
+        """
+        identities = {user: one for user, one in signed_devices(response).items() if user in about}
+        await self.meet({user: one.master_key for user, one in identities.items()})
+        answered = sorted(user for user in self_signed_devices(response) if user in about)
+        pinned = await self.known(answered)
+        for user in answered:
+            identity = identities.get(user)
+            await self._keep_signed(user, identity, asked_by)
+            if identity is not None and identity.master_key == pinned.get(user):
+                await self._remember_keys(user, identity.devices)
+        return {user: await self.trusted(user, asked_by=asked_by) for user in answered}
+
+    async def _keep_signed(
+        self, account: str, identity: SignedIdentity | None, asked_by: str
+    ) -> None:
+        """Which devices are signed now, in place of what the answer before said."""
+        master = identity.master_key if identity is not None else ""
+        signed = identity.devices if identity is not None else {}
+        rows = await self._store.db.fetch(
+            "SELECT * FROM signed_device WHERE asked_by=$1 AND account=$2", asked_by, account
+        )
+        kept = {
+            row["device_id"]: (row["master_key"], DeviceKeys(row["ed25519"], row["curve25519"]))
+            for row in rows
+        }
+        if kept == {device_id: (master, keys) for device_id, keys in signed.items()}:
+            return
+        async with self._store.transaction() as connection:
+            await connection.execute(
+                "DELETE FROM signed_device WHERE asked_by=$1 AND account=$2", asked_by, account
+            )
+            for device_id, keys in sorted(signed.items()):
+                await connection.execute(
+                    "INSERT INTO signed_device"
+                    " (asked_by, account, device_id, master_key, ed25519, curve25519)"
+                    " VALUES ($1, $2, $3, $4, $5, $6)",
+                    asked_by,
+                    account,
+                    device_id,
+                    master,
+                    keys.ed25519,
+                    keys.curve25519,
+                )
+
+    async def _remember_keys(self, account: str, devices: Mapping[str, DeviceKeys]) -> None:
+        """The keys of devices that the pinned identity signed; should one be lost, they go too."""
+        rows = await self._store.db.fetch(
+            "SELECT device_id, public_key FROM device_key WHERE account=$1", account
+        )
+        known = {(row["device_id"], row["public_key"]) for row in rows}
+        for device_id, keys in devices.items():
+            for key in {keys.ed25519, keys.curve25519}:
+                if (device_id, key) not in known:
+                    await self._store.db.execute(
+                        "INSERT INTO device_key (account, device_id, public_key)"
+                        " VALUES ($1, $2, $3)"
+                        " ON CONFLICT (account, device_id, public_key) DO NOTHING",
+                        account,
+                        device_id,
+                        key,
+                    )
+
+    async def trusted(self, account: str, *, asked_by: str) -> dict[str, DeviceKeys]:
+        """The devices of a person that get room keys: by id, the only keys that count.
+
+        Signed, when this sender last heard of them, by the identity that is pinned now; and no lost
+        phone, neither by its id nor by a key that it was ever seen with.
+        """
+        rows = await self._store.db.fetch(
+            "SELECT device_id, ed25519, curve25519 FROM signed_device AS signed"
+            " JOIN pin ON pin.account=signed.account AND pin.master_key=signed.master_key"
+            " WHERE signed.asked_by=$1 AND signed.account=$2 AND NOT EXISTS ("
+            "SELECT 1 FROM blocked_device AS lost LEFT JOIN device_key AS held"
+            " ON held.account=lost.account AND held.device_id=lost.device_id"
+            " WHERE lost.account=signed.account AND (lost.device_id=signed.device_id"
+            " OR held.public_key=signed.ed25519 OR held.public_key=signed.curve25519))",
+            asked_by,
+            account,
+        )
+        return {row["device_id"]: DeviceKeys(row["ed25519"], row["curve25519"]) for row in rows}
 
     async def meet(self, masters: Mapping[str, str], *, now: datetime | None = None) -> None:
         """Pin who is met for the first time; note whose identity is not the pinned one.
@@ -120,6 +221,21 @@ class Pins:
         )
         return Changed(row["subject"], row["mark"], from_ms(row["seen_at"])) if row else None
 
+    async def has_approved(
+        self, connection: Connection, change: Changed, *, by: str, now: datetime
+    ) -> bool:
+        """Whether a clinician has accepted this identity and it still counts."""
+        return bool(
+            await connection.fetchval(
+                "SELECT COUNT(*) FROM pin_approval WHERE account=$1 AND master_key=$2"
+                " AND approver=$3 AND approved_at>$4",
+                change.account,
+                change.master_key,
+                by,
+                to_ms(now - APPROVAL_VALID),
+            )
+        )
+
     async def approve(
         self, connection: Connection, change: Changed, *, by: str, now: datetime
     ) -> bool:
@@ -131,7 +247,8 @@ class Pins:
         await lock_head(connection, EPOCH)  # two who accept at once must see each other
         await connection.execute(
             "INSERT INTO pin_approval (account, master_key, approver, approved_at)"
-            " VALUES ($1, $2, $3, $4) ON CONFLICT (account, master_key, approver) DO NOTHING",
+            " VALUES ($1, $2, $3, $4) ON CONFLICT (account, master_key, approver)"
+            " DO UPDATE SET approved_at=$4",  # who said it yesterday may say it again today
             change.account,
             change.master_key,
             by,

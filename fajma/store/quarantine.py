@@ -5,21 +5,27 @@ from __future__ import annotations
 import json
 import secrets
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Final, NewType
 
 from mautrix.util.async_db import Connection
 
 from fajma.sealing import Key
-from fajma.store.database import Store, to_ms
+from fajma.store.database import Store, from_ms, to_ms
 
 MAX_KEPT: Final = 10_000
 """Newest refused messages kept; older ones make room, their count remains."""
 
-MAX_PAYLOAD_BYTES: Final = 4096
-"""How much of a refused payload is kept."""
+MAX_KEPT_OF_DEVICE: Final = 2_000
+"""The same for one monitor, so that none crowds out what the others had refused."""
+
+MAX_PAYLOAD_BYTES: Final = 16_384
+"""How much of a refused payload is kept: the largest message that could still become a reading."""
+
+QuarantineId = NewType("QuarantineId", str)
+"""Identity of a kept message, 16 hex digits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,11 +37,25 @@ class Refused:
         topic: MQTT topic it came on.
         payload: its bytes.
         received_at: aware UTC.
+        device: whose topic it is, or ``unknown``.
+        keep: whether the message itself is kept; it is counted anyway.
     """
 
     reason: str
     topic: str
     payload: bytes
+    received_at: datetime
+    device: str = "unknown"
+    keep: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A refused message in the quarantine; what it says stays sealed until ``open``."""
+
+    id: QuarantineId
+    reason: str
+    device: str
     received_at: datetime
 
 
@@ -48,35 +68,96 @@ class Quarantine:
 
     async def keep(self, connection: Connection, refused: Sequence[Refused]) -> None:
         """Count and keep, inside the caller's transaction."""
-        for reason, count in Counter(one.reason for one in refused).items():
+        for reason, count in sorted(Counter(one.reason for one in refused).items()):
             await connection.execute(
                 "INSERT INTO rejection (reason, count) VALUES ($1, $2)"
                 " ON CONFLICT (reason) DO UPDATE SET count=rejection.count+$2",
                 reason,
                 count,
             )
+        rows = []
         for one in refused:
-            quarantine_id = secrets.token_hex(8)
-            content = json.dumps(
-                {"topic": one.topic, "payload": one.payload[:MAX_PAYLOAD_BYTES].hex()}
-            )
-            await connection.execute(
-                "INSERT INTO quarantine (quarantine_id, reason, received_at, sealed)"
-                " VALUES ($1, $2, $3, $4)",
-                quarantine_id,
-                one.reason,
-                to_ms(one.received_at),
-                self._site.seal(content.encode(), place=f"quarantine/{quarantine_id}"),
-            )
-        if refused:
+            if one.keep:
+                quarantine_id = secrets.token_hex(8)
+                content = json.dumps(
+                    {"topic": one.topic, "payload": one.payload[:MAX_PAYLOAD_BYTES].hex()}
+                )
+                sealed = self._site.seal(content.encode(), place=f"quarantine/{quarantine_id}")
+                rows.append((quarantine_id, one.reason, one.device, to_ms(one.received_at), sealed))
+        if not rows:
+            return
+        await connection.executemany(
+            "INSERT INTO quarantine (quarantine_id, reason, device_id, received_at, sealed)"
+            " VALUES ($1, $2, $3, $4, $5)",
+            rows,
+        )
+        for device in {one.device for one in refused if one.keep}:
             await connection.execute(
                 "DELETE FROM quarantine WHERE quarantine_id IN (SELECT quarantine_id FROM"
-                " quarantine ORDER BY received_at DESC LIMIT $2 OFFSET $1)",
-                MAX_KEPT,
+                " quarantine WHERE device_id=$1 ORDER BY received_at DESC LIMIT $3 OFFSET $2)",
+                device,
+                MAX_KEPT_OF_DEVICE,
                 MAX_KEPT,
             )
+        await connection.execute(
+            "DELETE FROM quarantine WHERE quarantine_id IN (SELECT quarantine_id FROM"
+            " quarantine ORDER BY received_at DESC LIMIT $2 OFFSET $1)",
+            MAX_KEPT,
+            MAX_KEPT,
+        )
 
     async def counts(self) -> dict[str, int]:
         """How often each reason occurred, ever."""
         rows = await self._store.db.fetch("SELECT reason, count FROM rejection ORDER BY reason")
         return {row["reason"]: row["count"] for row in rows}
+
+    async def listed(
+        self, *, device: str | None = None, reason: str | None = None, limit: int = 100
+    ) -> list[Kept]:
+        """What is kept, oldest first; of one monitor or for one reason, if given."""
+        rows = await self._store.db.fetch(
+            "SELECT quarantine_id, reason, device_id, received_at FROM quarantine"
+            " WHERE ($1='' OR device_id=$1) AND ($2='' OR reason=$2)"
+            " ORDER BY received_at, quarantine_id LIMIT $3",
+            device or "",
+            reason or "",
+            limit,
+        )
+        return [
+            Kept(
+                QuarantineId(row["quarantine_id"]),
+                row["reason"],
+                row["device_id"],
+                from_ms(row["received_at"]),
+            )
+            for row in rows
+        ]
+
+    async def open(self, kept: Kept) -> Refused | None:
+        """A kept message with its content; ``None`` if it is gone."""
+        sealed = await self._store.db.fetchval(
+            "SELECT sealed FROM quarantine WHERE quarantine_id=$1", kept.id
+        )
+        if sealed is None:
+            return None
+        content = json.loads(self._site.open(bytes(sealed), place=f"quarantine/{kept.id}"))
+        return Refused(
+            kept.reason,
+            content["topic"],
+            bytes.fromhex(content["payload"]),
+            kept.received_at,
+            kept.device,
+        )
+
+    async def drop(self, ids: Collection[QuarantineId]) -> None:
+        """Forget kept messages, whose readings are in the log by now."""
+        async with self._store.transaction() as connection:
+            for one in ids:
+                await connection.execute("DELETE FROM quarantine WHERE quarantine_id=$1", one)
+
+    async def expire(self, *, before: datetime) -> int:
+        """Forget what was received earlier; how many messages that was."""
+        gone = await self._store.db.fetch(
+            "DELETE FROM quarantine WHERE received_at<$1 RETURNING quarantine_id", to_ms(before)
+        )
+        return len(gone)

@@ -78,6 +78,15 @@ class LoggedReading:
     reading: Reading
 
 
+@dataclass(frozen=True, slots=True)
+class SealedReading:
+    """A reading in the log that was not opened yet; its row is for ``Readings.open`` alone."""
+
+    position: int
+    patient: PatientKey
+    row: Row
+
+
 class Readings:
     """Repository of the readings log."""
 
@@ -181,8 +190,16 @@ class Readings:
             )
         return [await self._logged(row) for row in rows]
 
+    async def sealed_after(self, position: int, *, limit: int) -> list[SealedReading]:
+        """What follows a position, in order, not opened: one that does not open harms no other."""
+        rows = await self._store.db.fetch(
+            "SELECT * FROM reading WHERE position>$1 ORDER BY position LIMIT $2", position, limit
+        )
+        await self._keys.have({PatientKey(row["patient_key"]) for row in rows})
+        return [SealedReading(row["position"], PatientKey(row["patient_key"]), row) for row in rows]
+
     async def whose(self, position: int, *, limit: int) -> list[tuple[int, PatientKey]]:
-        """Position and patient of what follows a position, in order; nothing sealed is opened."""
+        """Position and patient of what follows a position, in order; nothing sealed is fetched."""
         rows = await self._store.db.fetch(
             "SELECT position, patient_key FROM reading WHERE position>$1"
             " ORDER BY position LIMIT $2",
@@ -190,6 +207,14 @@ class Readings:
             limit,
         )
         return [(row["position"], PatientKey(row["patient_key"])) for row in rows]
+
+    async def open(self, sealed: SealedReading) -> LoggedReading:
+        """Open one of them.
+
+        Raises:
+            BugError: the patient has no key, or the row was altered.
+        """
+        return await self._logged(sealed.row)
 
     async def latest(
         self, patient: PatientKey, *, limit: int, until: int | None = None
@@ -210,6 +235,12 @@ class Readings:
         )
         return [await self._logged(row) for row in reversed(rows)]
 
+    async def newest(self, *, limit: int, patient: PatientKey | None = None) -> list[LoggedReading]:
+        """The newest readings, in order; of one patient only, if given."""
+        if patient is not None:
+            return await self.latest(patient, limit=limit)
+        return await self.after(max(await self.head() - limit, 0), limit=limit)
+
     async def head(self, patient: PatientKey | None = None) -> int:
         """Position of the last reading, of one patient if given; 0 if there is none."""
         if patient is None:
@@ -228,9 +259,8 @@ class Readings:
     async def _logged(self, row: Row) -> LoggedReading:
         patient = PatientKey(row["patient_key"])
         key = await self._keys.get(patient)
-        content = json.loads(
-            key.open(bytes(row["sealed"]), place=_place(patient, bytes(row["record"])))
-        )
+        plain = key.open(bytes(row["sealed"]), place=_place(patient, bytes(row["record"])))
+        content = json.loads(plain.decode())
         return LoggedReading(
             position=row["position"],
             patient=patient,

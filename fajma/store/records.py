@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fajma.duty import Roster, ringing
 from fajma.sealing import SiteKey
 from fajma.store.alarms import AlarmStates, Outbox
 from fajma.store.audit import Audit
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
+from fajma.store.devices import Devices
 from fajma.store.followers import Feeds, Followers
 from fajma.store.keys import PatientKeys
+from fajma.store.leases import Lease, Leases
 from fajma.store.orders import OrdersSeen
 from fajma.store.patients import Patients
 from fajma.store.people import People
 from fajma.store.pins import Audience, Pins
 from fajma.store.quarantine import Quarantine
 from fajma.store.readings import Readings
+from fajma.store.tally import Tally
 from fajma.store.wards import Ward, Wards
 from fajma.store.warnings import About, Warnings
 from fajma.store.watching import Watching
@@ -30,8 +35,10 @@ class Records:
         keys = PatientKeys(store, site_key)
         self.patients = Patients(store, keys, site_key)
         self.consultations = Consultations(store)
+        self.devices = Devices(store, site_key)
         self.readings = Readings(store, keys)
         self.quarantine = Quarantine(store, site_key.site)
+        self.tally = Tally(store)
         self.followers = Followers(store)
         self.feeds = Feeds(store)
         self.watching = Watching(store)
@@ -44,6 +51,15 @@ class Records:
         self.warnings = Warnings(store)
         self.orders_seen = OrdersSeen(store)
         self.audit = Audit(store, site_key)
+        self.leases = Leases(store)
+
+    def under(self, lease: Lease) -> Records:
+        """The same records for who works under a lease: once it is lost, nothing is committed.
+
+        That is true of every ``store.transaction``. A single statement outside of one is not held
+        back.
+        """
+        return Records(self.store.fenced(partial(self.leases.fence, lease)), self.site_key)
 
     async def on_call(self, ward: Ward) -> frozenset[str]:
         """Who of a ward's team is on duty, unless nobody on duty can be reached."""

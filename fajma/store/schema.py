@@ -291,6 +291,8 @@ _V4 = (
     "ALTER TABLE feed ADD COLUMN shown BIGINT NOT NULL DEFAULT 0",
     "ALTER TABLE feed ADD COLUMN shown_alarm BIGINT",
     "CREATE INDEX alarm_state_changed ON alarm_state (changed_at)",
+    # An account is one patient's: two links at the same moment must not both succeed.
+    "CREATE UNIQUE INDEX patient_of_account ON patient (account) WHERE account IS NOT NULL",
 )
 
 
@@ -300,3 +302,37 @@ async def _v4(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v4, description="Who watches, who came; what a snapshot shows")
+
+_V5 = (
+    # Which devices were signed by the identity that their user showed, by the last answer of the
+    # homeserver to whoever of our senders asked (an older answer to one says nothing to another).
+    """CREATE TABLE signed_device (
+        asked_by TEXT NOT NULL,
+        account TEXT NOT NULL,
+        device_id TEXT NOT NULL,
+        master_key TEXT NOT NULL,
+        ed25519 TEXT NOT NULL,
+        curve25519 TEXT NOT NULL,
+        PRIMARY KEY (asked_by, account, device_id)
+    )""",
+    # Every key that a device signed by the pinned identity was ever seen with: those of a lost
+    # phone are refused under whatever id they come back.
+    """CREATE TABLE device_key (
+        account TEXT NOT NULL,
+        device_id TEXT NOT NULL,
+        public_key TEXT NOT NULL,
+        PRIMARY KEY (account, device_id, public_key)
+    )""",
+    # Where in its Megolm session a command stood, so that none is taken after a later one.
+    "ALTER TABLE order_seen ADD COLUMN session BYTEA",
+    "ALTER TABLE order_seen ADD COLUMN message_index BIGINT",
+    "CREATE INDEX order_seen_of_session ON order_seen (session, message_index)",
+)
+
+
+async def _v5(connection: Connection, _: Scheme) -> None:
+    for statement in _V5:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v5, description="Which devices are signed, order of commands")

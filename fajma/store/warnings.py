@@ -33,6 +33,9 @@ class About(StrEnum):
     """Subject: a ward; mark: the drill. Tells the operators, whose channel it tries too."""
     MUTED = "muted"
     """Subject: an account on duty whose phone cannot ring; mark: why."""
+    NO_RING = "no_ring"
+    """Subject: an account of a team, on duty or not, that no alarm can ring now; mark: why. Told to
+    nobody: it is what answers in the ward's room are made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +100,10 @@ class Warnings:
         """What is true now, oldest first."""
         rows = await self._store.db.fetch("SELECT * FROM warning ORDER BY seen_at, subject, mark")
         return [one for one in map(_warning, rows) if kind is None or one.kind is kind]
+
+    async def newest(self) -> int:
+        """When the newest of what is true now was first seen (ms since 1970), 0 without any."""
+        return int(await self._store.db.fetchval("SELECT MAX(seen_at) FROM warning") or 0)
 
     async def announced(self, connection: Connection, one: Warn, *, now: datetime) -> None:
         """The ward will be told: in the transaction that promises the message."""

@@ -25,7 +25,16 @@ from fajma.config import load
 from fajma.events import AlarmBlock, VitalsBatch
 from fajma.store.alarms import Delivery
 from fajma.store.warnings import About
-from tests.e2e.ward import BREATHLESS, PATIENCE_S, WELL, Bedside, Ward, milliseconds, values
+from tests.e2e.ward import (
+    BREATHLESS,
+    PATIENCE_S,
+    WELL,
+    Bedside,
+    Ward,
+    mark,
+    milliseconds,
+    values,
+)
 from tests.push_gateway import Notification, PushGateway, have_pusher
 
 LOW_OXYGEN = values("80", "91")
@@ -189,7 +198,7 @@ async def clinician(
         if phone:
             await one.register()
         await ward.operate(
-            "staff", who=mxid, name=localpart, role="nurse", ward=team.name, existing=True
+            "staff", who=mxid, name=mark(), role="nurse", ward=team.name, existing=True
         )
         await one.be_in(team.room_id)
         try:

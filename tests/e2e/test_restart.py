@@ -123,6 +123,39 @@ async def test_a_device_that_appeared_while_fajma_was_down_is_noticed_when_it_st
                 await phone.wait_for(lambda one: one.event_id == end.event_id, PATIENCE_S)
 
 
+async def test_a_device_that_makes_no_sense_neither_silences_a_room_nor_keeps_fajma_from_starting(
+    ward: Ward,
+) -> None:
+    bedside = await ward.admit()
+    localpart, account, password = await ward.account("patient")
+    async with ward.client_of(localpart, password) as patient, ward.monitor(bedside) as monitor:
+        await ward.operate("patients/account", number=bedside.number, account=account)
+        await ward.until_of(patient, lambda: bedside.room_id in patient.client.rooms)
+        await monitor.send(WELL)
+        await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, patient)
+        # Any account can publish this, and Synapse passes it on to everybody in its rooms.
+        odd = {
+            "algorithms": [],
+            "device_id": "ODD",
+            "user_id": account,
+            "keys": {"odd": "x"},
+            "signatures": {},
+        }
+        token = await ward.clinic.synapse.login(localpart, password, device_id="ODD")
+        status, answer = await ward.matrix("POST", "keys/upload", {"device_keys": odd}, token=token)
+        assert status == 200, answer
+        _, listed = await ward.matrix("POST", "keys/query", {"device_keys": {account: []}})
+        assert listed["device_keys"][account]["ODD"]["keys"] == {"odd": "x"}
+        await ward.kill_fajma()
+        await ward.clinic.start_fajma()
+        monitor.catch_up()
+        await monitor.send(*[BREATHLESS] * 4)
+        await ward.all_published(bedside.room_id, monitor.sent)
+        await ward.alarm(bedside.room_id, "started")
+        # The patient's own device, which is signed, reads on.
+        await ward.snapshot_of(bedside.room_id, monitor.sent[-1].at_ms, patient)
+
+
 @pytest.mark.slow
 async def test_who_joined_while_fajma_was_down_gets_the_snapshot_when_it_starts(
     ward: Ward,

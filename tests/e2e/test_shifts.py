@@ -30,7 +30,7 @@ from tests.e2e.test_phones import (
     open_warnings,
     rings,
 )
-from tests.e2e.ward import BREATHLESS, PATIENCE_S, WELL, Ward, log_says
+from tests.e2e.ward import BREATHLESS, PATIENCE_S, WELL, Ward, log_says, mark
 from tests.push_gateway import PushGateway
 
 
@@ -44,12 +44,12 @@ async def gateway() -> AsyncIterator[PushGateway]:
 async def operator(ward: Ward, gateway: PushGateway) -> Phone:
     """Who runs the system, and is told of its outages."""
     localpart, mxid, password = await ward.account("operator")
-    await ward.operate("staff", who=mxid, name=localpart, role="operator", existing=True)
+    await ward.operate("staff", who=mxid, name=mark(), role="operator", existing=True)
     return Phone(ward, gateway, mxid, await ward.clinic.synapse.login(localpart, password))
 
 
-async def noticed(phone: Phone, team: Team, count: int) -> list[str]:
-    """What the homeserver's notices said of a ward, once there are so many."""
+async def noticed(phone: Phone, about: str, count: int) -> list[str]:
+    """What the homeserver's notices said of something, once there are so many."""
     avis = phone.ward.clinic.mxid("fajma-avis")
     limit = 50 + secrets.randbelow(1000)  # the same question again is answered from memory
     query = f"sync?filter={quote(json.dumps({'room': {'timeline': {'limit': limit}}}))}"
@@ -63,7 +63,7 @@ async def noticed(phone: Phone, team: Team, count: int) -> list[str]:
                     for event in room["timeline"]["events"]
                     if event["type"] == "m.room.message"
                     and event["sender"] == avis
-                    and team.name in event["content"]["body"]
+                    and about in event["content"]["body"]
                 ]
             if len(found) >= count:
                 return found
@@ -99,7 +99,7 @@ async def test_a_ward_with_nobody_on_duty_rings_all_its_phones_and_tells_the_ope
 ) -> None:
     team = await new_team(ward)
     async with clinicians(ward, gateway, team, 3) as (awa, binta, coumba):
-        before = len(await noticed(operator, team, 0))
+        before = len(await noticed(operator, team.name, 0))
         since = ward.log_mark()
         await ward.operate("staff/role", who=awa.mxid, ward="")
         alarms = [
@@ -110,14 +110,14 @@ async def test_a_ward_with_nobody_on_duty_rings_all_its_phones_and_tells_the_ope
         for one in (binta, coumba):
             await one.told_of(alarms[0].event_id)
             assert one.rang() == [alarms[0].event_id]
-        said = await noticed(operator, team, before + 1)
+        said = await noticed(operator, team.name, before + 1)
         assert "personne n'est de garde" in said[-1]
 
         for _ in range(2):
             await a_look_passes(binta)
         assert logged(ward, since, "nobody_on_duty", team) == ["critical"]
         assert binta.rang() == [alarms[0].event_id]
-        assert len(await noticed(operator, team, before + 1)) == before + 1
+        assert len(await noticed(operator, team.name, before + 1)) == before + 1
         assert await open_warnings(ward, team) == {About.NOBODY_ON_DUTY}
 
         await binta.orders(team.room_id, "!garde prendre")
@@ -135,13 +135,38 @@ async def test_somebody_on_duty_whose_phone_cannot_ring_is_nobody(
         clinician(ward, gateway, team, phone=False) as awa,
         clinician(ward, gateway, team) as binta,
     ):
-        before = len(await noticed(operator, team, 0))
+        before = len(await noticed(operator, team.name, 0))
         since = ward.log_mark()
-        await awa.orders(team.room_id, "!garde prendre")
+        said = await awa.orders(team.room_id, "!garde prendre")
+        assert "n'a vu aucun téléphone" in said
+        (told,) = await noticed(awa, "aucun de vos téléphones", 1)
+        assert "autorisez-y les notifications" in told
         await nobody_reachable(team, binta, operator, since=since, before=before)
         await awa.register()
         await binta.rules_until(is_silent)
         assert About.NOBODY_REACHABLE not in await open_warnings(ward, team)
+
+
+async def test_what_was_told_of_somebody_on_duty_is_over_when_duty_is(
+    ward: Ward, gateway: PushGateway
+) -> None:
+    team = await new_team(ward)
+    async with (
+        clinician(ward, gateway, team) as awa,
+        clinician(ward, gateway, team, phone=False) as binta,
+    ):
+        await awa.orders(team.room_id, "!garde prendre")
+        await binta.orders(team.room_id, "!garde prendre")
+        async with opened(load(ward.clinic.config_path)) as records, asyncio.timeout(PATIENCE_S):
+            while not await records.warnings.is_open(About.MUTED, binta.mxid):
+                pass  # a query answers, no clock is waited for
+            await binta.orders(team.room_id, "!garde quitter")
+            while await records.warnings.is_open(About.MUTED, binta.mxid):
+                pass
+            # It is still known, for the next time.
+            assert await records.warnings.is_open(About.NO_RING, binta.mxid)
+        taken = await binta.orders(team.room_id, "!garde prendre")
+        assert "n'a vu aucun téléphone" in taken
 
 
 @pytest.mark.slow
@@ -150,7 +175,7 @@ async def test_somebody_on_duty_without_a_confirmed_device_is_nobody(
 ) -> None:
     team = await new_team(ward)
     async with clinicians(ward, gateway, team, 2) as (awa, binta):
-        before = len(await noticed(operator, team, 0))
+        before = len(await noticed(operator, team.name, 0))
         since = ward.log_mark()
         # A phone that has not been confirmed, and nothing else.
         await with_unconfirmed_phone(ward, gateway, awa)
@@ -176,7 +201,7 @@ async def nobody_reachable(
     ward = colleague.ward
     alarm = await colleague.sees(team.room_id, of_alerts(ward, "JOIGNABLE"))
     await colleague.gateway.until(lambda: alarm.event_id in colleague.rang())
-    said = await noticed(operator, team, before + 1)
+    said = await noticed(operator, team.name, before + 1)
     assert "personne de garde n'est joignable" in said[-1]
     assert logged(ward, since, "nobody_reachable", team) == ["critical"]
     assert About.NOBODY_REACHABLE in await open_warnings(ward, team)

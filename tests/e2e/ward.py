@@ -107,6 +107,11 @@ def ledger(path: Path) -> list[Sent]:
     return sent
 
 
+def mark() -> str:
+    """Letters that stand nowhere else, also fit for a name."""
+    return "".join(secrets.choice("bcdfghjkmnpqrstvwxz") for _ in range(9))
+
+
 class Monitor:
     """A monitor in the hand of a test: sends what it is told, says what the broker answered.
 
@@ -339,8 +344,12 @@ class Ward:
         """The same from ``fajma readings count``, as an operator asks."""
         code, output = await fajma("readings", "count", "--config", str(self.clinic.config_path))
         assert code == 0, output
-        lines = [line.removeprefix("refused ").split() for line in output.splitlines()]
-        return {name: int(count) for name, count in lines}
+        lines = [line.rsplit(" ", 1) for line in output.splitlines()]
+        return {
+            name.removeprefix("refused "): int(count)
+            for name, count in lines
+            if name == "stored" or name.startswith("refused ")
+        }
 
     # The homeserver, without a client between.
 

@@ -11,9 +11,10 @@ import pytest
 
 from fajma.config import DatabaseSettings
 from fajma.language import Language
-from fajma.sealing import SiteKey, generate_site_key
+from fajma.sealing import generate_site_key
 from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
+from fajma.store.site import site_key
 from fajma.vitals import DeviceId
 
 ADMITTED = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
@@ -48,16 +49,16 @@ async def store(database: DatabaseSettings) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def records(store: Store, site_key_file: Path) -> Records:
+async def records(store: Store, site_key_file: Path) -> Records:
     """The repositories over each kind of database."""
-    return Records(store, SiteKey.from_file(site_key_file))
+    return Records(store, await site_key(store, site_key_file))
 
 
 @pytest.fixture
 async def sqlite_records(tmp_path: Path, site_key_file: Path) -> AsyncIterator[Records]:
     """The repositories over SQLite alone, where the database is not the subject."""
     store = await Store.open(DatabaseSettings(url=f"sqlite://{tmp_path}/store/fajma.db"))
-    yield Records(store, SiteKey.from_file(site_key_file))
+    yield Records(store, await site_key(store, site_key_file))
     await store.close()
 
 
@@ -79,7 +80,7 @@ def admit() -> Callable[..., Awaitable[Consultation]]:
             now=ADMITTED,
         )
         await records.consultations.open_in(opening.id, f"!room-{number}:clinic.test")
-        await records.consultations.link_device(DeviceId(device), opening, now=ADMITTED)
+        await records.devices.link(DeviceId(device), opening.patient, opening.id, now=ADMITTED)
         consultation = await records.consultations.get(opening.id)
         assert consultation is not None
         return consultation

@@ -22,6 +22,7 @@ from fajma.events import (
     encrypted_state_key,
 )
 from fajma.store import Hints, Records
+from fajma.store.alarms import NewState
 from fajma.store.consultations import Consultation
 from fajma.store.readings import NewReading
 from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
@@ -239,7 +240,7 @@ async def measure(
 async def announce(records: Records, consultation: Consultation, at: datetime | None) -> None:
     """The alarm engine has judged, and has announced something if a moment is given."""
     async with records.store.transaction() as connection:
-        await records.alarm_states.put(connection, consultation.patient, "{}", announced_at=at)
+        await records.alarm_states.put(connection, NewState(consultation.patient, "{}", at))
 
 
 async def logged(records: Records, patient: PatientKey) -> Sequence[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -22,7 +24,9 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.broker import INGEST, EmbeddedBroker, may
-from bridges.mqtt_vitals.ingest import CLIENT_ID, Ingest, Message, Outcome, Subscriber
+from bridges.mqtt_vitals.ingest import Ingest, Message, Outcome
+from bridges.mqtt_vitals.rate import Rates
+from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
 from console.mosquitto import Mosquitto
 from console.pki import Credentials, issue_bridge, issue_device, issue_server
 from console.processes import LOOPBACK, free_port
@@ -263,7 +267,7 @@ async def test_a_reading_of_a_monitor_arrives_in_the_log(broker: Site, records: 
         Kind.SPO2: Decimal(97),
         Kind.TEMPERATURE: Decimal(37),
     }
-    worn = await records.consultations.wearing(MINE, datetime.now(UTC))
+    worn = await records.devices.wearing(MINE, datetime.now(UTC))
     assert worn is not None
     assert one.patient == worn.patient
     assert await stored(records) == [3, 4]
@@ -362,14 +366,15 @@ async def test_nobody_gets_at_a_session_by_giving_its_name(
 BRIDGE = """
 import asyncio, sys
 from pathlib import Path
-from bridges.mqtt_vitals.ingest import Ingest, Subscriber
+from bridges.mqtt_vitals.ingest import Ingest
+from bridges.mqtt_vitals.subscriber import Subscriber
 from fajma.config import DatabaseSettings, Mqtt
-from fajma.sealing import SiteKey
 from fajma.store import Records, Store
+from fajma.store.site import site_key
 
 async def main():
     store = await Store.open(DatabaseSettings(url=sys.argv[2]))
-    records = Records(store, SiteKey.from_file(Path(sys.argv[3])))
+    records = Records(store, await site_key(store, Path(sys.argv[3])))
     await Subscriber(Mqtt.model_validate_json(sys.argv[1]), Ingest(records)).run()
 
 asyncio.run(main())
@@ -462,6 +467,34 @@ async def test_a_commit_that_fails_is_tried_again_and_nothing_is_lost(
     assert "70.1" not in str(logs)
 
 
+class DoubtfulIngest(WatchedIngest):
+    """Commits its first batch and does not learn of it: the connection broke at that moment."""
+
+    async def commit(self, batch: Sequence[Message]) -> Outcome:
+        first = self.outcomes == []
+        self.outcomes.append(await super().commit(batch))
+        if first:
+            raise ConnectionError
+        return self.outcomes[-1]
+
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self.outcomes: list[Outcome] = []
+
+
+async def test_a_commit_whose_outcome_is_unknown_is_repeated_and_counts_once(
+    broker: Site, records: Records
+) -> None:
+    ingest = DoubtfulIngest(records)
+    async with subscribed(broker.settings, ingest), monitor(broker) as mine:
+        await mine.publish(topic(), payload(1))
+        await ingest.until(readings=1)
+        await mine.publish(topic(), payload(2))
+        await ingest.until(readings=2)
+    assert [(one.stored, one.repeated) for one in ingest.outcomes[:2]] == [(1, 0), (0, 1)]
+    assert await stored(records) == [1, 2]
+
+
 async def test_a_message_is_acknowledged_once_it_is_committed(
     broker: Site, records: Records
 ) -> None:
@@ -479,6 +512,46 @@ async def test_a_message_is_acknowledged_once_it_is_committed(
     # The first was acknowledged before the second was taken: only the second may come again.
     assert again.attempts._value <= 2
     assert await stored(records) == [1, 2, 3]
+
+
+async def test_a_broker_that_dies_before_it_answers_is_not_taken_for_one_of_the_old_protocol(
+    records: Records, tmp_path: Path
+) -> None:
+    mosquitto = Mosquitto(tmp_path / "mosquitto", free_port())
+    await mosquitto.start()
+    bridge = mosquitto.issue_bridge()
+    settings = Mqtt(
+        host=mosquitto.host,
+        port=mosquitto.port,
+        ca_file=mosquitto.ca_file,
+        cert_file=bridge.cert_file,
+        key_file=bridge.key_file,
+    )
+    server = issue_server(mosquitto.pki_directory, ["localhost", LOOPBACK])
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(server.cert_file, server.key_file)
+    greeted = asyncio.Event()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+        greeted.set()
+
+    try:
+        async with subscribed(settings, WatchedIngest(records)) as subscriber:
+            await mosquitto.stop()
+            dying = await asyncio.start_server(hang_up, LOOPBACK, settings.port, ssl=tls)
+            async with asyncio.timeout(WITHIN_S):
+                await greeted.wait()
+            dying.close()
+            await dying.wait_closed()
+            await mosquitto.start()
+            async with asyncio.timeout(WITHIN_S):
+                await subscriber.subscribed.wait()
+            assert subscriber._client is not None
+            assert subscriber._client.protocol == MQTTProtocolVersion.MQTTv5
+    finally:
+        await mosquitto.stop()
 
 
 # --- what is sent --------------------------------------------------------------------------------
@@ -508,6 +581,40 @@ async def test_an_oversized_and_a_garbled_message_are_counted_and_stop_nothing(
     warned = Counter(one["reason"] for one in logs if one["event"] == "reading_refused")
     assert warned == ingest.refused
     assert "xxx" not in str(logs)
+
+
+@pytest.mark.parametrize("site", ["mosquitto"], indirect=True)
+async def test_a_monitor_that_floods_is_limited_and_no_other_loses_or_waits(
+    broker: Site, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    burst, sent = 200, 300
+    monkeypatch.setattr("bridges.mqtt_vitals.ingest.Rates", partial(Rates, burst=burst))
+    began_ms = int(datetime.now(UTC).timestamp() * 1000) - sent
+    values = {Kind.HEART_RATE: Decimal(70), Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}
+    ingest = WatchedIngest(records)
+    async with (
+        subscribed(broker.settings, ingest),
+        monitor(broker) as flooding,
+        monitor(broker, OTHER) as other,
+    ):
+        for number in range(sent):
+            message = encode_v1(MINE, began_ms + number, values)
+            last = flooding.client.publish(topic(), message, qos=1)
+        for number in range(3):
+            await other.publish(topic(OTHER), payload(number, OTHER))
+        await asyncio.to_thread(last.wait_for_publish, WITHIN_S)
+        async with asyncio.timeout(WITHIN_S):
+            while ingest.refused["rate_limited"] + await records.readings.count() < sent + 3:
+                await ingest._committed.wait()
+                ingest._committed.clear()
+    of_other = [
+        one for one in await records.readings.after(0, limit=10_000) if one.reading.device == OTHER
+    ]
+    assert len(of_other) == 3
+    assert of_other[0].position < sent  # not behind all of the flood
+    assert set(ingest.refused) == {"rate_limited"}
+    assert 0 < ingest.refused["rate_limited"] <= sent - burst
+    assert [one.detail["reason"] for one in await records.audit.latest()] == ["rate_limited"]
 
 
 # --- the embedded broker -------------------------------------------------------------------------

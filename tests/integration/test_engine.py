@@ -3,31 +3,38 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import random
 import re
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mautrix.util.async_db import Connection
+from mautrix.util.logging import SILLY
 from structlog.testing import capture_logs
 
+from bots.alerts import engine as engine_module
 from bots.alerts.alarm import Decision, ReadingFact, step
 from bots.alerts.alarm_state import PatientState
 from bots.alerts.engine import FOLLOWER, AlarmEngine, rules_from
 from fajma.config import Alarms, DatabaseSettings
 from fajma.events import ALARM, AlarmBlock
 from fajma.sealing import SiteKey
-from fajma.store import Records, from_ms
-from fajma.store.alarms import AlarmStates, Delivery
+from fajma.store import Records, Store, from_ms
+from fajma.store.alarms import AlarmStates, Delivery, NewState
 from fajma.store.consultations import Consultation
+from fajma.store.leases import Lease, LeaseLostError
 from fajma.store.readings import NewReading
-from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 Admit = Callable[..., Awaitable[Consultation]]
 
@@ -59,8 +66,11 @@ async def log(records: Records, patient: PatientKey, new: Sequence[Reading]) -> 
     records.store.hints.notify("readings")
 
 
-async def judge_all(records: Records, *, now: datetime = NOON) -> int:
-    engine = AlarmEngine(SETTINGS, records, now=lambda: now)
+async def judge_all(
+    records: Records, *, now: datetime = NOON, engine: AlarmEngine | None = None
+) -> int:
+    """Judge what is new, by an engine that has just started where none is given."""
+    engine = engine or AlarmEngine(SETTINGS, records, now=lambda: now)
     judged = 0
     while count := await engine.advance():
         judged += count
@@ -129,12 +139,15 @@ async def test_where_the_log_is_cut_changes_nothing(records: Records, admit: Adm
     chance = random.Random(3)
     runs = [[chance.choice((97, 95, 91, 88, 84))] * chance.randint(1, 12) for _ in range(30)]
     values = {MINE: [value for run in runs for value in run], OTHER: EPISODE * 15}
+    engine = AlarmEngine(SETTINGS, records)
     for start in range(0, len(values[OTHER]), 7):
         for device, patient in zip((MINE, OTHER), patients, strict=True):
             part = values[device][start : start + 7]
             await log(records, patient, readings(device, part, start=start))
+        if chance.random() < 0.2:
+            engine = AlarmEngine(SETTINGS, records)
         if chance.random() < 0.7:
-            await judge_all(records)
+            await judge_all(records, engine=engine)
     await judge_all(records)
     for patient in patients:
         await agrees_with_the_rules(records, patient)
@@ -178,6 +191,86 @@ async def test_the_engine_follows_the_log_by_itself(sqlite_records: Records, adm
         await asyncio.gather(following, return_exceptions=True)
     assert len(await promised(sqlite_records)) == 2
     await agrees_with_the_rules(sqlite_records, patient)
+
+
+async def test_a_patient_who_is_well_is_neither_written_nor_looked_up_again(
+    records: Records, admit: Admit
+) -> None:
+    patient = (await admit(records, MINE)).patient
+    engine = AlarmEngine(SETTINGS, records)
+    for start in range(3):
+        await log(records, patient, readings(MINE, (97, 96), start=2 * start))
+        await judge_all(records, engine=engine)
+    assert await records.alarm_states.get(patient) is None
+
+    # A state that was written with a place far behind is as good.
+    await log(records, patient, readings(MINE, (88, 97, 97, 97, 97, 97, 97, 97, 97), start=6))
+    await judge_all(records, engine=engine)
+    await log(records, patient, readings(MINE, EPISODE, start=15))
+    await judge_all(records)
+    await agrees_with_the_rules(records, patient)
+    assert len(await promised(records)) == 2
+
+
+@pytest.mark.parametrize("age", [Age.LATE, Age.UNKNOWN])
+async def test_only_live_readings_raise_or_end_an_alarm(
+    sqlite_records: Records, admit: Admit, age: Age
+) -> None:
+    patient = (await admit(sqlite_records, MINE)).patient
+    old = [replace(one, age=age) for one in readings(MINE, EPISODE)]
+    await log(sqlite_records, patient, old)
+    await judge_all(sqlite_records)
+    assert await promised(sqlite_records) == []
+
+    await log(sqlite_records, patient, readings(MINE, EPISODE[:5], start=len(EPISODE)))
+    rest = readings(MINE, EPISODE[5:], start=len(EPISODE) + 5)
+    await log(sqlite_records, patient, [replace(one, age=age) for one in rest])
+    await judge_all(sqlite_records)
+    assert [one.content[ALARM]["state"] for one in await promised(sqlite_records)] == ["started"]
+
+
+async def test_a_probe_that_is_off_ends_no_alarm(records: Records, admit: Admit) -> None:
+    patient = (await admit(records, MINE)).patient
+    off = [replace(one, values={}, contact=False) for one in readings(MINE, EPISODE[5:], start=5)]
+    await log(records, patient, [*readings(MINE, EPISODE[:5]), *off])
+    assert await judge_all(records) == len(EPISODE)
+    assert [one.content[ALARM]["state"] for one in await promised(records)] == ["started"]
+
+
+async def test_a_pass_takes_as_many_queries_for_forty_patients_as_for_one(
+    records: Records, admit: Admit, caplog: pytest.LogCaptureFixture
+) -> None:
+    devices = [DeviceId(f"A4CF12F0{n:04X}") for n in range(40)]
+    patients = [(await admit(records, device)).patient for device in devices]
+
+    async def queries(count: int, start: int) -> int:
+        for device, patient in zip(devices[:count], patients, strict=False):
+            await log(records, patient, readings(device, (88, 97), start=start))
+        just_started = AlarmEngine(SETTINGS, Records(records.store, records.site_key))
+        caplog.clear()
+        with caplog.at_level(SILLY, "mau.db"):
+            assert await just_started.advance() == 2 * count
+        return sum("seconds" in record.getMessage() for record in caplog.records)
+
+    assert await queries(1, start=0) == await queries(40, start=2) <= 8
+
+
+async def test_the_memory_of_the_engine_is_bounded(
+    sqlite_records: Records, admit: Admit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "REMEMBERED_MAX", 2)
+    devices = [DeviceId(f"A4CF12F0000{n}") for n in range(5)]
+    patients = [(await admit(sqlite_records, device)).patient for device in devices]
+    engine = AlarmEngine(SETTINGS, sqlite_records)
+    for number in range(len(EPISODE)):
+        for device, patient in zip(devices, patients, strict=True):
+            part = EPISODE[number : number + 1]
+            await log(sqlite_records, patient, readings(device, part, start=number))
+        await judge_all(sqlite_records, engine=engine)
+        assert list(engine._states) == patients[-2:]
+    for patient in patients:
+        await agrees_with_the_rules(sqlite_records, patient)
+        assert len(await promised(sqlite_records, patient)) == 2
 
 
 # --- identity ------------------------------------------------------------------------------------
@@ -249,23 +342,64 @@ async def test_a_promise_is_kept_only_together_with_the_state_that_made_it(
     assert await promised(records) == []
     assert await records.alarm_states.get(patient) is None
 
-    # The next reading finds what was missed.
+    # The next reading finds what was missed, and what came between.
+    await log(records, (await admit(records, OTHER)).patient, readings(OTHER, (97,)))
+    await judge_all(records)
+    assert await promised(records) == []
     await log(records, patient, readings(MINE, (97,), start=len(EPISODE)))
     await judge_all(records)
     await agrees_with_the_rules(records, patient)
     assert len(await promised(records)) == 2
 
 
+async def test_an_engine_whose_commits_fail_forgets_what_it_thought(
+    records: Records, admit: Admit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the database did commit and could not say so any more."""
+    patients = [(await admit(records, device)).patient for device in (MINE, OTHER)]
+    engine = AlarmEngine(SETTINGS, records)
+    chance = random.Random(11)
+    transaction = Store.transaction
+
+    @asynccontextmanager
+    async def unreliable(self: Store) -> AsyncIterator[Connection]:
+        trouble = chance.choice(("none", "before", "after"))
+        async with transaction(self) as connection:
+            yield connection
+            if trouble == "before":
+                raise DiskFullError
+        if trouble == "after":
+            raise DiskFullError
+
+    for number in range(4 * len(EPISODE)):
+        for device, patient in zip((MINE, OTHER), patients, strict=True):
+            value = EPISODE[number % len(EPISODE)]
+            await log(records, patient, readings(device, (value,), start=number))
+        with monkeypatch.context() as patched, capture_logs():
+            patched.setattr(Store, "transaction", unreliable)
+            await asyncio.gather(engine.advance(), return_exceptions=True)
+    for device, patient in zip((MINE, OTHER), patients, strict=True):
+        await log(records, patient, readings(device, (97,), start=4 * len(EPISODE)))
+    await judge_all(records, engine=engine)
+    for patient in patients:
+        await agrees_with_the_rules(records, patient)
+        assert len(await promised(records, patient)) == 8
+
+
+@pytest.mark.parametrize("anew", [True, False])
 async def test_an_engine_that_is_cancelled_at_any_moment_promises_everything_once(
-    records: Records, admit: Admit
+    records: Records, admit: Admit, *, anew: bool
 ) -> None:
     patient = (await admit(records, MINE)).patient
+    engine = AlarmEngine(SETTINGS, records)
     for episode in range(3):
         await log(records, patient, readings(MINE, EPISODE, start=episode * len(EPISODE)))
         outcome: object = None
         turns = 0
         while not isinstance(outcome, int):
-            task = asyncio.create_task(AlarmEngine(SETTINGS, records).advance())
+            if anew:
+                engine = AlarmEngine(SETTINGS, records)
+            task = asyncio.create_task(engine.advance())
             for _ in range(turns):
                 await asyncio.sleep(0)
             task.cancel()
@@ -282,14 +416,14 @@ import asyncio, sys
 from pathlib import Path
 from bots.alerts import engine
 from fajma.config import Alarms, DatabaseSettings
-from fajma.sealing import SiteKey
 from fajma.store import Records, Store
+from fajma.store.site import site_key
 
 engine.MAX_STEP = 3
 
 async def main():
     store = await Store.open(DatabaseSettings(url=sys.argv[1]))
-    records = Records(store, SiteKey.from_file(Path(sys.argv[2])))
+    records = Records(store, await site_key(store, Path(sys.argv[2])))
     judge = engine.AlarmEngine(Alarms(), records)
     while await judge.advance():
         print("at", await records.followers.position(engine.FOLLOWER), flush=True)
@@ -333,6 +467,47 @@ async def test_an_engine_that_is_killed_promises_everything_once(
         assert len(await promised(records, patient)) == 2 * rounds
 
 
+async def test_an_engine_that_has_lost_its_lease_commits_nothing(
+    records: Records, admit: Admit
+) -> None:
+    patient = (await admit(records, MINE)).patient
+    await log(records, patient, readings(MINE, EPISODE))
+    lost, held = (Lease("alarms", holder, 60) for holder in ("lost", "held"))
+    assert await records.leases.acquire(held)
+    with capture_logs() as logged, pytest.raises(LeaseLostError):
+        await AlarmEngine(SETTINGS, records.under(lost)).advance()
+    assert logged == []
+    assert await promised(records) == []
+    assert await records.followers.position(FOLLOWER) == 0
+
+    assert await judge_all(records, engine=AlarmEngine(SETTINGS, records.under(held)))
+    assert len(await promised(records)) == 2
+
+
+async def test_engines_that_take_over_from_each_other_promise_everything_once(
+    records: Records, admit: Admit
+) -> None:
+    """Each goes on until it fails, also with what it remembers from an earlier term."""
+    patient = (await admit(records, MINE)).patient
+    chance = random.Random(13)
+    names = ("one", "other")
+    rounds = 8
+    engines = {}
+    for number in range(rounds * len(EPISODE)):
+        await log(records, patient, readings(MINE, (EPISODE[number % len(EPISODE)],), start=number))
+        for name in names:
+            if name not in engines or chance.random() < 0.3:
+                lease = Lease("alarms", f"{name}-{number}", 60)
+                await records.store.db.execute("UPDATE lease SET until=0")
+                assert await records.leases.acquire(lease)
+                engines[name] = AlarmEngine(SETTINGS, records.under(lease))
+            with contextlib.suppress(LeaseLostError):
+                await engines[name].advance()
+    await judge_all(records)
+    await agrees_with_the_rules(records, patient)
+    assert len(await promised(records)) == 2 * rounds
+
+
 # --- one patient's trouble -----------------------------------------------------------------------
 
 
@@ -341,7 +516,7 @@ async def two(records: Records, admit: Admit) -> tuple[PatientKey, PatientKey]:
     """Two patients who were judged before."""
     patients = [(await admit(records, device)).patient for device in (MINE, OTHER)]
     for device, patient in zip((MINE, OTHER), patients, strict=True):
-        await log(records, patient, readings(device, (97,)))
+        await log(records, patient, readings(device, (88,)))
     await judge_all(records)
     return patients[0], patients[1]
 
@@ -385,7 +560,7 @@ async def test_a_state_that_cannot_be_read_does_not_silence_the_other_patient(
 
 async def put(records: Records, patient: PatientKey, state: str) -> None:
     async with records.store.transaction() as connection:
-        await records.alarm_states.put(connection, patient, state, announced_at=None)
+        await records.alarm_states.put(connection, NewState(patient, state))
 
 
 async def test_a_reading_that_cannot_be_read_does_not_silence_the_other_patient(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import itertools
+import math
 import secrets
+import sqlite3
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -19,9 +21,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from bots.alerts.client import OnGap
 from bots.alerts.engine import AlarmEngine
 from bots.alerts.limits import default_rules
-from bots.alerts.orders import FRESH, Orders
+from bots.alerts.orders import FRESH, TRIES, Orders
 from fajma.config import Alarms
 from fajma.duty import DRILL_LASTS, OFFER_VALID, Roster
 from fajma.errors import UnavailableError
@@ -32,8 +35,10 @@ from fajma.store.audit import Entry
 from fajma.store.consultations import Consultation
 from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff
+from fajma.store.pins import APPROVAL_VALID
 from fajma.store.readings import NewReading
 from fajma.store.wards import Ward, WardId
+from fajma.store.warnings import About
 from fajma.trust import identity_code
 from fajma.vitals import Clock, DeviceId, Kind, Reading
 
@@ -61,6 +66,14 @@ class FakeClient:
         self.away = False
         self.asked: list[str] = []
         self._callbacks: list[tuple[Callback, type[nio.Event]]] = []
+        self._on_gap: list[OnGap] = []
+
+    def on_gap(self, callback: OnGap) -> None:
+        self._on_gap.append(callback)
+
+    async def miss_messages(self, room_id: str, mark: str) -> None:
+        for callback in self._on_gap:
+            await callback(room_id, mark)
 
     def add_event_callback(self, callback: Callback, kind: type[nio.Event]) -> None:
         self._callbacks.append((callback, kind))
@@ -107,6 +120,8 @@ class Scene:
         envelope: str | None = None,
         encrypted: bool = True,
         sent_at: datetime | None = None,
+        session: str = "session",
+        index: int | None = None,
     ) -> nio.RoomMessageText:
         filled: dict[str, Any] = {"msgtype": "m.text", "body": body, **(content or {})}
         if mentions:
@@ -122,6 +137,8 @@ class Scene:
         event.decrypted = encrypted
         if encrypted:
             event.envelope = envelope or unpadded(secrets.token_bytes(100))
+            event.sender_key, event.session_id = f"key of {sender}", session
+            event.message_index = next(self._numbers) if index is None else index
         return event
 
     async def types(self, sender: str, body: str, *, room_id: str = ROOM, **more: Any) -> list[str]:
@@ -131,6 +148,9 @@ class Scene:
         return (await self.answers(room_id))[before:]
 
     async def reacts(self, sender: str, event_id: str, *, room_id: str = ROOM) -> None:
+        await self.client.deliver(room_id, self.reaction(sender, event_id))
+
+    def reaction(self, sender: str, event_id: str) -> nio.ReactionEvent:
         relates = {"rel_type": "m.annotation", "event_id": event_id, "key": "👍"}
         source = {
             "type": "m.reaction",
@@ -139,7 +159,7 @@ class Scene:
             "origin_server_ts": to_ms(self.now),
             "content": {"m.relates_to": relates},
         }
-        await self.client.deliver(room_id, nio.ReactionEvent(source, event_id, "👍"))
+        return nio.ReactionEvent(source, event_id, "👍")
 
     async def said(self, room_id: str = ROOM, sender: SentBy = SentBy.HOST) -> list[Delivery]:
         waiting = await self.records.outbox.waiting(room_id, sender=sender)
@@ -269,8 +289,18 @@ async def test_a_device_that_is_not_signed_now_gives_no_command(scene: Scene) ->
     event = scene.message(AWA, "!garde prendre")
     event.verified = True  # what was true when it was received does not count
     scene.client.unsigned.add(AWA)
-    assert await refused_once(scene, event)
+    assert "Vérifier" in await refused_once(scene, event)
     await assert_suspicion(scene, AWA, "not_signed")
+
+
+async def test_whose_keys_were_reset_is_told_so_and_not_to_verify(scene: Scene) -> None:
+    await scene.records.pins.meet({AWA: PINNED}, now=NOON)
+    await scene.records.pins.meet({AWA: SHOWN}, now=NOON)
+    scene.client.unsigned.add(AWA)
+    answer = await refused_once(scene, scene.message(AWA, "!garde prendre"))
+    assert "réinitialisées" in answer
+    assert "Vérifier" not in answer
+    await assert_suspicion(scene, AWA, "identity_changed")
 
 
 REPLACES = {"rel_type": "m.replace", "event_id": "$before"}
@@ -347,6 +377,20 @@ async def test_a_mistyped_command_gets_the_right_line_and_no_audit(scene: Scene)
     assert await scene.acts() == []
 
 
+@pytest.mark.parametrize("typed", ["!gard", "!relève acepter", "!identité accepter @awa", "!aid"])
+async def test_a_mistyped_command_in_a_consultation_shows_only_what_works_there(
+    scene: Scene, typed: str
+) -> None:
+    _, opened = await consultation(scene, AWA)
+    assert opened.room_id is not None
+    answer = await refused_once(scene, scene.message(AWA, typed), opened.room_id)
+    assert commands_in(answer) == {"!aide"}
+
+
+def commands_in(answer: str) -> set[str]:
+    return {word for word in answer.split() if word.startswith("!")}
+
+
 async def test_a_mistyped_command_of_a_stranger_is_suspicious_all_the_same(scene: Scene) -> None:
     await refused_once(scene, scene.message("@x:evil.test", "!relève acepter"))
     await assert_suspicion(scene, "@x:evil.test", "not_staff")
@@ -378,8 +422,23 @@ async def test_help_is_given_to_staff_in_the_language_typed_and_changes_nothing(
     [french] = await scene.types(ADMIN, "!aide")
     [english] = await scene.types(IBOU, "!help", room_id=str(opened.room_id))
     assert "!relève @nom" in french
-    assert "!handover @name" in english
+    assert commands_in(english) == {"!help"}  # all that works in a consultation
+    [in_the_ward] = await scene.types(IBOU, "!help", room_id=OTHER_ROOM)
+    assert "!handover @name" in in_the_ward
     assert await scene.acts() == []
+
+
+async def test_a_person_is_answered_in_his_own_language_whatever_line_he_copied(
+    scene: Scene,
+) -> None:
+    [taken] = await scene.types(FATOU, "!garde prendre")
+    assert "Fatou Sarr (@fatou:clinic.test) is on duty" in taken
+    [again] = await scene.types(FATOU, "!garde prendre")
+    assert "You are on duty already" in again
+    [drill] = await scene.types(FATOU, "!test")
+    assert "Drill started" in drill
+    [shown] = await scene.types(AWA, "!duty")
+    assert "De garde" in shown
 
 
 async def test_nothing_said_or_named_is_logged(scene: Scene) -> None:
@@ -486,7 +545,8 @@ async def test_a_crash_in_between_leaves_nothing_half_done_and_the_command_count
             raise PulledPlugError
 
     monkeypatch.setattr(scene.records.store, "transaction", dies_before_its_commit)
-    await scene.client.deliver(ROOM, event)
+    with pytest.raises(UnavailableError):  # so that the client brings it again
+        await scene.client.deliver(ROOM, event)
     monkeypatch.undo()
     assert await scene.roster() == before
     assert await scene.acts() == acts
@@ -499,6 +559,180 @@ async def test_a_crash_in_between_leaves_nothing_half_done_and_the_command_count
     assert await scene.acts() == [*acts, "drill.start"]
     assert len(await scene.answers()) == 2
     assert len(await scene.said(ROOM, SentBy.ALERTS)) == 1
+
+
+async def test_a_command_held_back_beyond_a_later_one_is_not_carried_out(scene: Scene) -> None:
+    await scene.types(MOUSSA, "!garde prendre")
+    held_back = scene.message(AWA, "!garde prendre", index=5)
+    await scene.types(AWA, "!garde prendre", index=6)
+    await scene.types(AWA, "!garde quitter", index=9)
+    assert await refused_once(scene, held_back)
+    assert (await scene.audit())[-1].detail == {"reason": "overtaken"}
+    assert (await scene.roster()).accounts == (MOUSSA,)
+    # In the order in which they were typed all count, however many messages are between.
+    await scene.types(AWA, "!garde prendre", index=40)
+    assert (await scene.roster()).accounts == (MOUSSA, AWA)
+
+
+async def test_a_refused_command_overtakes_too(scene: Scene) -> None:
+    held_back = scene.message(AWA, "!garde prendre", index=5)
+    await scene.types(AWA, "!relève accepter", index=6)
+    assert await refused_once(scene, held_back)
+    assert await scene.roster() == Roster()
+
+
+async def test_another_device_room_or_session_has_an_order_of_its_own(scene: Scene) -> None:
+    await scene.types(AWA, "!garde", index=9)
+    for more in ({"session": "next session"}, {"room_id": OTHER_ROOM}):
+        assert await scene.types(AWA, "!aide", index=1, **more)
+    assert len(await scene.types(MOUSSA, "!garde prendre", index=1)) == 1
+    assert (await scene.roster()).accounts == (MOUSSA,)
+
+
+# --- what fails ----------------------------------------------------------------------------------
+
+
+async def brought_again(scene: Scene, event: nio.Event) -> int:
+    """Deliver as a client does, which goes back by ``UnavailableError``; how often it did."""
+    for times in range(20):
+        try:
+            await scene.client.deliver(ROOM, event)
+        except UnavailableError:
+            continue
+        return times
+    return 20
+
+
+def fails(times: float, error: Exception) -> Callable[..., Awaitable[bool]]:
+    """Something that is asked, fails so often, and says yes afterwards."""
+    left = [times]
+
+    async def check(*_: object) -> bool:
+        if left[0] > 0:
+            left[0] -= 1
+            raise error
+        return True
+
+    return check
+
+
+@pytest.mark.parametrize("error", [OSError("connection reset"), sqlite3.OperationalError("locked")])
+async def test_what_fails_for_a_while_is_carried_out_when_it_comes_again(
+    scene: Scene, error: Exception
+) -> None:
+    scene.client.is_signed_now = fails(TRIES - 1, error)  # type: ignore[method-assign]
+    event = scene.message(AWA, "!garde prendre")
+    assert await brought_again(scene, event) == TRIES - 1
+    assert (await scene.roster()).accounts == (AWA,)
+    assert await scene.acts() == ["duty.take"]
+    assert len(await scene.answers()) == 1
+
+
+@pytest.mark.parametrize(
+    "error", [KeyError("bug"), UnavailableError("refused", code="keys_query_refused")]
+)
+async def test_what_fails_for_ever_is_answered_and_does_not_block_the_next(
+    scene: Scene, error: Exception
+) -> None:
+    scene.client.is_signed_now = fails(math.inf, error)  # type: ignore[method-assign]
+    event = scene.message(AWA, "!garde prendre")
+    assert await brought_again(scene, event) == TRIES - 1
+    [answer] = await scene.answers()
+    assert "panne" in answer
+    [entry] = await scene.audit()
+    assert (entry.action, entry.actor) == ("order.refused", AWA)
+    assert entry.detail == {"reason": "failed"}
+    scene.restart()
+    assert await brought_again(scene, event) == 0  # what was answered so is over
+    assert await scene.roster() == Roster()
+    assert len(await scene.types(AWA, "!garde prendre")) == 1
+    assert (await scene.roster()).accounts == (AWA,)
+
+
+async def test_while_the_database_is_away_nothing_is_given_up(scene: Scene) -> None:
+    known, epoch = scene.records.orders_seen.known, scene.records.audience.epoch
+    away = fails(math.inf, OSError("no such host"))
+    scene.records.orders_seen.known = away  # type: ignore[method-assign]
+    scene.records.audience.epoch = away  # type: ignore[method-assign,assignment]
+    event = scene.message(AWA, "!garde prendre")
+    assert await brought_again(scene, event) == 20
+    scene.records.orders_seen.known = known  # type: ignore[method-assign]
+    scene.records.audience.epoch = epoch  # type: ignore[method-assign]
+    assert await brought_again(scene, event) == 0
+    assert (await scene.roster()).accounts == (AWA,)
+
+
+async def test_what_cannot_even_be_answered_blocks_nothing(scene: Scene) -> None:
+    broken = fails(math.inf, KeyError("bug"))
+    scene.records.wards.in_room = broken  # type: ignore[method-assign,assignment]
+    assert await brought_again(scene, scene.message(AWA, "!garde prendre")) == TRIES - 1
+
+
+async def test_a_reaction_that_fails_comes_again(scene: Scene) -> None:
+    await scene.types(AWA, "!garde prendre")
+    rung = await start_drill(scene)
+    event_of = scene.records.outbox.event_of
+    works = fails(2, OSError("connection reset"))
+
+    async def fails_twice(delivery_id: str) -> str | None:
+        await works()
+        return await event_of(delivery_id)
+
+    scene.records.outbox.event_of = fails_twice  # type: ignore[method-assign]
+    assert await brought_again(scene, scene.reaction(AWA, rung)) == 2
+    assert await answered(scene) == {AWA}
+
+
+async def test_who_leaves_or_moves_while_the_homeserver_is_asked_gives_no_command(
+    scene: Scene,
+) -> None:
+    async def leaves_meanwhile(*_: object) -> bool:
+        await leaves(scene, AWA)
+        return True
+
+    async def moves_meanwhile(*_: object) -> bool:
+        person = await scene.records.people.get(MOUSSA)
+        assert person is not None
+        async with scene.records.store.transaction() as connection:
+            await scene.records.people.put(connection, replace(person, ward=SURGERY))
+        return True
+
+    for account, meanwhile in ((AWA, leaves_meanwhile), (MOUSSA, moves_meanwhile)):
+        scene.client.is_signed_now = meanwhile  # type: ignore[method-assign]
+        await scene.client.deliver(ROOM, scene.message(account, "!garde prendre"))
+    assert [one.detail["reason"] for one in await scene.audit()] == ["not_staff", "not_of_ward"]
+    assert await scene.roster() == Roster()
+
+
+@pytest.mark.parametrize("sender", [AWA, "@x:evil.test"])
+async def test_a_command_that_two_deal_with_at_once_is_done_or_refused_once(
+    scene: Scene, sender: str
+) -> None:
+    async def not_yet(_: bytes) -> bool:
+        return False  # as both of them see it
+
+    scene.records.orders_seen.known = not_yet  # type: ignore[method-assign]
+    event = scene.message(sender, "!garde prendre")
+    for _ in range(2):
+        await scene.client.deliver(ROOM, event)
+    assert len(await scene.acts()) == 1
+    assert len(await scene.answers()) == 1
+
+
+async def test_a_ward_is_told_once_that_messages_were_not_read(scene: Scene) -> None:
+    for _ in range(2):
+        await scene.client.miss_messages(ROOM, "first gap")
+        scene.restart()
+    [answer] = await scene.answers()
+    assert "tapez-la de nouveau" in answer
+    await scene.client.miss_messages(ROOM, "second gap")
+    assert len(await scene.answers()) == 2
+    acts = [(one.action, one.subject) for one in await scene.audit()]
+    assert acts == [("order.gap", MEDICINE)] * 2
+    _, opened = await consultation(scene, AWA)
+    for room_id in (str(opened.room_id), "!private:clinic.test"):  # where no commands are given
+        await scene.client.miss_messages(room_id, "gap")
+        assert await scene.answers(room_id) == []
 
 
 # --- duty and handover ---------------------------------------------------------------------------
@@ -514,13 +748,36 @@ async def test_duty_is_shown_taken_and_left(scene: Scene) -> None:
     await scene.types(MOUSSA, "!garde prendre")
     [both] = await scene.types(FATOU, "!garde")
     assert both.index(AWA) < both.index(MOUSSA)
-    assert "12:00 UTC+0" in both
+    assert "since 12:00\n" in both
+    scene.now += timedelta(days=2)
+    [days_later] = await scene.types(FATOU, "!garde")
+    assert "since 2 Mar 12:00\n" in days_later
     await scene.types(AWA, "!garde quitter")
     [last] = await scene.types(MOUSSA, "!garde quitter")
     assert "!relève @nom" in last
     assert (await scene.roster()).accounts == (MOUSSA,)
     taken_and_left = [one for one in await scene.acts() if one != "order.refused"]
     assert taken_and_left == ["duty.take", "duty.take", "duty.leave"]
+
+
+@pytest.mark.parametrize(
+    ("mark", "says"),
+    [
+        ("no_pusher", "n'a vu aucun téléphone"),
+        ("master_muted", "toutes les notifications du compte étaient coupées"),
+        ("no_signed_device", "aucun appareil confirmé"),
+        ("identity_changed", "aucun appareil confirmé"),
+    ],
+)
+async def test_who_takes_duty_without_a_phone_that_rings_is_told_so(
+    scene: Scene, mark: str, says: str
+) -> None:
+    await scene.records.warnings.set(About.NO_RING, AWA, [mark], now=NOON)
+    [taken] = await scene.types(AWA, "!garde prendre")
+    assert says in taken
+    assert "les alarmes sonnent" not in taken
+    [colleague] = await scene.types(MOUSSA, "!garde prendre")
+    assert "les alarmes sonnent sur son téléphone" in colleague
 
 
 async def test_a_handover_names_both_lists_open_alarms_and_limits_and_is_in_the_audit(
@@ -622,31 +879,70 @@ async def employ(scene: Scene, account: str, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "display_name",
+    "named",
     [
         "Moussa Ba",
+        "moussa  ba:",
+        "« Moussa Ba »",
+        "Moussa",
+        MOUSSA,
+        "@moussa",
+        f"Moussa ({MOUSSA})",
+    ],
+)
+async def test_who_was_picked_from_the_list_is_meant_if_the_name_is_his(
+    scene: Scene, named: str
+) -> None:
+    await scene.types(AWA, "!garde prendre")
+    [answer] = await scene.types(AWA, f"!relève {named}", mentions=[MOUSSA])
+    offer = (await scene.roster()).offer
+    assert offer is not None
+    assert offer.taker == MOUSSA
+    assert "Moussa Ba (@moussa:clinic.test)" in answer
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
         "Мoussa Ba",  # noqa: RUF001 - the first letter is Cyrillic
         "\N{RIGHT-TO-LEFT OVERRIDE}aB assuoM",
         "موسى",
-        "accepte-moi",
+        "Moussa B",
+        "Docteur",
+        "",
         "@fatou",
         "(@fatou:clinic.test)",
     ],
 )
-async def test_who_was_picked_from_the_list_is_meant_whatever_name_is_shown(
-    scene: Scene, display_name: str
+async def test_who_was_picked_under_a_name_that_is_not_his_is_not_meant(
+    scene: Scene, named: str
 ) -> None:
-    await employ(scene, "@moussa2:clinic.test", "Moussa Ba")  # both look the same in the room
     await scene.types(AWA, "!garde prendre")
-    [answer] = await scene.types(AWA, f"!relève {display_name}", mentions=["@moussa2:clinic.test"])
-    offer = (await scene.roster()).offer
-    if "@" in display_name:  # another account is written than was picked
-        assert offer is None
-        return
-    assert offer is not None
-    assert offer.taker == "@moussa2:clinic.test"
-    assert "Moussa Ba (@moussa2:clinic.test)" in answer
+    [answer] = await scene.types(AWA, f"!relève {named}", mentions=[MOUSSA])
+    assert (await scene.roster()).offer is None
+    assert "!relève" in answer
     assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in answer
+
+
+async def test_a_name_of_two_colleagues_names_nobody_whoever_was_picked(scene: Scene) -> None:
+    await employ(scene, "@moussa2:clinic.test", "Moussa Ba")
+    await scene.types(AWA, "!garde prendre")
+    [answer] = await scene.types(AWA, "!relève Moussa Ba", mentions=["@moussa2:clinic.test"])
+    assert (await scene.roster()).offer is None
+    assert MOUSSA in answer
+    assert "@moussa2:clinic.test" in answer
+
+
+async def test_a_reply_whose_relation_was_taken_away_offers_duty_to_nobody_else(
+    scene: Scene,
+) -> None:
+    await scene.types(AWA, "!garde prendre")
+    # In a reply the client mentions who wrote what is replied to; that it is one stands in clear.
+    reply = {"m.relates_to": {"m.in_reply_to": {"event_id": "$said-by-moussa"}}}
+    for content in (reply, {}):
+        await scene.types(AWA, "!relève Fatou", mentions=[MOUSSA], content=content)
+        assert (await scene.roster()).offer is None
+    assert [one.detail.get("reason") for one in await scene.audit()] == [None, "another_name"]
 
 
 @pytest.mark.parametrize("shown", ["Мoussa", "Moussa Ba", "موسى", "@mоussa"])  # noqa: RUF001
@@ -734,6 +1030,19 @@ async def test_with_nobody_on_duty_a_drill_rings_the_whole_team(scene: Scene) ->
     assert set(drill.called) == {AWA, MOUSSA, FATOU}
 
 
+async def test_a_drill_counts_the_phones_that_can_ring_and_names_who_cannot_be_rung(
+    scene: Scene,
+) -> None:
+    await scene.records.warnings.set(About.NO_RING, MOUSSA, ["no_pusher"], now=NOON)
+    [started] = await scene.types(AWA, "!test")
+    first, *cannot = started.replace("\N{NO-BREAK SPACE}", " ").splitlines()
+    assert "2 téléphones sonnent" in first
+    assert cannot == ["Ne peut pas sonner : Moussa Ba (@moussa:clinic.test)"]
+    drill = (await scene.roster()).drill
+    assert drill is not None
+    assert MOUSSA in drill.called  # his silence is noted all the same
+
+
 async def test_a_reaction_of_another_to_another_elsewhere_or_too_late_does_nothing(
     scene: Scene,
 ) -> None:
@@ -754,6 +1063,22 @@ async def test_a_reaction_of_another_to_another_elsewhere_or_too_late_does_nothi
     await scene.reacts(AWA, rung)
     assert await scene.roster() == before
     assert await scene.acts() == acts
+
+
+async def test_two_who_answer_a_drill_at_once_have_both_answered(scene: Scene) -> None:
+    for person in (AWA, MOUSSA):
+        await scene.types(person, "!garde prendre")
+    rung = await start_drill(scene)
+    event_of = scene.records.outbox.event_of
+
+    async def event_of_and_meanwhile(delivery_id: str) -> str | None:
+        scene.records.outbox.event_of = event_of  # type: ignore[method-assign]
+        await scene.types(MOUSSA, "!présent")
+        return await event_of(delivery_id)
+
+    scene.records.outbox.event_of = event_of_and_meanwhile  # type: ignore[method-assign]
+    await scene.reacts(AWA, rung)
+    assert await answered(scene) == {AWA, MOUSSA}
 
 
 async def test_a_reaction_can_do_nothing_but_answer_a_drill(scene: Scene) -> None:
@@ -793,6 +1118,8 @@ async def test_a_changed_identity_is_accepted_by_two_colleagues_with_its_code(
     assert answer
     assert await scene.records.pins.known([AWA]) == {AWA: PINNED}
 
+    [again] = await scene.types(MOUSSA, line)
+    assert "Vous avez déjà accepté" in again
     [accepted] = await scene.types(FATOU, line.lower())
     assert "Awa Diop (@awa:clinic.test)" in accepted
     assert await scene.records.pins.known([AWA]) == {AWA: SHOWN}
@@ -805,8 +1132,21 @@ async def test_a_changed_identity_is_accepted_by_two_colleagues_with_its_code(
     assert [(one.actor, one.detail["accepted"]) for one in taken] == [
         (MOUSSA, "False"),
         (MOUSSA, "False"),
+        (MOUSSA, "False"),
         (FATOU, "True"),
     ]
+
+
+async def test_an_acceptance_that_lapsed_is_given_again(scene: Scene) -> None:
+    for master in (PINNED, SHOWN):
+        await scene.records.pins.meet({AWA: master}, now=NOON)
+    line = f"!identité accepter @awa {identity_code(SHOWN)}"
+    await scene.types(MOUSSA, line)
+    scene.now += APPROVAL_VALID
+    [again] = await scene.types(MOUSSA, line)
+    assert "déjà" not in again
+    await scene.types(FATOU, line)
+    assert await scene.records.pins.known([AWA]) == {AWA: SHOWN}
 
 
 async def test_an_identity_swapped_in_meanwhile_is_not_accepted_by_the_old_code(

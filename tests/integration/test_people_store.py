@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import sqlite3
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import asyncpg
@@ -25,16 +27,19 @@ from fajma.sealing import SiteKey
 from fajma.store import Records, Store, to_ms
 from fajma.store.alarms import Delivery, SentBy
 from fajma.store.audit import OPERATOR
-from fajma.store.consultations import Consultation, Wearing
+from fajma.store.consultations import Consultation
+from fajma.store.devices import Wearing
 from fajma.store.keys import PatientKeys
 from fajma.store.patients import AgeBand, Patient
 from fajma.store.people import Role, Staff, named
-from fajma.store.pins import Changed, new_epoch
+from fajma.store.pins import APPROVAL_VALID, Changed, Pins, new_epoch
 from fajma.store.schema import upgrade_table
+from fajma.store.site import site_key
 from fajma.store.wards import Ward, WardId
 from fajma.store.warnings import About
-from fajma.trust import REVOKED
+from fajma.trust import REVOKED, CrossSigningSeeds
 from fajma.vitals import DeviceId, PatientKey
+from tests.lying_homeserver import Phone, answer_about
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 MEDICINE = WardId("medecine-2")
@@ -66,7 +71,7 @@ def staff(
 async def opened_again(database: DatabaseSettings, site_key_file: Path) -> AsyncIterator[Records]:
     store = await Store.open(database)
     try:
-        yield Records(store, SiteKey.from_file(site_key_file))
+        yield Records(store, await site_key(store, site_key_file))
     finally:
         await store.close()
 
@@ -115,9 +120,9 @@ async def consult(records: Records, patient: Patient, *clinicians: str) -> Consu
 async def test_the_second_schema_keeps_every_row_of_the_first(
     database: DatabaseSettings, site_key_file: Path
 ) -> None:
-    site_key = SiteKey.from_file(site_key_file)
+    legacy = SiteKey(base64.b64decode(site_key_file.read_text(encoding="ascii")))
     patient, spare = PatientKey("11" * 16), PatientKey("22" * 16)
-    await fill_first_schema(database, site_key, patient, spare)
+    await fill_first_schema(database, legacy, patient, spare)
 
     async with opened_again(database, site_key_file) as records:
         assert await records.store.db.fetchval("SELECT version FROM fajma_version") >= 2
@@ -127,9 +132,9 @@ async def test_the_second_schema_keeps_every_row_of_the_first(
         assert (await records.patients.all(MEDICINE)) == []
 
         worn = Wearing(patient, (await records.consultations.open_ones())[0].id)
-        assert await records.consultations.wearing(DeviceId("OLD"), at(5)) == worn
-        assert await records.consultations.wearing(DeviceId("OLD"), at(10)) is None
-        assert await records.consultations.wearing(DeviceId("NEW"), at(1e6)) == worn
+        assert await records.devices.wearing(DeviceId("OLD"), at(5)) == worn
+        assert await records.devices.wearing(DeviceId("OLD"), at(10)) is None
+        assert await records.devices.wearing(DeviceId("NEW"), at(1e6)) == worn
         assert (await records.consultations.open_ones())[0].clinicians == (AWA,)
 
         assert await records.outbox.counts() == (2, 1)
@@ -153,15 +158,16 @@ async def test_the_second_schema_keeps_every_row_of_the_first(
         assert await records.outbox.waiting("!r:clinic.test", sender=SentBy.HOST) == ["next"]
         assert await records.store.db.fetchval("SELECT MAX(position) FROM outbox") == 3
         assert [one.position for one in await records.audit.latest()] == [1]
-        await records.consultations.link_to_patient(DeviceId("NEW"), spare, now=at(2e6))
-        assert await records.consultations.wearing(DeviceId("NEW"), at(2e6)) == Wearing(spare, None)
+        await records.devices.link(DeviceId("NEW"), spare, None, now=at(2e6))
+        assert await records.devices.wearing(DeviceId("NEW"), at(2e6)) == Wearing(spare, None)
 
 
 async def test_the_tables_that_were_made_anew_still_refuse_what_cannot_be(
     database: DatabaseSettings, site_key_file: Path
 ) -> None:
     patient, spare = PatientKey("11" * 16), PatientKey("22" * 16)
-    await fill_first_schema(database, SiteKey.from_file(site_key_file), patient, spare)
+    legacy = SiteKey(base64.b64decode(site_key_file.read_text(encoding="ascii")))
+    await fill_first_schema(database, legacy, patient, spare)
     link = "INSERT INTO device_link (device_id, patient_key, linked_from) VALUES ('NEW', $1, $2)"
     async with opened_again(database, site_key_file) as records:
         with pytest.raises(DATABASE_ERRORS):
@@ -402,15 +408,36 @@ async def test_the_ward_that_answers_for_a_patient_is_his_own_or_else_a_clinicia
 # --- pinned identities ---------------------------------------------------------------------------
 
 
-async def accepts(records: Records, change: Changed, by: str) -> bool:
+async def accepts(records: Records, change: Changed, by: str, *, now: datetime = NOON) -> bool:
     async with records.store.transaction() as connection:
-        return await records.pins.approve(connection, change, by=by, now=NOON)
+        return await records.pins.approve(connection, change, by=by, now=now)
 
 
 async def change_of(records: Records, account: str = AWA) -> Changed:
     change = await records.pins.changed(account)
     assert change is not None
     return change
+
+
+async def test_an_acceptance_counts_for_a_day_and_can_be_given_again(records: Records) -> None:
+    for key in (FIRST, SECOND):
+        await records.pins.meet({AWA: key}, now=NOON)
+    change = await change_of(records)
+
+    async def has_accepted(by: str, now: datetime) -> bool:
+        async with records.store.transaction() as connection:
+            return await records.pins.has_approved(connection, change, by=by, now=now)
+
+    assert not await has_accepted(MOUSSA, NOON)
+    await accepts(records, change, MOUSSA)
+    assert await has_accepted(MOUSSA, NOON)
+    assert not await has_accepted(FATOU, NOON)
+    later = NOON + APPROVAL_VALID
+    assert not await has_accepted(MOUSSA, later)
+    async with records.store.transaction() as connection:
+        assert not await records.pins.approve(connection, change, by=MOUSSA, now=later)
+        assert await records.pins.approve(connection, change, by=FATOU, now=later)
+    assert await records.pins.known([AWA]) == {AWA: SECOND}
 
 
 async def test_the_first_identity_met_is_pinned_and_another_is_noted(records: Records) -> None:
@@ -451,6 +478,33 @@ async def test_of_two_identities_met_at_the_same_moment_one_is_pinned_and_one_is
     for account in accounts:
         noted = (await change_of(records, account)).master_key
         assert {pinned[account], noted} == {FIRST, SECOND}
+
+
+class Interrupted(Pins):
+    """Pins of a sender that is overtaken by another one between pinning and noting."""
+
+    def __init__(self, records: Records, meanwhile: Callable[[], Awaitable[None]]) -> None:
+        super().__init__(records.store)
+        self._looks = 0
+        self._meanwhile = meanwhile
+
+    async def known(self, accounts: Collection[str]) -> dict[str, str]:
+        found = await super().known(accounts)
+        self._looks += 1
+        if self._looks == 2:  # the one after pinning
+            await self._meanwhile()
+        return found
+
+
+async def test_who_pins_an_identity_keeps_what_another_sender_noted_at_that_moment(
+    records: Records,
+) -> None:
+    async def another_is_shown() -> None:
+        await records.pins.meet({AWA: SECOND}, now=NOON)
+
+    await Interrupted(records, another_is_shown).meet({AWA: FIRST}, now=NOON)
+    assert await records.pins.known([AWA]) == {AWA: FIRST}
+    assert (await change_of(records)).master_key == SECOND
 
 
 async def test_the_pinned_identity_shown_again_ends_the_warning(records: Records) -> None:
@@ -499,6 +553,29 @@ async def test_approvals_before_an_acceptance_or_a_revocation_are_forgotten(
     assert await records.pins.known([AWA]) == {AWA: REVOKED + FIRST}
 
 
+async def test_an_approval_of_who_has_left_since_does_not_count(records: Records) -> None:
+    await employ(records, staff(MOUSSA, ward=None), staff(FATOU, ward=None))
+    await records.pins.meet({AWA: FIRST}, now=NOON)
+    await records.pins.meet({AWA: SECOND}, now=NOON)
+    change = await change_of(records)
+    assert not await accepts(records, change, MOUSSA)
+    await employ(records, staff(MOUSSA, ward=None, left_at=NOON))
+    assert not await accepts(records, change, FATOU)
+    assert await records.pins.known([AWA]) == {AWA: FIRST}
+    assert await accepts(records, change, IBOU)
+
+
+async def test_an_approval_that_lapsed_can_be_given_again(records: Records) -> None:
+    await records.pins.meet({AWA: FIRST}, now=NOON)
+    await records.pins.meet({AWA: SECOND}, now=NOON)
+    change = await change_of(records)
+    assert not await accepts(records, change, MOUSSA)
+    later = NOON + APPROVAL_VALID
+    assert not await accepts(records, change, FATOU, now=later)
+    assert await accepts(records, change, MOUSSA, now=later)
+    assert await records.pins.known([AWA]) == {AWA: SECOND}
+
+
 async def test_two_who_accept_at_the_same_moment_are_enough(
     records: Records, elsewhere: Records
 ) -> None:
@@ -534,6 +611,21 @@ async def test_after_a_revocation_no_identity_is_trusted_and_the_old_one_is_not_
     assert await records.pins.known([AWA]) == {AWA: SECOND}
 
 
+async def test_a_stolen_identity_shown_again_after_a_new_one_was_accepted_is_not_offered(
+    records: Records,
+) -> None:
+    await records.pins.meet({AWA: FIRST}, now=NOON)
+    async with records.store.transaction() as connection:
+        await records.pins.revoke(connection, AWA, now=NOON)
+    await records.pins.meet({AWA: SECOND}, now=NOON)
+    async with records.store.transaction() as connection:
+        await records.pins.accept(connection, await change_of(records), now=NOON)
+    await records.pins.meet({AWA: FIRST}, now=NOON)
+    assert await records.pins.changed(AWA) is None
+    await records.pins.meet({AWA: THIRD}, now=NOON)
+    assert (await change_of(records)).master_key == THIRD
+
+
 async def test_who_was_never_met_can_be_revoked_too(records: Records) -> None:
     async with records.store.transaction() as connection:
         await records.pins.revoke(connection, AWA, now=NOON)
@@ -548,6 +640,86 @@ async def test_a_blocked_device_stays_blocked_for_its_owner_alone(records: Recor
             await records.pins.block(connection, AWA, ["PHONE", "TABLET"])
     assert await records.pins.blocked(AWA) == {"PHONE", "TABLET"}
     assert await records.pins.blocked(MOUSSA) == frozenset()
+
+
+# --- signed devices ------------------------------------------------------------------------------
+
+SEEDS, USURPER = CrossSigningSeeds.generate(), CrossSigningSeeds.generate()
+
+
+def shown(seeds: CrossSigningSeeds, *devices: Phone, signed: bool = True) -> dict[str, Any]:
+    return answer_about(AWA, seeds, *[one.published(seeds if signed else None) for one in devices])
+
+
+async def judged(records: Records, answer: dict[str, Any], *, asked_by: str = "first") -> set[str]:
+    found = await records.pins.judge(answer, asked_by=asked_by, about=[AWA])
+    trusted = await records.pins.trusted(AWA, asked_by=asked_by)
+    assert found.get(AWA, trusted) == trusted
+    return set(trusted)
+
+
+async def test_what_was_judged_is_kept_for_who_asked_until_the_next_answer(
+    database: DatabaseSettings, records: Records, site_key_file: Path
+) -> None:
+    phone, tablet = Phone(AWA, "PHONE"), Phone(AWA, "TABLET")
+    assert await judged(records, shown(SEEDS, phone, tablet)) == {"PHONE", "TABLET"}
+    async with opened_again(database, site_key_file) as again:
+        assert await judged(again, {}) == {"PHONE", "TABLET"}
+        kept = await again.pins.trusted(AWA, asked_by="first")
+        assert kept == {"PHONE": phone.keys, "TABLET": tablet.keys}
+    assert await judged(records, shown(SEEDS, phone)) == {"PHONE"}
+    assert await judged(records, shown(SEEDS, phone, signed=False)) == set()
+    # An answer to one of our senders, maybe an older one, says nothing to another.
+    assert await judged(records, shown(SEEDS, phone), asked_by="second") == {"PHONE"}
+    assert await judged(records, {}) == set()
+
+
+async def test_of_whom_was_not_asked_the_answer_is_not_read(records: Records) -> None:
+    answer = shown(SEEDS, Phone(AWA, "PHONE"))
+    assert await records.pins.judge(answer, asked_by="first", about=[MOUSSA]) == {}
+    assert await records.pins.known([AWA]) == {}
+    assert await records.pins.trusted(AWA, asked_by="first") == {}
+
+
+async def test_devices_of_an_identity_count_from_when_it_is_accepted_until_it_is_revoked(
+    records: Records,
+) -> None:
+    phone, new = Phone(AWA, "PHONE"), Phone(AWA, "NEW")
+    assert await judged(records, shown(SEEDS, phone)) == {"PHONE"}
+    assert await judged(records, shown(USURPER, new)) == set()
+    async with records.store.transaction() as connection:
+        await records.pins.accept(connection, await change_of(records), now=NOON)
+    assert await judged(records, {}) == {"NEW"}
+    async with records.store.transaction() as connection:
+        await records.pins.revoke(connection, AWA, now=NOON)
+    assert await judged(records, shown(USURPER, new)) == set()
+
+
+async def test_the_keys_of_a_lost_device_are_refused_under_any_id_also_if_it_was_hidden_before(
+    records: Records,
+) -> None:
+    phone, tablet = Phone(AWA, "PHONE"), Phone(AWA, "TABLET")
+    await judged(records, shown(SEEDS, phone, tablet))
+    await judged(records, shown(SEEDS, tablet))
+    async with records.store.transaction() as connection:
+        await records.pins.block(connection, AWA, ["PHONE"])
+    new = Phone(AWA, "NEW")
+    twin = phone.published(SEEDS, device_id="TWIN")
+    stolen = new.published(SEEDS, curve25519=phone.keys.curve25519)
+    answer = answer_about(AWA, SEEDS, twin, stolen, tablet.published(SEEDS))
+    assert await judged(records, answer) == {"TABLET"}
+
+
+async def test_an_identity_that_is_not_pinned_cannot_make_a_good_phone_count_as_lost(
+    records: Records,
+) -> None:
+    phone, lost = Phone(AWA, "PHONE"), Phone(AWA, "LOST")
+    await judged(records, shown(SEEDS, phone))
+    async with records.store.transaction() as connection:
+        await records.pins.block(connection, AWA, ["LOST"])
+    forged = lost.published(USURPER, curve25519=phone.keys.curve25519)
+    await judged(records, answer_about(AWA, USURPER, forged))
+    assert await judged(records, shown(SEEDS, phone)) == {"PHONE"}
 
 
 async def test_the_epoch_grows_with_every_change_of_who_may_read(

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -28,6 +29,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 
+from appservice.service import NOTICES_LOCALPART
 from console.mosquitto import Mosquitto
 from console.pki import Credentials, ensure_ca, issue_bridge, issue_device, issue_server
 from console.processes import (
@@ -39,6 +41,7 @@ from console.processes import (
 )
 from console.synapse import Synapse, SynapseSite, render
 from fajma.errors import InputError, UnavailableError
+from fajma.language import Language
 
 T = TypeVar("T")
 
@@ -186,6 +189,19 @@ def test_the_rendered_homeserver_is_closed_to_the_public(tmp_path: Path) -> None
     assert listener["bind_addresses"] == ["127.0.0.1"]
     assert listener["resources"] == [{"names": ["client"], "compress": True}]
     assert not [key for key in config if key.endswith(("_secret", "_secret_key"))]
+
+
+@pytest.mark.parametrize(
+    ("language", "name"), [(Language.FRENCH, "Avis FAJMA"), (Language.ENGLISH, "FAJMA notices")]
+)
+def test_the_room_of_the_sites_notices_is_named_in_the_sites_language(
+    tmp_path: Path, language: Language, name: str
+) -> None:
+    render(replace(site_in(tmp_path), language=language))
+    config = yaml.safe_load((tmp_path / "homeserver.yaml").read_text(encoding="utf-8"))
+    assert config["server_notices"]["room_name"] == name
+    # Ours whatever the language: a push rule names it, and no person may be added as it.
+    assert config["server_notices"]["system_mxid_localpart"] == NOTICES_LOCALPART
 
 
 def test_the_application_service_owns_its_names_and_no_similar_ones(tmp_path: Path) -> None:
@@ -577,6 +593,11 @@ async def test_what_waits_for_the_bridge_survives_a_kill_of_the_broker(tmp_path:
         pasted = await asyncio.create_subprocess_shell(command, stderr=subprocess.PIPE)
         assert (await pasted.communicate())[1] == b""
         assert pasted.returncode == 0
+        # It confirms a message before it saves it: what is not saved yet a kill may still take.
+        saved = broker.directory / "mosquitto.db"
+        async with asyncio.timeout(10):
+            while not saved.exists() or b"it's $5" not in saved.read_bytes():  # noqa: ASYNC110
+                await asyncio.sleep(0)
 
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGKILL)

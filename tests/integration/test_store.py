@@ -27,12 +27,15 @@ from fajma.errors import BugError, UnavailableError
 from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store import Hints, Records, Store, from_ms, to_ms
-from fajma.store.alarms import Delivery
-from fajma.store.consultations import Consultation, OpenRoom, Status, Wearing
+from fajma.store.alarms import Delivery, NewState
+from fajma.store.consultations import Consultation, OpenRoom, Status
+from fajma.store.devices import Wearing
 from fajma.store.followers import Feed
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, LoggedReading, NewReading
+from fajma.store.site import site_key
 from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+from tests.conftest import Postgres
 
 Admit = Callable[..., Awaitable[Consultation]]
 
@@ -89,7 +92,7 @@ async def patient(records: Records, admit: Admit) -> PatientKey:
 async def opened_again(database: DatabaseSettings, site_key_file: Path) -> AsyncIterator[Records]:
     store = await Store.open(database)
     try:
-        yield Records(store, SiteKey.from_file(site_key_file))
+        yield Records(store, await site_key(store, site_key_file))
     finally:
         await store.close()
 
@@ -377,8 +380,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from fajma.config import DatabaseSettings
-from fajma.sealing import SiteKey
 from fajma.store import Records, Store
+from fajma.store.site import site_key
 from fajma.store.readings import NewReading
 from fajma.vitals import Clock, Kind, Reading
 
@@ -392,7 +395,7 @@ def new(number):
 
 async def main():
     store = await Store.open(DatabaseSettings(url=url))
-    records = Records(store, SiteKey.from_file(Path(key_file)))
+    records = Records(store, await site_key(store, Path(key_file)))
     number = first
     while True:
         async with store.transaction() as connection:
@@ -501,8 +504,7 @@ async def test_a_monitor_belongs_to_whoever_wore_it_at_that_time(
     records: Records, admit: Admit
 ) -> None:
     first, second = await admit(records, DEVICE), await admit(records, OTHER)
-    wearing = records.consultations.wearing
-    link = records.consultations.link_device
+    wearing = records.devices.wearing
     linked = first.opened_at
 
     async def wore(device: DeviceId, moment: datetime) -> Wearing | None:
@@ -510,23 +512,25 @@ async def test_a_monitor_belongs_to_whoever_wore_it_at_that_time(
 
     was = Wearing(first.patient, first.id)
     now = Wearing(second.patient, second.id)
-    await link(DEVICE, second, now=NOON)
+    await records.devices.link(DEVICE, second.patient, second.id, now=NOON)
     assert await wore(DEVICE, linked - timedelta(milliseconds=1)) is None
     assert await wore(DEVICE, linked) == was
     assert await wore(DEVICE, NOON - timedelta(milliseconds=1)) == was
     assert await wore(DEVICE, NOON) == now
     assert await wore(DEVICE, at(1e6)) == now
     assert await wore(DeviceId("000000000000"), NOON) is None
+    # Now the second patient wears both, and the first none.
+    assert await records.devices.worn() == {second.patient: sorted([DEVICE, OTHER])}
 
 
 async def test_linking_a_monitor_again_to_its_wearer_changes_nothing(
     records: Records, admit: Admit
 ) -> None:
     consultation = await admit(records, DEVICE)
-    await records.consultations.link_device(DEVICE, consultation, now=NOON)
+    await records.devices.link(DEVICE, consultation.patient, consultation.id, now=NOON)
     assert await records.store.db.fetchval("SELECT COUNT(*) FROM device_link") == 1
     before = NOON - timedelta(seconds=1)
-    assert await records.consultations.wearing(DEVICE, before) is not None
+    assert await records.devices.wearing(DEVICE, before) is not None
 
 
 # --- cursors, alarm state, outbox ----------------------------------------------------------------
@@ -616,7 +620,8 @@ async def test_an_alarm_state_is_kept_with_the_time_of_the_last_announcement(
 ) -> None:
     async def put(state: str, announced_at: datetime | None) -> None:
         async with records.store.transaction() as connection:
-            await records.alarm_states.put(connection, patient, state, announced_at=announced_at)
+            kept = NewState(patient, state, announced_at)
+            await records.alarm_states.put(connection, kept)
 
     assert await records.alarm_states.get(patient) is None
     changed_since = records.alarm_states.changed_since
@@ -627,6 +632,62 @@ async def test_an_alarm_state_is_kept_with_the_time_of_the_last_announcement(
     assert await records.alarm_states.get(patient) == "three"
     assert await changed_since(NOON) == {patient: NOON}
     assert await changed_since(at(0.001)) == {}
+
+
+async def test_alarm_states_of_many_are_kept_and_looked_up_together(records: Records) -> None:
+    patients = [
+        (await records.patients.add(number=f"{n}", initials="A.D.", bed="4", account=None)).key
+        for n in range(4)
+    ]
+    first, second, third, nobody = patients
+    for states in ({first: "a", second: "b"}, {second: "B", third: "c"}, {}):
+        async with records.store.transaction() as connection:
+            kept = [NewState(patient, state) for patient, state in states.items()]
+            await records.alarm_states.put(connection, *kept)
+
+    found = await records.alarm_states.sealed([nobody, *patients[1:]])
+    opened = {one: await records.alarm_states.open(one, sealed) for one, sealed in found.items()}
+    assert opened == {second: "B", third: "c"}
+    with pytest.raises(BugError, match="does not open"):
+        await records.alarm_states.open(first, found[second])
+    assert await records.alarm_states.sealed([]) == {}
+
+
+async def test_who_is_left_behind_stays_so_from_the_first_place_until_he_has_caught_up(
+    records: Records,
+) -> None:
+    followers = records.followers
+    mine, other = PatientKey("9f" * 16), PatientKey("a0" * 16)
+    for patient, position in ((mine, 7), (other, 8), (mine, 9)):
+        async with records.store.transaction() as connection:
+            await followers.leave_behind(connection, "alarms", patient, position)
+            await followers.leave_behind(connection, "others", patient, 1)
+            await followers.move(connection, "alarms", position)
+    assert await followers.left_behind("alarms") == {mine: 7, other: 8}
+    assert await followers.position("alarms") == 9
+
+    async with records.store.transaction() as connection:
+        await followers.caught_up(connection, "alarms", mine)
+    assert await followers.left_behind("alarms") == {other: 8}
+    assert await followers.left_behind("others") == {mine: 1, other: 1}
+
+
+async def test_readings_that_are_not_opened_yet_do_no_harm_to_others(
+    records: Records, patient: PatientKey
+) -> None:
+    gone = (await records.patients.add(number="2", initials="A.D.", bed="4", account=None)).key
+    async with records.store.transaction() as connection:
+        batch = [new(number, one) for number, one in enumerate((gone, patient, gone))]
+        await records.readings.append(connection, batch)
+    await records.store.db.execute("DELETE FROM patient_key WHERE patient_key=$1", gone)
+    afresh = Records(records.store, records.site_key)
+    found = await afresh.readings.sealed_after(0, limit=10)
+    assert [(one.position, one.patient) for one in found] == [(1, gone), (2, patient), (3, gone)]
+    assert [await afresh.readings.open(found[1])] == await records.readings.after(
+        0, limit=10, patient=patient
+    )
+    with pytest.raises(BugError, match="without key"):
+        await afresh.readings.open(found[0])
 
 
 def delivery(number: int, patient: PatientKey) -> Delivery:
@@ -731,7 +792,7 @@ async def test_no_database_file_shows_anything_clinical(
         await records.readings.append(connection, [NewReading(b"r" * 16, person.key, reading)])
         await records.quarantine.keep(connection, [refused])
         await records.alarm_states.put(
-            connection, person.key, '{"state":"Wolkenkratzer 86.3719"}', announced_at=NOON
+            connection, NewState(person.key, '{"state":"Wolkenkratzer 86.3719"}', NOON)
         )
         await records.outbox.add(
             connection,
@@ -842,6 +903,32 @@ async def test_a_database_that_does_not_open_is_named_in_one_line(url: str, tmp_
         await Store.open(DatabaseSettings(url=url.format(directory=tmp_path)))
     assert caught.value.code == "database_unavailable"
     assert "\n" not in str(caught.value)
+
+
+async def test_a_postgresql_that_ends_connections_is_used_again(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    """As when it is restarted; a connection may find out in the middle of a query."""
+    store = await Store.open(DatabaseSettings(url=postgres_url))
+    admin = await asyncpg.connect(postgres.url("postgres"))
+    failures = 0
+    for _ in range(20):
+        await store.db.fetchval("SELECT 1")
+        await admin.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname=$1",
+            urlsplit(postgres_url).path[1:],
+        )
+        async with asyncio.timeout(10):
+            while True:
+                try:
+                    await store.db.fetchval("SELECT 1")
+                except Exception:  # noqa: BLE001 - whichever: it must not be the end of the process
+                    failures += 1
+                else:
+                    break
+    assert failures
+    await admin.close()
+    await store.close()
 
 
 async def test_a_process_whose_database_does_not_open_ends(tmp_path: Path) -> None:

@@ -23,7 +23,6 @@ from bots.alerts.limits import (
     EXTREMES,
     GAP,
     HYSTERESIS,
-    LATE_AFTER,
     MAX_WINDOW,
     Bands,
     Comparison,
@@ -36,7 +35,7 @@ from bots.alerts.limits import (
     default_rules,
 )
 from fajma.errors import InputError
-from fajma.vitals import Clock, DeviceId, Kind, Reading
+from fajma.vitals import Age, Clock, DeviceId, Kind, Reading
 
 START = datetime(2026, 3, 1, 14, 2, tzinfo=UTC)
 DEVICE = DeviceId("A4CF12F03B7E")
@@ -51,10 +50,10 @@ def fact(
     values: dict[Kind, Decimal],
     *,
     at: datetime | None = None,
-    delay: timedelta = timedelta(0),
+    age: Age = Age.LIVE,
 ) -> ReadingFact:
     measured_at = START + EVERY * position if at is None else at
-    reading = Reading(DEVICE, measured_at, measured_at + delay, Clock.DEVICE, values)
+    reading = Reading(DEVICE, measured_at, measured_at, Clock.DEVICE, values, age)
     return ReadingFact(position, reading)
 
 
@@ -177,7 +176,6 @@ def test_every_default_constant_stands_in_the_documentation_with_its_source() ->
     constants += [(kind.value, str(value), "hysteresis") for kind, value in HYSTERESIS.items()]
     constants += [
         ("all", f"{DWELL.seconds} s", "dwell"),
-        ("all", f"{LATE_AFTER.seconds} s", "late after"),
         ("all", f"{GAP.seconds // 60} min", "gap"),
         ("systolic", f"{CUFF_GAP.seconds // 3600} h", "gap"),
     ]
@@ -449,12 +447,17 @@ def test_one_reading_decides_on_each_of_its_kinds() -> None:
 # Late, repeated and replayed facts
 
 
+NOT_LIVE = [Age.LATE, Age.UNKNOWN]
+
+
+@pytest.mark.parametrize("age", NOT_LIVE)
 @pytest.mark.parametrize("values", [[88] * 6, [97] * 20])
-def test_a_late_reading_neither_starts_worsens_nor_ends_a_live_episode(values: list[int]) -> None:
+def test_a_reading_that_is_not_live_neither_starts_worsens_nor_ends_a_live_episode(
+    values: list[int], age: Age
+) -> None:
     rules = AT_ONCE
-    late = LATE_AFTER + timedelta(seconds=1)
     opened, _ = play([fact(0, {Kind.SPO2: Decimal(91)})], rules)
-    facts = [fact(n, {Kind.SPO2: Decimal(v)}, delay=late) for n, v in enumerate(values, 1)]
+    facts = [fact(n, {Kind.SPO2: Decimal(v)}, age=age) for n, v in enumerate(values, 1)]
 
     after, decisions = play(facts, rules, opened)
     assert after == replace(opened, position=len(values))
@@ -463,19 +466,25 @@ def test_a_late_reading_neither_starts_worsens_nor_ends_a_live_episode(values: l
     assert not announced(decisions)
 
 
-def test_a_late_breach_without_an_episode_is_noted_and_late_normal_values_are_not() -> None:
-    late = LATE_AFTER + timedelta(seconds=1)
-    state, decisions = play([fact(0, {Kind.SPO2: Decimal(88)}, delay=late)], AT_ONCE)
+@pytest.mark.parametrize("age", NOT_LIVE)
+def test_a_late_breach_without_an_episode_is_noted_and_late_normal_values_are_not(
+    age: Age,
+) -> None:
+    state, decisions = play([fact(0, {Kind.SPO2: Decimal(88)}, age=age)], AT_ONCE)
     assert reasons(decisions) == [Reason.LATE]
     assert decisions[0].alarm_id is None
     assert state.tracks == {}
-    assert play([fact(0, {Kind.SPO2: Decimal(97)}, delay=late)], AT_ONCE)[1] == []
+    assert play([fact(0, {Kind.SPO2: Decimal(97)}, age=age)], AT_ONCE)[1] == []
 
 
-def test_a_reading_that_took_exactly_the_limit_is_not_late() -> None:
-    decisions = play([fact(0, {Kind.SPO2: Decimal(88)}, delay=LATE_AFTER)], AT_ONCE)[1]
+def test_a_reading_without_any_value_changes_nothing_but_the_position() -> None:
+    opened, _ = play([fact(0, {Kind.SPO2: Decimal(88)})], AT_ONCE)
+    probe_off = ReadingFact(1, replace(fact(1, {}).reading, contact=False))
 
-    assert reasons(decisions) == [Reason.STARTED]
+    after, decisions = step(opened, probe_off, AT_ONCE)
+    assert decisions == ()
+    assert after.position == 1
+    assert after.tracks is opened.tracks
 
 
 def test_a_repeated_or_older_position_changes_nothing() -> None:
@@ -527,7 +536,7 @@ def test_bands_that_make_no_sense_are_refused(changes: dict[str, Any]) -> None:
 
 def test_two_sets_of_limits_for_one_kind_and_direction_are_refused() -> None:
     with pytest.raises(InputError, match="only once"):
-        Rules(bands=(_spo2_bands(), _spo2_bands()), late_after=LATE_AFTER)
+        Rules(bands=(_spo2_bands(), _spo2_bands()))
 
 
 def _spo2_bands() -> Bands:
@@ -552,11 +561,11 @@ def readings(draw: st.DrawFn) -> dict[Kind, Decimal]:
     return {kind: Decimal(draw(st.sampled_from(VALUES[kind]))) for kind in sorted(kinds)}
 
 
-History = list[tuple[dict[Kind, Decimal], timedelta, timedelta]]
+History = list[tuple[dict[Kind, Decimal], timedelta, Age]]
 
-DELAYS = st.sampled_from([timedelta(0), timedelta(seconds=1), timedelta(minutes=5)])
+AGES = st.sampled_from([Age.LIVE, Age.LIVE, *NOT_LIVE])
 STEPS = st.sampled_from([timedelta(seconds=s) for s in (-5, 0, 1, 5, 5, 5, 5, 15, 60, 121, 7201)])
-HISTORY = st.lists(st.tuples(readings(), STEPS, DELAYS), max_size=40)
+HISTORY = st.lists(st.tuples(readings(), STEPS, AGES), max_size=40)
 RULES = st.sampled_from(
     [
         default_rules(),
@@ -569,9 +578,9 @@ RULES = st.sampled_from(
 
 def facts_of(history: History) -> list[ReadingFact]:
     now, facts = START, []
-    for position, (values, advance, delay) in enumerate(history):
+    for position, (values, advance, age) in enumerate(history):
         now += advance
-        facts.append(fact(position, values, at=now, delay=delay))
+        facts.append(fact(position, values, at=now, age=age))
     return facts
 
 
@@ -602,6 +611,30 @@ def test_replaying_from_any_point_gives_the_same_decisions(
 
     assert first + rest == expected
     assert final == whole
+
+
+@settings(deadline=None)
+@given(HISTORY, RULES)
+def test_a_state_that_is_kept_only_when_its_tracks_change_leads_to_the_same_decisions(
+    history: History, rules: Rules
+) -> None:
+    """What the alarm engine keeps: after a restart it goes on from its place with such a state."""
+    facts = facts_of(history)
+    whole, expected = play(facts, rules)
+    kept = PatientState()
+    decided: list[Decision] = []
+    for each in facts:
+        before = PatientState.from_json(kept.to_json())
+        after, decisions = step(before, each, rules)
+        if after.tracks is before.tracks:
+            assert not announced(decisions)
+        else:
+            kept = after
+        decided += decisions
+
+    assert decided == expected
+    assert kept.tracks == whole.tracks
+    assert kept.position <= whole.position
 
 
 @settings(deadline=None)
@@ -701,14 +734,14 @@ class AlarmMachine(RuleBasedStateMachine):
         self.samples: dict[tuple[Limit, ...], Samples] = {limits: [] for _, limits in GUARDED}
         self.band: dict[tuple[Limit, ...], Priority | None] = dict.fromkeys(self.samples)
 
-    def send(self, values: Values, *, seconds: int = 5, delay: timedelta = timedelta(0)) -> None:
+    def send(self, values: Values, *, seconds: int = 5, age: Age = Age.LIVE) -> None:
         self.now += timedelta(seconds=seconds)
-        sent = fact(len(self.facts), values, at=self.now, delay=delay)
+        sent = fact(len(self.facts), values, at=self.now, age=age)
         self.facts.append(sent)
         before = self.state
         self.state, decided = step(self.state, sent, self.limits)
         self.decisions += decided
-        if delay > LATE_AFTER:
+        if age is not Age.LIVE:
             assert self.state == replace(before, position=sent.position)
             assert all(decision.reason is Reason.LATE for decision in decided)
         else:
@@ -778,10 +811,10 @@ class AlarmMachine(RuleBasedStateMachine):
     def mixed(self, values: Values, seconds: int) -> None:
         self.send(values, seconds=seconds)
 
-    @rule(values=readings(), times=st.integers(1, 9))
-    def late(self, values: Values, times: int) -> None:
+    @rule(values=readings(), times=st.integers(1, 9), age=st.sampled_from(NOT_LIVE))
+    def late(self, values: Values, times: int, age: Age) -> None:
         for _ in range(times):
-            self.send(values, delay=LATE_AFTER + timedelta(seconds=1))
+            self.send(values, age=age)
 
     @rule(minutes=st.integers(1, 60))
     def probe_off(self, minutes: int) -> None:

@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fajma.commands import (
+    IN_CONSULTATION,
     MAX_BODY,
     MAX_LINE,
     OWNERS,
@@ -20,6 +21,7 @@ from fajma.commands import (
     Verb,
     help_text,
     parse,
+    same_name,
     usage,
 )
 from fajma.language import Language
@@ -139,6 +141,18 @@ def test_the_help_begins_each_line_with_what_to_type(language: Language) -> None
         typed, _, meaning = line.partition(" \N{EN DASH} ")
         assert typed == usage(action, language)
         assert meaning
+
+
+@pytest.mark.parametrize("language", Language)
+def test_the_help_in_a_consultation_shows_only_what_works_there(language: Language) -> None:
+    (line,) = help_text(language, IN_CONSULTATION).splitlines()
+    assert line.startswith(usage(Action.HELP, language))
+
+
+def test_whose_code_is_missing_is_told_where_it_stands_and_to_ask_by_voice() -> None:
+    error = str(refused("!identity accept @awa"))
+    assert "FAJMA's message" in error
+    assert "by voice" in error
 
 
 def test_every_verb_has_exactly_one_owner_and_every_action_a_verb() -> None:
@@ -275,14 +289,37 @@ def test_who_is_not_named_for_certain_is_asked_for(body: str, code: str | None) 
      "@Béa", AWA, f"[Awa](https://matrix.to/#/{AWA})", "@awa", "quelqu'un d'autre"],
 )  # fmt: skip
 def test_the_person_picked_from_the_list_counts_whatever_the_name_says(name: str) -> None:
-    assert said(f"!relève {name}", AWA).person == Person(mxid=AWA)
-    assert said(f"!relève {name}", AWA, AWA).person == Person(mxid=AWA)
+    found = said(f"!relève {name}", AWA).person
+    assert found is not None
+    assert found.mxid == AWA
+    assert (found.shown is None) == ("@awa" in name)  # otherwise the account itself stands there
+    assert said(f"!relève {name}", AWA, AWA).person == found
     identity = said(f"!identité accepter {name} K7QF-2MZT", AWA)
-    assert (identity.person, identity.code) == (Person(mxid=AWA), "K7QF-2MZT")
+    assert (identity.person, identity.code) == (found, "K7QF-2MZT")
+
+
+def test_what_stands_for_somebody_who_was_picked_is_handed_on() -> None:
+    assert said("!relève « Awa Diop »:", AWA).person == Person(mxid=AWA, shown="Awa Diop")
+    assert said("!relève", AWA).person == Person(mxid=AWA, shown="")
+    assert said("!relève @awa", AWA).person == Person(mxid=AWA)
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [("Béatrice N'Diaye", " beatrice  n'diaye:", True), ("عائشة", "عائشة", True),
+     ("Awa Diop", "Awa", False), ("Awa", "", False), ("Awa Diop", "Diop Awa", False),
+     ("Awa", f"{CYRILLIC_A}wa", False)],
+)  # fmt: skip
+def test_names_are_the_same_in_any_case_with_or_without_accents(
+    one: str, other: str, *, same: bool
+) -> None:
+    assert same_name(one, other) is same
+    assert same_name(other, one) is same
 
 
 def test_a_picked_account_is_kept_as_it_is_written() -> None:
-    assert said("!relève x", "@Awa:old.test").person == Person(mxid="@Awa:old.test")
+    person = Person(mxid="@Awa:old.test", shown="x")
+    assert said("!relève x", "@Awa:old.test").person == person
 
 
 @pytest.mark.parametrize(

@@ -29,16 +29,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from console.device import (
-    Options,
-    device,
-    make_distinctive,
-    scenario_values,
-    simulate,
-)
+from console.device import device
+from console.monitor_v1 import simulate
 from console.recording import read_recording
+from console.simulation import Options, make_distinctive, scenario_values
 from fajma.errors import InputError, UnavailableError
-from fajma.vitals import Clock, DeviceId, Kind, is_plausible
+from fajma.vitals import DeviceId, Kind, is_plausible
 from fajma.wire import decode_v1
 
 DEVICE = DeviceId("A4CF12F03B7E")
@@ -325,13 +321,11 @@ def test_what_is_sent_decodes_and_is_told_line_by_line():
         received = broker.received()
 
     for line, publish in zip(map(json.loads, lines), received, strict=True):
-        arrival = dt.datetime.now(dt.UTC)
-        reading = decode_v1(publish.topic, publish.payload, arrival).reading
-        assert reading.clock is Clock.DEVICE
-        assert reading.measured_at.timestamp() * 1000 == pytest.approx(line["sent_at_ms"])
-        assert line["device"] == DEVICE
-        assert {Kind(k): Decimal(str(v)) for k, v in line["values"].items()} == reading.values
-        assert all(value.as_tuple().exponent == -4 for value in reading.values.values())
+        decoded = decode_v1(publish.topic, publish.payload)
+        assert decoded.timestamp_ms == line["sent_at_ms"]
+        assert line["device"] == decoded.device == DEVICE
+        assert {Kind(k): Decimal(str(v)) for k, v in line["values"].items()} == decoded.values
+        assert all(value.as_tuple().exponent == -4 for value in decoded.values.values())
 
 
 def test_a_monitor_without_a_clock_counts_from_its_start():

@@ -1,4 +1,4 @@
-"""What people are told about their accounts, and names and codes that cannot be mistaken."""
+"""What people are told about their accounts, and codes that cannot be mistaken."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from appservice import letters
-from appservice.staff import _skeleton, checked_name, one_time_password
+from appservice import letters, wards
+from appservice.staff import one_time_password
 from fajma.commands import CODE_LENGTH, Action, Command, parse
-from fajma.errors import InputError
 from fajma.language import Language
 from fajma.store.people import MAX_NAME
 from fajma.trust import identity_code
@@ -19,14 +18,32 @@ from fajma.trust import identity_code
 AWA = "@awa.diop:clinic.test"
 PASSWORD = "abcde-fghjk-mnpqr-stuvw"
 SERVER = "https://matrix.clinic.test"
+CODE = "K7QF-2MZT"
 BOTH = pytest.mark.parametrize("language", list(Language))
 
 
-def welcome(language: Language, *, password: str | None = PASSWORD, here: bool = True) -> str:
-    return letters.welcome(language, account=AWA, password=password, homeserver=SERVER, here=here)
+ROOM = "Service medecine"
 
 
-def lost(language: Language, *, stolen: bool = False, devices: tuple[str, ...] = ("Pixel",)) -> str:
+def welcome(
+    language: Language,
+    *,
+    password: str | None = PASSWORD,
+    here: bool = True,
+    room: str | None = ROOM,
+) -> str:
+    return letters.welcome(
+        language, account=AWA, password=password, homeserver=SERVER, here=here, room=room
+    )
+
+
+def lost(
+    language: Language,
+    *,
+    stolen: bool = False,
+    devices: tuple[str, ...] = ("Pixel",),
+    room: str | None = ROOM,
+) -> str:
     return letters.lost_phone(
         language,
         account=AWA,
@@ -34,7 +51,12 @@ def lost(language: Language, *, stolen: bool = False, devices: tuple[str, ...] =
         homeserver=SERVER,
         devices=devices,
         stolen=stolen,
+        room=room,
     )
+
+
+def new_password(language: Language) -> str:
+    return letters.new_password(language, account=AWA, password=PASSWORD, homeserver=SERVER)
 
 
 def steps(letter: str) -> list[int]:
@@ -52,16 +74,54 @@ def test_a_new_member_of_staff_reads_where_to_type_what(language: Language) -> N
     assert SERVER in letter
     assert " awa.diop  " in letter.replace("\N{NO-BREAK SPACE}", " ")  # the user name alone
     assert letter.count(PASSWORD) == 1
+    assert ROOM in letter  # whose invitation is to be accepted
     assert "!test" in letter
+    assert steps(letter) == [1, 2, 3, 4, 5, 6, 7]
+    lines = letter.splitlines()
+    assert lines[1::2] == [""] * (len(lines) // 2)  # on paper, with room between the steps
+
+
+@BOTH
+def test_who_keeps_an_account_gets_no_password_and_the_steps_that_remain(
+    language: Language,
+) -> None:
+    letter = welcome(language, password=None)
+    assert AWA in letter
+    assert PASSWORD not in letter
+    assert ROOM in letter
+    assert "!test" in letter
+    assert steps(letter) == [1, 2, 3, 4]
+
+
+@BOTH
+@pytest.mark.parametrize("password", [PASSWORD, None])
+def test_who_is_in_no_ward_is_sent_to_no_room(language: Language, password: str | None) -> None:
+    for letter in (welcome(language, password=password, room=None), lost(language, room=None)):
+        assert "!test" not in letter
+        assert ROOM not in letter
+    assert steps(welcome(language, room=None)) == [1, 2, 3, 4, 5]
+
+
+def test_the_drill_is_said_to_ring_those_on_duty() -> None:
+    assert "rings the phones of those on duty" in welcome(Language.ENGLISH)
+    assert "!duty take" in welcome(Language.ENGLISH)
+    assert "!garde prendre" in welcome(Language.FRENCH)
+
+
+@BOTH
+def test_a_new_password_changes_nothing_where_somebody_is_signed_in(language: Language) -> None:
+    letter = new_password(language)
+    assert letter.count(PASSWORD) == 1
+    assert SERVER in letter
     assert steps(letter) == [1, 2, 3, 4, 5, 6]
 
 
 @BOTH
-def test_who_keeps_an_account_gets_no_password_and_no_steps(language: Language) -> None:
-    letter = welcome(language, password=None)
-    assert AWA in letter
-    assert PASSWORD not in letter
-    assert steps(letter) == []
+def test_who_had_no_device_is_told_of_none(language: Language) -> None:
+    head = lost(language, devices=()).splitlines()[0]
+    assert AWA in head
+    assert "{" not in head
+    assert not head.endswith(": ")
 
 
 @BOTH
@@ -78,7 +138,7 @@ def test_who_lost_a_phone_keeps_the_identity_on_paper(language: Language) -> Non
     assert "Pixel, iPad" in letter
     assert letter.count(PASSWORD) == 1
     assert SERVER in letter
-    assert steps(letter) == [1, 2, 3, 4, 5, 6]
+    assert steps(letter) == [1, 2, 3, 4, 5, 6, 7]
 
 
 def test_who_was_robbed_is_told_to_reset_and_never_to_use_the_old_recovery_key() -> None:
@@ -87,7 +147,7 @@ def test_who_was_robbed_is_told_to_reset_and_never_to_use_the_old_recovery_key()
     assert "type the key from your paper" in mislaid
     assert "type the key from your paper" not in stolen
     assert "trusted no more" not in mislaid
-    assert steps(stolen) == [1, 2, 3, 4, 5, 6]
+    assert steps(stolen) == [1, 2, 3, 4, 5, 6, 7]
     french = lost(Language.FRENCH, stolen=True)
     assert steps(french) == steps(stolen)
     assert french != lost(Language.FRENCH)
@@ -120,16 +180,25 @@ def test_why_nobody_is_woken_is_said_the_right_way_round() -> None:
 
 
 def test_every_letter_is_written_in_both_languages() -> None:
+    def lines(letter: str) -> list[str]:
+        return [line for line in letter.splitlines() if line]
+
     def all_of(language: Language) -> list[str]:
         return [
-            *welcome(language, here=False).splitlines(),
-            *lost(language).splitlines(),
-            *lost(language, stolen=True).splitlines(),
+            *lines(welcome(language, here=False)),
+            *lines(welcome(language, password=None)),
+            *lines(lost(language)),
+            *lines(lost(language, stolen=True)),
+            *lines(lost(language, devices=())),
+            *lines(new_password(language)),
             letters.unsigned_device(language, device="Pixel"),
-            letters.changed_identity(language, staff=True),
-            letters.changed_identity(language, staff=False),
+            letters.changed_identity(language, staff=True, code=CODE),
+            letters.changed_identity(language, staff=False, code=CODE),
             letters.drill(language, ward="w"),
             letters.muted(language),
+            letters.no_phone(language),
+            wards.topic(language),
+            wards.greeting(language, None, AWA),
             letters.outage(language, ward="w", on_duty=True),
             letters.outage(language, ward="w", on_duty=False),
         ]
@@ -142,85 +211,28 @@ def test_every_letter_is_written_in_both_languages() -> None:
 
 @BOTH
 def test_a_patient_is_not_sent_to_colleagues(language: Language) -> None:
-    staff, patient = (letters.changed_identity(language, staff=one) for one in (True, False))
+    staff, patient = (
+        letters.changed_identity(language, staff=one, code=CODE) for one in (True, False)
+    )
     assert staff != patient
+    assert CODE in staff  # so that it can be read to whoever asks
+    assert CODE in patient
     for word in ("operator", "colleagues", "exploitant", "collègues"):
         assert word not in patient
 
 
-# --- names ---------------------------------------------------------------------------------------
+def test_who_has_no_phone_is_told_another_thing_than_who_has_muted_it() -> None:
+    assert "no phone of yours" in letters.no_phone(Language.ENGLISH)
+    assert "all notifications off" in letters.muted(Language.ENGLISH)
 
 
-@pytest.mark.parametrize(
-    ("typed", "kept"),
-    [
-        ("  Awa   Diop ", "Awa Diop"),
-        ("E\N{COMBINING ACUTE ACCENT}lodie", "Élodie"),
-        ("N'Diaye-Sarr", "N'Diaye-Sarr"),
-        ("محمد", "محمد"),
-        ("Мария", "Мария"),
-        ("Awa 2", "Awa 2"),
-        ("x" * MAX_NAME, "x" * MAX_NAME),
-    ],
-)
-def test_a_name_of_one_alphabet_is_kept(typed: str, kept: str) -> None:
-    assert checked_name(typed) == kept
-
-
-@pytest.mark.parametrize(
-    "typed",
-    [
-        "",
-        "   ",
-        "x" * (MAX_NAME + 1),
-        "Аwa",  # noqa: RUF001 - the first letter is Cyrillic
-        "Aνa",  # noqa: RUF001 - the second is Greek
-        "Awa محمد",
-        "Awa\N{RIGHT-TO-LEFT OVERRIDE}poiD",
-        "Awa\N{ZERO WIDTH SPACE}Diop",
-        "Awa\N{ZERO WIDTH JOINER}Diop",
-        "Awa\x00Diop",
-        "Awa\ud800",
-    ],
-)
-def test_a_name_that_may_look_like_another_is_refused(typed: str) -> None:
-    with pytest.raises(InputError) as caught:
-        checked_name(typed)
-    assert caught.value.code == "name_invalid"
-    assert typed.strip() not in str(caught.value) or not typed.strip()
-
-
-@given(st.text(max_size=80))
-def test_a_checked_name_is_short_visible_and_stays_as_it_is(typed: str) -> None:
-    try:
-        kept = checked_name(typed)
-    except InputError:
-        return
-    assert 0 < len(kept) <= MAX_NAME
-    assert kept.isprintable()
-    assert checked_name(kept) == kept
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ("Awa Diop", "awa diop"),
-        ("Awa Diop", "AwaDiop"),
-        ("Élodie", "Elodie"),
-        ("Awa-Diop", "Awa Diop"),
-        ("N'Diaye", "NDiaye"),
-        ("Weiß", "WEISS"),
-        ("ﬁfi", "fifi"),
-        ("Ａｗａ", "Awa"),  # noqa: RUF001 - full width
-    ],
-)
-def test_names_that_look_the_same_have_one_skeleton(one: str, other: str) -> None:
-    assert _skeleton(one) == _skeleton(other)
-
-
-def test_names_that_can_be_told_apart_have_not() -> None:
-    names = ["Awa Diop", "Awa Diop 2", "Awa Diopp", "Moussa Ba", "محمد", "Мария"]
-    assert len({_skeleton(name) for name in names}) == len(names)
+@BOTH
+def test_a_newcomer_is_greeted_in_one_line_that_points_to_the_help(language: Language) -> None:
+    greeting = wards.greeting(language, None, AWA)
+    assert AWA in greeting
+    assert len(greeting.splitlines()) == 1
+    for text in (greeting, wards.topic(language)):
+        assert text.endswith({"fr": "!aide", "en": "!help"}[language.value])
 
 
 # --- codes and passwords -------------------------------------------------------------------------

@@ -33,6 +33,20 @@ def request_of(version: str, *, patient: str | None = PATIENT) -> dict[str, Any]
     )
 
 
+def test_a_room_has_a_topic_only_where_one_is_given() -> None:
+    assert "topic" not in request_of("12")
+    request = room_request(
+        name="Service medecine",
+        creator=CREATOR,
+        bots=BOTS,
+        clinicians=DOCTORS,
+        patient=None,
+        room_version="12",
+        topic="Le salon du service",
+    )
+    assert request["topic"] == "Le salon du service"
+
+
 def initial_state(request: dict[str, Any]) -> dict[str, dict[str, Any]]:
     entries = request["initial_state"]
     assert all(entry["state_key"] == "" for entry in entries)

@@ -18,6 +18,7 @@ from fajma.sealing import (
     SiteKey,
     generate_site_key,
 )
+from fajma.store.site import check_site_key_file
 
 SITE = SiteKey(bytes(range(KEY_BYTES)))
 OTHER_SITE = SiteKey(bytes(reversed(range(KEY_BYTES))))
@@ -156,13 +157,6 @@ def key_file(directory: Path, text: str) -> Path:
     return path
 
 
-def test_a_generated_site_key_is_read_from_its_file(tmp_path: Path) -> None:
-    text = generate_site_key()
-    assert text != generate_site_key()
-    read = SiteKey.from_file(key_file(tmp_path, text + "\n"))
-    assert read.fingerprint(b"x") == SiteKey(base64.b64decode(text)).fingerprint(b"x")
-
-
 @pytest.mark.parametrize(
     "text",
     [
@@ -175,7 +169,7 @@ def test_a_generated_site_key_is_read_from_its_file(tmp_path: Path) -> None:
 )
 def test_a_site_key_that_is_none_is_refused_without_being_shown(tmp_path: Path, text: str) -> None:
     with pytest.raises(InputError) as caught:
-        SiteKey.from_file(key_file(tmp_path, text))
+        check_site_key_file(key_file(tmp_path, text))
     assert caught.value.code == "site_key_invalid"
     assert text not in str(caught.value)
 
@@ -184,5 +178,5 @@ def test_a_site_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
     path = key_file(tmp_path, generate_site_key())
     path.chmod(0o644)
     with pytest.raises(InputError) as caught:
-        SiteKey.from_file(path)
+        check_site_key_file(path)
     assert caught.value.code == "secret_exposed"

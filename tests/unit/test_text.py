@@ -1,5 +1,6 @@
 """The words of alarms, and the languages they are written in."""
 
+import re
 import unicodedata
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from bots.alerts.alarm import Decision, Reason
 from bots.alerts.alarm_state import AlarmId
 from bots.alerts.limits import DEFAULT_LIMITS, Comparison, Limit, Priority
-from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, render
+from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, duty_time, render
 from fajma.errors import BugError
 from fajma.language import DEFAULT_LANGUAGE, Language, translator
 from fajma.vitals import Kind
@@ -284,6 +285,28 @@ def test_no_typed_text_changes_the_rest_of_the_line(
     assert read.tags == {"strong"}
 
 
+# Since when somebody is on duty
+
+
+@pytest.mark.parametrize(
+    ("since", "zone", "language", "text"),
+    [
+        (timedelta(hours=1), "Africa/Dakar", FRENCH, "11:00"),
+        (timedelta(hours=1), "Europe/Paris", FRENCH, "12:00"),
+        (timedelta(hours=1), "no/zone", FRENCH, "11:00"),
+        (timedelta(hours=24, seconds=-1), "Africa/Dakar", FRENCH, "12:00"),
+        (timedelta(hours=24), "Africa/Dakar", FRENCH, "1 mars 12:00"),
+        (timedelta(hours=24), "Africa/Dakar", ENGLISH, "1 Mar 12:00"),
+        (-timedelta(hours=1), "Africa/Dakar", FRENCH, "13:00"),  # the clock was set back
+    ],
+)
+def test_duty_began_at_a_time_of_the_wards_clock_and_before_a_day_on_a_date(
+    since: timedelta, zone: str, language: Language, text: str
+) -> None:
+    now = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+    assert duty_time(now - since, zone, language, now=now) == text
+
+
 # The languages
 
 
@@ -330,6 +353,13 @@ def test_translations_have_the_placeholders_of_their_message(french: Catalog) ->
         if message.id:
             for string in forms(message.string):
                 assert fields(string) == fields(forms(message.id)[-1]), message.id
+
+
+def test_french_has_a_no_break_space_before_its_double_marks(french: Catalog) -> None:
+    # Not before the mark of a command, nor where the English has none, as in an address.
+    for message in french:
+        for string in forms(message.string) if message.id else ():
+            assert not re.search(r"(?<!\xa0)[:;!?](?=\s|$)", string), string
 
 
 def test_french_is_spoken_where_nothing_is_said_and_english_is_the_message_itself() -> None:

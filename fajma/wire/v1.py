@@ -1,26 +1,26 @@
-"""What monitors say over MQTT, turned into readings; pure, no I/O.
+"""v1, the JSON of the devices in the field.
 
-Only v1 (the devices in the field) is here. v2 (SenML-CBOR in COSE) gets its own functions below
-when our firmware is built. ``docs/wire.md`` states the rules for readers in other languages and
-``tests/samples/v1`` holds golden samples of each.
+The golden samples of its rules are in ``tests/samples/v1``.
 
-The rule behind the details: a message is refused as a whole only when nobody can say whose it is,
-when it is from, or what it says. One bad value never hides the good ones beside it.
+There are two ways through ``decode_v1`` and one set of rules. A message written exactly as monitors
+write it is taken apart by one regular expression, which by construction finds no key twice, no
+nesting and no odd number; everything else goes through the JSON parser, several times slower.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from decimal import ROUND_HALF_EVEN, Context, Decimal
-from enum import StrEnum
+from datetime import timedelta
+from decimal import Decimal
+from functools import lru_cache
 from typing import Final
 
-from fajma.errors import BugError, DecodeError
-from fajma.vitals import MAX_DECIMALS, MEASURES, Clock, DeviceId, Kind, Reading
+from fajma.errors import DecodeError
+from fajma.vitals import DeviceId, Kind
+from fajma.wire.values import REQUIRED, NoUsableValueError, Reason, Rejected, judge, part
 
 V1_TOPIC: Final = "fajma/sensors/{device}"
 """Where a v1 device publishes; ``device`` is its MAC address in any usual spelling."""
@@ -43,16 +43,9 @@ FUTURE_TOLERANCE: Final = timedelta(minutes=5)
 PAST_TOLERANCE: Final = timedelta(days=7)
 """A device may deliver readings this old after an outage."""
 
-REQUIRED: Final = (Kind.HEART_RATE, Kind.SPO2, Kind.TEMPERATURE)
-"""Kinds that every v1 message should hold; blood pressure is optional."""
-
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND: Final = timedelta(milliseconds=1)
 _MAX_NUMBER_CHARS: Final = 32
 _HUGE_EXPONENT: Final = re.compile(r"[eE][+-]?0*[1-9][0-9]{3}")
-_MAX_DIGITS_BEFORE_POINT: Final = 10
 _NOT_BELIEVED: Final = Decimal("NaN")
-_ROUNDING: Final = Context(prec=28, rounding=ROUND_HALF_EVEN)
 _MAC: Final = re.compile(r"[0-9A-Fa-f]{2}([:-]?)[0-9A-Fa-f]{2}(?:\1[0-9A-Fa-f]{2}){4}")
 _TOPIC_PREFIX: Final = V1_TOPIC.format(device="")
 # A string, left open or not, or a bare word that printf writes for a float that is no number.
@@ -63,57 +56,50 @@ _STRING_OR_NONFINITE: Final = re.compile(
 )
 _STRING_OR_BRACKET: Final = re.compile(r'"(?:[^"\\]|\\.)*+"?|[][{}]', re.DOTALL)
 
-
-class Reason(StrEnum):
-    """Why one value of a message was kept out."""
-
-    MISSING = "missing"
-    """A required value is absent or ``null``."""
-    NOT_A_NUMBER = "not_a_number"
-    """It is a text, a truth value, an object, NaN, infinity, or an endless row of digits."""
-    IMPLAUSIBLE_LOW = "implausible_low"
-    IMPLAUSIBLE_HIGH = "implausible_high"
-    INCONSISTENT = "inconsistent"
-    """Systolic is not above diastolic, so neither can be believed."""
+_KINDS: Final = tuple(Kind)
+_REMEMBERED_DEVICES: Final = 8192
+_REMEMBERED_NUMBERS: Final = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class Rejected:
-    """One value that was kept out; the value itself is not carried, so this is safe to log."""
+def _plain_message() -> re.Pattern[bytes]:
+    """A message as monitors write it: groups are the device, the timestamp and each ``Kind``.
 
-    kind: Kind
-    reason: Reason
+    At most one space beside each mark, so that what matches is short; at most 15 digits in a
+    timestamp, so that it is below ``MAX_TIMESTAMP``.
+    """
+    number = rb"(-?(?:0|[1-9][0-9]{0,4})(?:\.[0-9]{1,4})?)"
+    fields = [
+        rb'"device_id" ?: ?"([0-9A-Fa-f:-]{12,17})"',
+        rb'"timestamp" ?: ?(0|[1-9][0-9]{0,14})',
+    ]
+    fields += [rb'"%b" ?: ?%b' % (kind.encode(), number) for kind in REQUIRED]
+    optional = [
+        rb'(?: ?, ?"%b" ?: ?%b)?' % (kind.encode(), number) for kind in Kind if kind not in REQUIRED
+    ]
+    return re.compile(rb"\{ ?%b%b ?\}" % (rb" ?, ?".join(fields), b"".join(optional)))
+
+
+_PLAIN: Final = _plain_message()
 
 
 @dataclass(frozen=True, slots=True)
 class Decoded:
-    """What one message holds.
+    """What one message says.
 
     Attributes:
-        reading: the plausible values; at least one.
+        device: the monitor.
+        timestamp_ms: milliseconds since 1970 (``UNIX_MS_FROM`` and above) or since its start.
+        values: plausible values by kind, in the unit of ``MEASURES``; at least one.
         rejected: what was kept out, in the order of ``Kind``; often empty.
     """
 
-    reading: Reading
+    device: DeviceId
+    timestamp_ms: int
+    values: Mapping[Kind, Decimal]
     rejected: tuple[Rejected, ...]
 
 
-class NoUsableValueError(DecodeError):
-    """The message is well formed and from the right device, but holds no plausible value.
-
-    Attributes:
-        rejected: why each value was kept out: a dying patient can look like this, so ingest must
-            not treat it as noise.
-    """
-
-    def __init__(self, rejected: tuple[Rejected, ...]) -> None:
-        super().__init__(
-            "The message holds no usable value: look at the patient, then at the probes.",
-            code="no_usable_value",
-        )
-        self.rejected = rejected
-
-
+@lru_cache(_REMEMBERED_DEVICES)
 def parse_device_id(text: str) -> DeviceId:
     """Read a MAC address written ``A4:CF:12:F0:3B:7E``, ``a4-cf-12-f0-3b-7e`` or ``a4cf12f03b7e``.
 
@@ -131,6 +117,7 @@ def parse_device_id(text: str) -> DeviceId:
     return DeviceId(text.replace(":", "").replace("-", "").upper())
 
 
+@lru_cache(_REMEMBERED_DEVICES)
 def parse_topic(topic: str) -> DeviceId:
     """The device that a v1 topic belongs to.
 
@@ -146,43 +133,41 @@ def parse_topic(topic: str) -> DeviceId:
     return parse_device_id(topic.removeprefix(_TOPIC_PREFIX))
 
 
-def decode_v1(topic: str, payload: bytes, received_at: datetime) -> Decoded:
-    """Turn one v1 message into a reading.
+def decode_v1(topic: str, payload: bytes) -> Decoded:
+    """Read one v1 message.
 
     Keys that we do not know are ignored: devices in the field add their own (battery, firmware),
     and refusing them would silence a monitor.
 
-    ``timestamp`` counts milliseconds since 1970 or since the device's start. A count since the
-    start says nothing about the date, and wraps after 49.7 days where it has 32 bits, so such a
-    reading is placed by its arrival. Placing a backlog by differences of uptime is a later issue.
-    A date more than 5 minutes ahead or 7 days behind our clock is a wrong clock: by arrival too.
+    When it was measured is not decided here: a timestamp may be wrong, or count from the device's
+    start.
 
     Args:
         topic: the MQTT topic it came on.
         payload: the bytes as received.
-        received_at: aware time of arrival.
-
-    Returns:
-        The reading (times in UTC) and what was kept out of it.
 
     Raises:
         DecodeError: the message as a whole is unusable; ``code`` is ``bad_topic``, ``bad_device``,
             ``too_large``, ``not_utf8``, ``too_deep``, ``not_json``, ``duplicate_key``,
             ``not_object``, ``wrong_device``, ``bad_timestamp`` or ``no_usable_value`` (then a
             ``NoUsableValueError``). The message never holds a value.
-        BugError: ``received_at`` has no time zone.
     """
-    if received_at.tzinfo is None:
-        raise BugError("A time of arrival without a time zone was given.", code="naive_time")
     device = parse_topic(topic)
-    message = _parse_object(payload)
-    _check_device(message.get("device_id"), device)
-    received_utc = received_at.astimezone(UTC)
-    measured_at, clock = _place(message.get("timestamp"), received_utc)
-    values, rejected = _sort_values(message)
+    plain = _PLAIN.fullmatch(payload)
+    if plain is not None:
+        stated, digits, *numbers = plain.groups()
+        _check_device(stated.decode(), device)
+        timestamp_ms = int(digits)
+        judged = _judge_numbers(numbers)
+    else:
+        message = _parse_object(payload)
+        _check_device(message.get("device_id"), device)
+        timestamp_ms = _timestamp_ms(message.get("timestamp"))
+        judged = _judge_values(message)
+    values, rejected = part(judged)
     if not values:
         raise NoUsableValueError(rejected)
-    return Decoded(Reading(device, measured_at, received_utc, clock, values), rejected)
+    return Decoded(device, timestamp_ms, values, rejected)
 
 
 def encode_v1(device: DeviceId, timestamp_ms: int, values: Mapping[Kind, Decimal]) -> bytes:
@@ -304,8 +289,8 @@ def _check_device(stated: object, device: DeviceId) -> None:
         )
 
 
-def _place(timestamp: object, received_at: datetime) -> tuple[datetime, Clock]:
-    """When it was measured, and how we know."""
+def _timestamp_ms(timestamp: object) -> int:
+    """The timestamp, if it is one."""
     if (
         not isinstance(timestamp, Decimal)
         or not timestamp.is_finite()
@@ -317,56 +302,32 @@ def _place(timestamp: object, received_at: datetime) -> tuple[datetime, Clock]:
             "firmware.",
             code="bad_timestamp",
         )
-    if timestamp < UNIX_MS_FROM:
-        return received_at, Clock.ARRIVAL
-    # Compared as durations, which cannot overflow as dates do.
-    since_epoch = timedelta(milliseconds=int(timestamp))
-    ahead = since_epoch - (received_at - _EPOCH)
-    if -PAST_TOLERANCE <= ahead <= FUTURE_TOLERANCE:
-        return _EPOCH + since_epoch, Clock.DEVICE
-    return received_at, Clock.WRONG
+    return int(timestamp)
 
 
-def _sort_values(
-    message: Mapping[str, object],
-) -> tuple[dict[Kind, Decimal], tuple[Rejected, ...]]:
-    """Part the plausible values from the others."""
-    values: dict[Kind, Decimal] = {}
-    reasons: dict[Kind, Reason] = {}
-    for kind in Kind:
+def _judge_values(message: Mapping[str, object]) -> dict[Kind, Decimal | Reason]:
+    """What is to be thought of each value of the message."""
+    judged: dict[Kind, Decimal | Reason] = {}
+    for kind in _KINDS:
         # A key with null says "no value", like a key that is absent.
         stated = message.get(kind)
-        if stated is None:
-            if kind in REQUIRED:
-                reasons[kind] = Reason.MISSING
-            continue
-        judged = _judge(kind, stated)
-        if isinstance(judged, Reason):
-            reasons[kind] = judged
-        else:
-            values[kind] = judged
-    if (
-        Kind.SYSTOLIC in values
-        and Kind.DIASTOLIC in values
-        and values[Kind.SYSTOLIC] <= values[Kind.DIASTOLIC]
-    ):
-        for kind in (Kind.SYSTOLIC, Kind.DIASTOLIC):
-            del values[kind]
-            reasons[kind] = Reason.INCONSISTENT
-    return values, tuple(Rejected(kind, reasons[kind]) for kind in Kind if kind in reasons)
+        if stated is not None:
+            judged[kind] = judge(kind, stated)
+        elif kind in REQUIRED:
+            judged[kind] = Reason.MISSING
+    return judged
 
 
-def _judge(kind: Kind, stated: object) -> Decimal | Reason:
-    """The value, rounded to ``MAX_DECIMALS`` (half to even), or why it is kept out."""
-    if not isinstance(stated, Decimal) or not stated.is_finite():
-        return Reason.NOT_A_NUMBER
-    value = stated
-    if stated.adjusted() < _MAX_DIGITS_BEFORE_POINT:
-        decimals = min(max(-int(stated.as_tuple().exponent), 0), MAX_DECIMALS)
-        value = stated.quantize(Decimal(1).scaleb(-decimals), context=_ROUNDING)
-    measure = MEASURES[kind]
-    if value < measure.lowest:
-        return Reason.IMPLAUSIBLE_LOW
-    if value > measure.highest:
-        return Reason.IMPLAUSIBLE_HIGH
-    return value
+def _judge_numbers(numbers: Sequence[bytes | None]) -> dict[Kind, Decimal | Reason]:
+    """What is to be thought of the numbers of a plain message, in the order of ``Kind``."""
+    return {
+        kind: _judge_number(kind, number)
+        for kind, number in zip(_KINDS, numbers, strict=True)
+        if number is not None
+    }
+
+
+@lru_cache(_REMEMBERED_NUMBERS)
+def _judge_number(kind: Kind, number: bytes) -> Decimal | Reason:
+    # Remembered, because the same few hundred numbers come again and again.
+    return judge(kind, Decimal(number.decode()))

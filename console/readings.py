@@ -1,0 +1,170 @@
+"""``fajma readings``: what came in, what did not and why, and how far it was passed on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, Final
+from zoneinfo import ZoneInfo
+
+import click
+import structlog
+
+from bots.alerts.engine import FOLLOWER
+from bridges.mqtt_vitals.clocks import Arrival
+from bridges.mqtt_vitals.ingest import UNKNOWN_DEVICE, Ingest, Message
+from console.people import config_option
+from console.run import opened
+from fajma.config import Settings, load
+from fajma.store import Records
+from fajma.store.readings import LoggedReading
+from fajma.vitals import MEASURES, Age
+
+PAGE: Final = 500
+POLL_S: Final = 1.0
+
+
+@click.group("readings")
+def readings() -> None:
+    """Look at the readings log."""
+
+
+def with_records(
+    config_path: Path, work: Callable[[Records, Settings], Coroutine[Any, Any, None]]
+) -> None:
+    """Do something with the open records, in silence: what a command prints is its answer."""
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    settings = load(config_path)
+
+    async def opened_first() -> None:
+        async with opened(settings) as records:
+            await work(records, settings)
+
+    asyncio.run(opened_first())
+
+
+@readings.command("count")
+@config_option
+def count(config_path: Path) -> None:
+    """How many readings are stored, what was refused for which reason, and who lags behind."""
+
+    async def work(records: Records, _: Settings) -> None:
+        head = await records.readings.head()
+        click.echo(f"stored {await records.readings.count()}")
+        tally = await records.tally.all()
+        for name in sorted(tally.keys() - {"stored"}):
+            click.echo(f"{name} {tally[name]}")
+        for reason, number in (await records.quarantine.counts()).items():
+            click.echo(f"refused {reason} {number}")
+        click.echo(f"lag alarms {head - await records.followers.position(FOLLOWER)}")
+        click.echo(f"lag publisher {await records.feeds.lag()}")
+
+    with_records(config_path, work)
+
+
+@readings.command("tail")
+@click.option("--follow", "-f", is_flag=True, help="Go on with what comes.")
+@click.option("--number", "-n", type=click.IntRange(0, 10_000), default=20, show_default=True)
+@click.option("--patient", help="Only of the patient with this number.")
+@config_option
+def tail(*, follow: bool, number: int, patient: str | None, config_path: Path) -> None:
+    """The newest readings, with values: for who may see them."""
+
+    async def work(records: Records, settings: Settings) -> None:
+        who = None
+        if patient is not None:
+            found = await records.patients.by_number(patient)
+            if found is None:
+                raise click.ClickException("no patient has this number: see `fajma patient list`")
+            who = found.key
+        zone = ZoneInfo(settings.site.time_zone)
+        shown = await records.readings.newest(limit=number, patient=who)
+        for one in shown:
+            click.echo(_line(one, zone))
+        position = shown[-1].position if shown else await records.readings.head()
+        while follow:
+            new = await records.readings.after(position, limit=PAGE, patient=who)
+            for one in new:
+                click.echo(_line(one, zone))
+                position = one.position
+            if not new:
+                await asyncio.sleep(POLL_S)
+
+    with_records(config_path, work)
+
+
+def _line(one: LoggedReading, zone: ZoneInfo) -> str:
+    reading = one.reading
+    values = "  ".join(
+        f"{kind.value} {value} {MEASURES[kind].unit}" for kind, value in reading.values.items()
+    )
+    marks = [reading.age.value] if reading.age is not Age.LIVE else []
+    marks += [f"clock {reading.clock.value}"]
+    marks += ["probe off"] if reading.contact is False else []
+    at = reading.measured_at.astimezone(zone).isoformat(timespec="seconds")
+    return f"{one.position}  {at}  {reading.device}  {values}  ({', '.join(marks)})"
+
+
+@readings.group("quarantine")
+def quarantine() -> None:
+    """Messages that did not become readings."""
+
+
+_device = click.option("--device", help="Only of this monitor (twelve hex digits).")
+
+
+@quarantine.command("list")
+@_device
+@click.option("--reason", help="Only what was refused for this reason, e.g. unknown_device.")
+@click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
+@config_option
+def quarantine_list(
+    *, device: str | None, reason: str | None, limit: int, config_path: Path
+) -> None:
+    """What is kept, oldest first: identity, time, monitor, reason. Never what it says."""
+
+    async def work(records: Records, _: Settings) -> None:
+        for one in await records.quarantine.listed(device=device, reason=reason, limit=limit):
+            at = one.received_at.isoformat(timespec="seconds")
+            click.echo(f"{one.id}  {at}  {one.device}  {one.reason}")
+
+    with_records(config_path, work)
+
+
+@quarantine.command("replay")
+@_device
+@config_option
+def quarantine_replay(*, device: str | None, config_path: Path) -> None:
+    """Give what came before a monitor was linked to whoever wore it then; it counts as late."""
+
+    async def work(records: Records, _: Settings) -> None:
+        stored, waiting = await replay(records, device=device)
+        click.echo(f"stored {stored} readings; {waiting} messages stay in the quarantine")
+
+    with_records(config_path, work)
+
+
+async def replay(records: Records, *, device: str | None = None) -> tuple[int, int]:
+    """Try again what was refused because nobody wore the monitor.
+
+    Returns:
+        How many readings are in the log now that were not, and how many messages still wait.
+    """
+    ingest = Ingest(records)
+    stored, waiting = 0, 0
+    kept = await records.quarantine.listed(device=device, reason=UNKNOWN_DEVICE, limit=100_000)
+    for one in kept:
+        refused = await records.quarantine.open(one)
+        if refused is None:
+            continue
+        arrival = Arrival(refused.received_at, time.monotonic())
+        message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
+        outcome = await ingest.commit([message])
+        stored += outcome.stored
+        if outcome.refused[UNKNOWN_DEVICE]:
+            waiting += 1
+        else:
+            await records.quarantine.drop([one.id])
+    return stored, waiting

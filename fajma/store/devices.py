@@ -1,0 +1,308 @@
+"""Monitors: who wore which when, the keys we share with them, how far their records are settled."""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Final
+
+from mautrix.util.async_db import Connection
+
+from fajma.sealing import KEY_BYTES, SiteKey
+from fajma.sequence import Sequence
+from fajma.store.consultations import ConsultationId
+from fajma.store.database import Row, Store, to_ms
+from fajma.store.readings import lock_head, move_head
+from fajma.vitals import DeviceId, PatientKey
+from fajma.wire import PayloadKey
+
+LOG: Final = "devices"
+"""Counts the changes of links and keys, so that whoever keeps them in memory sees that they are
+stale."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wearing:
+    """Who wears a monitor, and in which consultation, if in one."""
+
+    patient: PatientKey
+    consultation: ConsultationId | None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyPair:
+    """The keys between one monitor and us: it seals with ``up``, we with ``down``."""
+
+    version: int
+    up: PayloadKey
+    down: PayloadKey
+
+
+@dataclass(slots=True)
+class _Worn:
+    """The links of one monitor, by their beginnings (ms since 1970), in order."""
+
+    since: list[int] = field(default_factory=list)
+    until: list[int | None] = field(default_factory=list)
+    who: list[Wearing] = field(default_factory=list)
+
+    def put(self, row: Row) -> None:
+        since = row["linked_from"]
+        at = bisect_right(self.since, since)
+        if at and self.since[at - 1] == since:
+            self.until[at - 1] = row["linked_to"]
+            return
+        consultation = row["consultation_id"]
+        self.since.insert(at, since)
+        self.until.insert(at, row["linked_to"])
+        self.who.insert(
+            at,
+            Wearing(
+                PatientKey(row["patient_key"]),
+                ConsultationId(consultation) if consultation is not None else None,
+            ),
+        )
+
+    def at(self, moment_ms: int) -> Wearing | None:
+        place = bisect_right(self.since, moment_ms) - 1
+        if place < 0:
+            return None
+        until = self.until[place]
+        return self.who[place] if until is None or moment_ms < until else None
+
+
+class Fleet:
+    """All monitors as ingest needs them for each message: in memory, refreshed when they change.
+
+    A million links are a few hundred megabytes; a site that has them runs several ingests on
+    machines that have that.
+    """
+
+    def __init__(self, store: Store, site_key: SiteKey) -> None:
+        self._store = store
+        self._site_key = site_key
+        self._seen = -1
+        self._worn: dict[DeviceId, _Worn] = {}
+        self._keys: dict[tuple[DeviceId, int], KeyPair] = {}
+
+    async def refresh(self, connection: Connection) -> None:
+        """Take in what has changed since the last time; one small query if nothing has."""
+        now = int(await connection.fetchval("SELECT position FROM log_head WHERE log=$1", LOG) or 0)
+        if now == self._seen:
+            return
+        rows = await connection.fetch(
+            "SELECT * FROM device_link WHERE changed>$1 ORDER BY linked_from", self._seen
+        )
+        for row in rows:
+            self._worn.setdefault(DeviceId(row["device_id"]), _Worn()).put(row)
+        self._keys.clear()  # looked up again when they are needed
+        self._seen = now
+
+    def wearing(self, device: DeviceId, moment: datetime) -> Wearing | None:
+        """Who wore a monitor at that moment."""
+        worn = self._worn.get(device)
+        return worn.at(to_ms(moment)) if worn is not None else None
+
+    def keys(self, device: DeviceId, version: int) -> KeyPair | None:
+        """A pair of keys that ``load_keys`` has brought."""
+        return self._keys.get((device, version))
+
+    async def load_keys(
+        self, connection: Connection, wanted: Iterable[tuple[DeviceId, int]]
+    ) -> None:
+        """Have these pairs of keys at hand, those that exist and are not retired."""
+        missing = {device for device, version in wanted if (device, version) not in self._keys}
+        if not missing:
+            return
+        rows = await connection.fetch(
+            f"SELECT * FROM payload_key WHERE device_id IN ({_places(missing)})"  # noqa: S608
+            " AND retired_at IS NULL",
+            *missing,
+        )
+        for row in rows:
+            pair = _open(self._site_key, row)
+            self._keys[DeviceId(row["device_id"]), pair.version] = pair
+
+
+class Devices:
+    """Repository of monitors."""
+
+    def __init__(self, store: Store, site_key: SiteKey) -> None:
+        self._store = store
+        self._site_key = site_key
+
+    def fleet(self) -> Fleet:
+        """A view of all monitors for one ingest."""
+        return Fleet(self._store, self._site_key)
+
+    # --- who wears what --------------------------------------------------------------------------
+
+    async def link(
+        self,
+        device: DeviceId,
+        patient: PatientKey,
+        consultation: ConsultationId | None,
+        *,
+        now: datetime,
+    ) -> None:
+        """From now on this patient wears the monitor; whoever wore it until now does not."""
+        async with self._store.transaction() as connection:
+            current = await connection.fetchrow(
+                "SELECT * FROM device_link WHERE device_id=$1 AND linked_to IS NULL", device
+            )
+            if current is not None and (current["patient_key"], current["consultation_id"]) == (
+                patient,
+                consultation,
+            ):
+                return
+            change = await _new_change(connection)
+            if current is not None:
+                await connection.execute(
+                    "UPDATE device_link SET linked_to=$2, changed=$3"
+                    " WHERE device_id=$1 AND linked_to IS NULL",
+                    device,
+                    to_ms(now),
+                    change,
+                )
+            await connection.execute(
+                "INSERT INTO device_link (device_id, consultation_id, patient_key, linked_from,"
+                " changed) VALUES ($1, $2, $3, $4, $5)",
+                device,
+                consultation,
+                patient,
+                to_ms(now),
+                change,
+            )
+
+    async def wearing(self, device: DeviceId, at: datetime) -> Wearing | None:
+        """Who wore the monitor at that moment."""
+        row = await self._store.db.fetchrow(
+            "SELECT patient_key, consultation_id FROM device_link WHERE device_id=$1"
+            " AND linked_from<=$2 AND (linked_to IS NULL OR linked_to>$2)",
+            device,
+            to_ms(at),
+        )
+        if row is None:
+            return None
+        consultation = row["consultation_id"]
+        return Wearing(
+            PatientKey(row["patient_key"]),
+            ConsultationId(consultation) if consultation is not None else None,
+        )
+
+    async def worn(self) -> dict[PatientKey, list[DeviceId]]:
+        """The monitors that are worn now, by patient; of each in the order of their ids."""
+        rows = await self._store.db.fetch(
+            "SELECT device_id, patient_key FROM device_link WHERE linked_to IS NULL"
+            " ORDER BY device_id"
+        )
+        found: dict[PatientKey, list[DeviceId]] = {}
+        for row in rows:
+            found.setdefault(PatientKey(row["patient_key"]), []).append(DeviceId(row["device_id"]))
+        return found
+
+    # --- keys ------------------------------------------------------------------------------------
+
+    async def new_keys(
+        self, device: DeviceId, *, now: datetime, raw: bytes | None = None
+    ) -> KeyPair:
+        """Make the next pair of keys of a v2 monitor; the earlier ones go on until retired.
+
+        Args:
+            device: the monitor.
+            now: aware UTC time.
+            raw: 64 random bytes, uplink key first, by whoever hands them to the monitor: what is
+                kept here is sealed and never shown again. Made if absent.
+        """
+        async with self._store.transaction() as connection:
+            await _new_change(connection)
+            latest = await connection.fetchval(
+                "SELECT MAX(version) FROM payload_key WHERE device_id=$1", device
+            )
+            version = int(latest or 0) + 1
+            raw = os.urandom(2 * KEY_BYTES) if raw is None else raw
+            await connection.execute(
+                "INSERT INTO payload_key (device_id, version, created_at, sealed)"
+                " VALUES ($1, $2, $3, $4)",
+                device,
+                version,
+                to_ms(now),
+                self._site_key.site.seal(raw, place=_key_place(device, version)),
+            )
+        return _pair(version, raw)
+
+    async def retire_keys(self, device: DeviceId, *, before: int, now: datetime) -> None:
+        """Believe no message under a version below ``before`` any more."""
+        async with self._store.transaction() as connection:
+            await _new_change(connection)
+            await connection.execute(
+                "UPDATE payload_key SET retired_at=$3"
+                " WHERE device_id=$1 AND version<$2 AND retired_at IS NULL",
+                device,
+                before,
+                to_ms(now),
+            )
+
+    # --- how far records are settled -------------------------------------------------------------
+
+    async def sequences(
+        self, connection: Connection, devices: Collection[DeviceId]
+    ) -> dict[DeviceId, Sequence]:
+        """Where the records of these monitors stand; those never heard of are absent.
+
+        The caller holds the lock of the readings log, so nobody moves them meanwhile.
+        """
+        rows = await connection.fetch(
+            f"SELECT * FROM device_sequence WHERE device_id IN ({_places(devices)})",  # noqa: S608
+            *devices,
+        )
+        return {
+            DeviceId(row["device_id"]): Sequence(
+                row["contiguous"],
+                tuple((first, last) for first, last in json.loads(row["beyond"])),
+            )
+            for row in rows
+        }
+
+    async def keep_sequences(
+        self, connection: Connection, sequences: Mapping[DeviceId, Sequence]
+    ) -> None:
+        """Note where they stand now."""
+        await connection.executemany(
+            "INSERT INTO device_sequence (device_id, contiguous, beyond) VALUES ($1, $2, $3)"
+            " ON CONFLICT (device_id) DO UPDATE SET contiguous=$2, beyond=$3",
+            [
+                (device, sequence.contiguous, json.dumps(sequence.beyond))
+                for device, sequence in sequences.items()
+            ],
+        )
+
+
+async def _new_change(connection: Connection) -> int:
+    change = await lock_head(connection, LOG) + 1
+    await move_head(connection, LOG, change)
+    return change
+
+
+def _places(values: Collection[object]) -> str:
+    """Placeholders for each of some values."""
+    return ", ".join(f"${number}" for number in range(1, len(values) + 1))
+
+
+def _open(site_key: SiteKey, row: Row) -> KeyPair:
+    raw = site_key.site.open(
+        bytes(row["sealed"]), place=_key_place(DeviceId(row["device_id"]), row["version"])
+    )
+    return _pair(row["version"], raw)
+
+
+def _pair(version: int, raw: bytes) -> KeyPair:
+    return KeyPair(version, PayloadKey(raw[:KEY_BYTES]), PayloadKey(raw[KEY_BYTES:]))
+
+
+def _key_place(device: DeviceId, version: int) -> str:
+    return f"payload_key/{device}/{version}"

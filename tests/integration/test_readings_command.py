@@ -1,0 +1,210 @@
+"""What an operator sees of the readings log and of what was refused."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from bridges.mqtt_vitals.clocks import Arrival
+from bridges.mqtt_vitals.ingest import Ingest, Message
+from console import readings as command
+from console.readings import replay
+from fajma.config import DatabaseSettings
+from fajma.errors import InputError
+from fajma.store import Records, Store
+from fajma.store.consultations import Consultation
+from fajma.store.database import SQLITE_PRAGMAS
+from fajma.store.quarantine import MAX_KEPT_OF_DEVICE, Refused
+from fajma.vitals import Age, DeviceId, Kind
+from fajma.wire import V1_TOPIC, encode_v1
+from tests.conftest import Postgres
+
+Admit = Callable[..., Awaitable[Consultation]]
+
+DEVICE = DeviceId("A4CF12F03B7E")
+OTHER = DeviceId("A4CF12F03B7F")
+NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
+
+
+def message(number: int, *, device: DeviceId = DEVICE, payload: bytes | None = None) -> Message:
+    at = NOON + timedelta(seconds=5 * number)
+    values = {Kind.HEART_RATE: Decimal(78), Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}
+    said = payload or encode_v1(device, int(at.timestamp() * 1000), values)
+    topic = V1_TOPIC.format(device=device)
+    return Message(topic, said, Arrival(at, 5.0 * number), lambda: None)
+
+
+async def keep(records: Records, refused: list[Refused]) -> None:
+    async with records.store.transaction() as connection:
+        await records.quarantine.keep(connection, refused)
+
+
+# --- the quarantine ------------------------------------------------------------------------------
+
+
+async def test_what_is_kept_is_listed_by_monitor_and_reason_without_its_content(
+    records: Records, admit: Admit
+) -> None:
+    await admit(records, DEVICE)
+    await Ingest(records).commit([message(0, payload=b"{"), message(1, device=OTHER), message(2)])
+    kept = await records.quarantine.listed()
+    assert [(one.device, one.reason, one.received_at) for one in kept] == [
+        (DEVICE, "not_json", NOON),
+        (OTHER, "unknown_device", NOON + timedelta(seconds=5)),
+    ]
+    assert await records.quarantine.listed(device=OTHER) == kept[1:]
+    assert await records.quarantine.listed(reason="not_json") == kept[:1]
+    assert await records.quarantine.listed(limit=1) == kept[:1]
+    opened = await records.quarantine.open(kept[0])
+    assert opened is not None
+    assert opened.payload == b"{"
+
+
+async def test_what_was_refused_for_want_of_a_wearer_is_given_to_him_once_he_is_known(
+    records: Records, admit: Admit
+) -> None:
+    ingest = Ingest(records)
+    await ingest.commit([message(0), message(1), message(2, device=OTHER)])
+    assert await replay(records) == (0, 3)  # nobody yet
+    await admit(records, DEVICE)
+    assert await replay(records, device=DEVICE) == (2, 0)
+    assert await replay(records) == (0, 1)
+    stored = [one.reading for one in await records.readings.after(0, limit=10)]
+    assert [(one.age, one.measured_at) for one in stored] == [
+        (Age.LATE, NOON),
+        (Age.LATE, NOON + timedelta(seconds=5)),
+    ]
+    # The broker delivers one of them again: it is known.
+    assert (await ingest.commit([message(0)])).repeated == 1
+    assert [one.device for one in await records.quarantine.listed()] == [OTHER]
+
+
+async def test_what_is_kept_expires_and_its_count_remains(records: Records) -> None:
+    old, new = message(0, payload=b"{"), message(10, payload=b"{")
+    await Ingest(records).commit([old, new])
+    assert await records.quarantine.expire(before=NOON + timedelta(seconds=1)) == 1
+    assert [one.received_at for one in await records.quarantine.listed()] == [new.arrival.at]
+    assert await records.quarantine.counts() == {"not_json": 2}
+
+
+async def test_a_monitor_that_sends_rubbish_crowds_out_only_itself(
+    sqlite_records: Records,
+) -> None:
+    records = sqlite_records
+    honest = Refused("unknown_device", "t", b"x", NOON, OTHER)
+    rubbish = [
+        Refused("not_json", "t", b"{", NOON + timedelta(seconds=n), DEVICE)
+        for n in range(MAX_KEPT_OF_DEVICE + 50)
+    ]
+    await keep(records, [honest])
+    await keep(records, rubbish)
+    assert len(await records.quarantine.listed(device=DEVICE, limit=100_000)) == MAX_KEPT_OF_DEVICE
+    assert len(await records.quarantine.listed(device=OTHER)) == 1
+    assert (await records.quarantine.counts())["not_json"] == len(rubbish)
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+class Settings:
+    """As much of the settings as the commands look at."""
+
+    class site:  # noqa: N801 - a section
+        time_zone = "Africa/Dakar"
+
+
+@pytest.fixture
+def asked(
+    sqlite_records: Records, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Awaitable[str]]:
+    """A ``fajma readings`` command on open records: what it prints."""
+
+    async def ask(*arguments: str) -> str:
+        works: list[Callable[..., Awaitable[None]]] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(command, "with_records", lambda _, work: works.append(work))
+            result = CliRunner().invoke(command.readings, [*arguments, "--config", "x.toml"])
+            assert result.exit_code == 0, result.output
+        lines: list[str] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(command.click, "echo", lines.append)
+            await works[0](sqlite_records, Settings())
+        return "\n".join(lines)
+
+    return ask
+
+
+async def test_count_tells_what_came_in_what_did_not_and_who_lags(
+    sqlite_records: Records, admit: Admit, asked: Callable[..., Awaitable[str]]
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    ingest = Ingest(sqlite_records)
+    await ingest.commit([message(0), message(1), message(2, payload=b"{")])
+    await ingest.commit([message(1)])
+    assert (await asked("count")).splitlines() == [
+        "stored 2",
+        "repeated 1",
+        "refused not_json 1",
+        "lag alarms 2",
+        "lag publisher 2",
+    ]
+
+
+async def test_tail_shows_the_newest_readings_of_all_or_of_one_patient(
+    sqlite_records: Records, admit: Admit, asked: Callable[..., Awaitable[str]]
+) -> None:
+    for device in (DEVICE, OTHER):
+        await admit(sqlite_records, device)
+    await Ingest(sqlite_records).commit([message(n, device=DEVICE) for n in range(3)])
+    await Ingest(sqlite_records).commit([message(0, device=OTHER)])
+    lines = (await asked("tail", "-n", "2")).splitlines()
+    assert [line.split()[0] for line in lines] == ["3", "4"]
+    assert "2026-03-02T12:00:10+00:00" in lines[0]
+    assert "spo2 97 %" in lines[0]
+    [only] = (await asked("tail", "--patient", "record 2")).splitlines()
+    assert OTHER in only
+
+
+async def test_the_list_of_the_quarantine_shows_no_value(
+    sqlite_records: Records, asked: Callable[..., Awaitable[str]]
+) -> None:
+    await Ingest(sqlite_records).commit([message(0)])
+    said = await asked("quarantine", "list")
+    assert said.endswith(f"2026-03-02T12:00:00+00:00  {DEVICE}  unknown_device")
+    assert "97" not in said.split(DEVICE)[1]
+
+
+# --- a database that would lose what it has committed --------------------------------------------
+
+
+async def test_a_postgresql_that_does_not_write_to_disk_is_refused(
+    postgres: Postgres, postgres_url: str
+) -> None:
+    await postgres.execute("ALTER SYSTEM SET fsync = off")
+    await postgres.execute("SELECT pg_reload_conf()")
+    try:
+        with pytest.raises(InputError) as caught:
+            await Store.open(DatabaseSettings(url=postgres_url))
+        assert caught.value.code == "database_not_durable"
+    finally:
+        await postgres.execute("ALTER SYSTEM RESET fsync")
+        await postgres.execute("SELECT pg_reload_conf()")
+    store = await Store.open(DatabaseSettings(url=postgres_url))
+    assert await store.db.fetchval("SHOW synchronous_commit") == "on"
+    await store.close()
+
+
+def test_sqlite_syncs_each_commit(tmp_path: Path) -> None:
+    connection = sqlite3.connect(tmp_path / "x.db")
+    for pragma in SQLITE_PRAGMAS:
+        connection.execute(pragma)
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
+    assert json.dumps(SQLITE_PRAGMAS).count("OFF") == 0
+    connection.close()
