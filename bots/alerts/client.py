@@ -807,7 +807,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             _log.warning("Refused an event whose encrypted part does not fit its envelope.")
             return None
         decrypted.envelope = event.ciphertext
-        decrypted.message_index = MegolmMessage.from_base64(event.ciphertext).message_index
+        decrypted.message_index = MegolmMessage.from_base64(event.ciphertext).message_index()
         return decrypted
 
     async def decrypt_state(self, event_source: Mapping[str, Any], room_id: str) -> StateEvent:
