@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 CODE := fajma appservice bridges bots console
 export UV_PYTHON_DOWNLOADS := never
 
-.PHONY: help demo demo-check clean-demo test test-full test-slow check bench docs lock packages
+.PHONY: help demo demo-check clean-demo test test-full test-slow chaos check bench docs lock packages
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,9 @@ test-slow: $(VENV)/dev packages ## the slow tests alone
 	$(BIN)/python -m pytest -m slow -n 2 --dist loadfile $(ARGS)
 
 test-full: test test-slow ## all tests
+
+chaos: $(VENV)/dev packages ## kill everything again and again; ARGS="--kills 200 --seed 7"
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 check: $(VENV)/dev ## format, lint, types, layering
 	$(BIN)/ruff format --check

@@ -107,6 +107,7 @@ class Options:
         database_url: FAJMA's database; SQLite in the directory where ``None``.
         private_push: whether the homeserver may push to a gateway on this machine.
         split: whether FAJMA runs as several processes, which needs a PostgreSQL.
+        command: the module that is the `fajma` command; a test may put another in its place.
     """
 
     directory: Path
@@ -116,6 +117,7 @@ class Options:
     database_url: str | None = None
     private_push: bool = False
     split: bool = False
+    command: str = "console"
 
 
 class Clinic:
@@ -310,7 +312,10 @@ class Clinic:
     async def _started_fajma(self, name: str, log_path: Path, *role: str) -> Child:
         start = _size(log_path)
         child = Child.start(
-            [sys.executable, "-m", "console", "run", *role, "--config", str(self.config_path)],
+            [
+                *(sys.executable, "-m", self.options.command, "run", *role),
+                *("--config", str(self.config_path)),
+            ],
             env=environment_without_proxies(),
             log_path=log_path,
             name=name,

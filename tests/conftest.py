@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import asyncpg
+import psutil
 import pytest
 
 from console.mosquitto import Mosquitto
@@ -82,14 +83,22 @@ class Postgres:
         return f"postgres://fajma@/{database}?host={self.directory}"
 
     def start(self) -> None:
-        data = self.directory / "data"
-        log_path = self.directory / "postgres.log"
-        env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+        run(self.launch())
+
+    def _create(self, data: Path, env: dict[str, str]) -> None:
         subprocess.run(
             [*self._as_user, str(self._bin / "initdb"), "--auth=trust", "--username=fajma",
              "--encoding=UTF8", f"--pgdata={data}"],
             check=True, env=env, cwd=self.directory, stdout=subprocess.DEVNULL,
         )  # fmt: skip
+
+    async def launch(self) -> None:
+        """Start, with what is there or anew."""
+        data = self.directory / "data"
+        log_path = self.directory / "postgres.log"
+        env = {"PATH": os.environ["PATH"], "LC_ALL": "C.UTF-8"}
+        if not data.exists():
+            self._create(data, env)
         # A change of user clears the signal that Child asks for: ask again.
         user = [*self._as_user, "--pdeathsig=INT"] if self._as_user else []
         self._child = Child.start(
@@ -97,12 +106,22 @@ class Postgres:
              "-clisten_addresses="],
             env=env, log_path=log_path, name="PostgreSQL",
         )  # fmt: skip
-        run(self._child.ready(self._answers(), 30))
+        await self._child.ready(self._answers(), 30)
 
     def stop(self) -> None:
         if self._child is not None:
             os.kill(self._child.pid, signal.SIGINT)  # fast shutdown: waits for no client
             run(self._child.wait())
+
+    async def kill(self) -> None:
+        """SIGKILL for all of its processes at once, as far as that goes."""
+        if self._child is not None:
+            main = psutil.Process(self._child.pid)
+            for process in (main, *main.children(recursive=True)):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+            await self._child.wait()
+            self._child = None
 
     async def execute(self, statement: str) -> None:
         connection = await asyncpg.connect(self.url("postgres"))

@@ -102,6 +102,7 @@ class _Batch:
     """What a batch has come to so far."""
 
     clocks: Clocks
+    rates: Rates
     envelopes: Mapping[bytes, Envelope]
     """Of v2 messages, by payload, those that are envelopes."""
     readings: list[NewReading] = field(default_factory=list)
@@ -111,6 +112,8 @@ class _Batch:
     packs: list[tuple[Pack, KeyPair]] = field(default_factory=list)
     suspects: dict[tuple[str, str], None] = field(default_factory=dict)
     """Device and reason of what smells of attack."""
+    audited: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    """Which of them are noted in the audit log, and when."""
     lost: int = 0
 
 
@@ -132,7 +135,7 @@ class Ingest:
         records = self._records
         async with records.store.transaction() as connection:
             await self._fleet.refresh(connection)
-            batch = _Batch(self._clocks.tried(), _envelopes(messages))
+            batch = _Batch(self._clocks.tried(), self._rates.tried(), _envelopes(messages))
             wanted = {(one.device, one.key_version) for one in batch.envelopes.values()}
             await self._fleet.load_keys(connection, wanted)
             for message in messages:
@@ -149,6 +152,8 @@ class Ingest:
             await records.tally.add(connection, counts)
             await self._audit(connection, batch)
         self._clocks.keep(batch.clocks)
+        self._rates.keep(batch.rates)
+        self._audited.update(batch.audited)
         stored = counts[Fate.STORED.value]
         if stored:
             records.store.hints.notify("readings")
@@ -179,7 +184,7 @@ class Ingest:
 
     def _sort_v1(self, message: Message, batch: _Batch) -> None:
         device = wire.parse_topic(message.topic)
-        if not message.replayed and not self._rates.allows(device, message.arrival.mono_s):
+        if not message.replayed and not batch.rates.allows(device, message.arrival.mono_s):
             self._refuse(batch, RATE_LIMITED, device, message, keep=False)
             return
         decoded = wire.decode_v1(message.topic, message.payload)
@@ -220,7 +225,7 @@ class Ingest:
                 code=UNKNOWN_KEY,
             )
         content = wire.open_envelope(envelope, keys.up, message.topic)
-        if not message.replayed and not self._rates.allows(device, message.arrival.mono_s):
+        if not message.replayed and not batch.rates.allows(device, message.arrival.mono_s):
             # Neither stored nor settled: the monitor sends it again, later.
             self._refuse(batch, RATE_LIMITED, device, message, keep=False)
             return
@@ -358,7 +363,7 @@ class Ingest:
                     now=now,
                     reason=reason,
                 )
-                self._audited[device, reason] = now
+                batch.audited[device, reason] = now
 
 
 async def forget_refused(records: Records, *, after: timedelta) -> None:

@@ -63,8 +63,9 @@ SNAPSHOT_READINGS: Final = 100
 LOOK_READINGS: Final = 5000
 """Most places of readings that are fetched at once when looking what is new."""
 
-PLACES: Final = 8
-"""Rooms that are sent to at once. One homeserver process does not answer faster to more."""
+PLACES: Final = 4
+"""Rooms that are sent to at once. One homeserver process does not answer faster to more, and what
+is urgent waits in its queue behind them."""
 
 URGENT_PLACES: Final = 16
 """The same for snapshots of alarming rooms, which so need not wait for slow ones."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import ChainMap
 from typing import Final
 
 from fajma.vitals import DeviceId
@@ -19,7 +20,20 @@ class Rates:
     def __init__(self, per_s: float = PER_S, burst: float = BURST) -> None:
         self._per_s = per_s
         self._burst = burst
-        self._left: dict[DeviceId, tuple[float, float]] = {}
+        self._left: ChainMap[DeviceId, tuple[float, float]] = ChainMap({})
+
+    def tried(self) -> Rates:
+        """A copy to judge a batch with; ``keep`` it once the batch is committed.
+
+        A batch whose commit fails is judged again, and its messages count once.
+        """
+        copy = Rates(self._per_s, self._burst)
+        copy._left = ChainMap({}, *self._left.maps)
+        return copy
+
+    def keep(self, tried: Rates) -> None:
+        """Remember what a committed batch has used."""
+        self._left.update(tried._left.maps[0])
 
     def allows(self, device: DeviceId, now_s: float) -> bool:
         """Take a token, if there is one.

@@ -4,9 +4,11 @@ paho is served by our event loop, without a thread of its own. When ``queue_max`
 be committed nothing more is read, so the broker holds the rest. What is not acknowledged when we
 die, the broker delivers again; the log knows it already.
 
-Over MQTT 5 the subscriptions are shared (``$share/fajma/...``, MQTT 5.0 section 4.8.2), so that
-several ingests divide the messages. Each has a fixed client id and a session that the broker keeps
-(clean start 0, or what arrives while we are away would be lost).
+Each ingest has a fixed client id and a session that the broker keeps (clean start 0, or what
+arrives while we are away would be lost). Several ingests divide the messages by shared
+subscriptions (``$share/fajma/...``, MQTT 5.0 section 4.8.2). A single one subscribes plainly:
+Mosquitto 2.0.11 forgets shared subscriptions when it is restarted, and until we are back it would
+take readings of v1 monitors and drop them.
 """
 
 from __future__ import annotations
@@ -146,6 +148,7 @@ class Subscriber:
 
     async def _stay_connected(self, protocols: itertools.cycle[MQTTProtocolVersion]) -> None:
         protocol = next(protocols)
+        known = False  # a broker that dies before it answers is not one that speaks otherwise
         attempt = 0
         while True:
             self._lost.clear()
@@ -157,7 +160,8 @@ class Subscriber:
                     await self._lost.wait()
                 finally:
                     await end([served])
-                if not self._accepted:
+                known = known or self._accepted
+                if not known:
                     log.info("broker_does_not_accept", protocol=protocol.name)
                     protocol = next(protocols)
             self._disconnect()
@@ -302,9 +306,15 @@ class Subscriber:
             self._lost.set()
             return
         self._accepted = True
-        # A 3.1.1 broker takes $share for an ordinary topic.
-        prefix = SHARED if client.protocol == MQTTProtocolVersion.MQTTv5 else ""
-        client.subscribe([(prefix + topic, 1) for topic in TOPICS])
+        if client.protocol != MQTTProtocolVersion.MQTTv5:
+            # A 3.1.1 broker takes $share for an ordinary topic.
+            client.subscribe([(topic, 1) for topic in TOPICS])
+            return
+        ours, other = (SHARED, "") if self._settings.ingests > 1 else ("", SHARED)
+        client.subscribe([(ours + topic, 1) for topic in TOPICS])
+        # The session may be of a time when there were more of us, or fewer. Afterwards, so that
+        # nothing slips through in between; what comes twice is recognised.
+        client.unsubscribe([other + topic for topic in TOPICS])
 
     def _on_disconnect(
         self, _: paho.Client, __: Any, ___: Any, reason: ReasonCode, ____: Any

@@ -207,15 +207,24 @@ class Devices:
 
     # --- keys ------------------------------------------------------------------------------------
 
-    async def new_keys(self, device: DeviceId, *, now: datetime) -> KeyPair:
-        """Make the next pair of keys of a v2 monitor; the earlier ones go on until retired."""
+    async def new_keys(
+        self, device: DeviceId, *, now: datetime, raw: bytes | None = None
+    ) -> KeyPair:
+        """Make the next pair of keys of a v2 monitor; the earlier ones go on until retired.
+
+        Args:
+            device: the monitor.
+            now: aware UTC time.
+            raw: 64 random bytes, uplink key first, by whoever hands them to the monitor: what is
+                kept here is sealed and never shown again. Made if absent.
+        """
         async with self._store.transaction() as connection:
             await _new_change(connection)
             latest = await connection.fetchval(
                 "SELECT MAX(version) FROM payload_key WHERE device_id=$1", device
             )
             version = int(latest or 0) + 1
-            raw = os.urandom(2 * KEY_BYTES)
+            raw = os.urandom(2 * KEY_BYTES) if raw is None else raw
             await connection.execute(
                 "INSERT INTO payload_key (device_id, version, created_at, sealed)"
                 " VALUES ($1, $2, $3, $4)",

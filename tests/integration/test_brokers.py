@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import ssl
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Self
 
@@ -23,7 +25,7 @@ from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.broker import INGEST, EmbeddedBroker, may
 from bridges.mqtt_vitals.ingest import Ingest, Message, Outcome
-from bridges.mqtt_vitals.rate import BURST
+from bridges.mqtt_vitals.rate import Rates
 from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
 from console.mosquitto import Mosquitto
 from console.pki import Credentials, issue_bridge, issue_device, issue_server
@@ -40,7 +42,7 @@ Admit = Callable[..., Awaitable[Consultation]]
 ROOT = Path(__file__).parents[2]
 MINE = DeviceId("A4CF12F03B7E")
 OTHER = DeviceId("A4CF12F03B7F")
-WITHIN_S = 15.0
+WITHIN_S = 60.0  # a broker that saves after each change needs 5 ms a message, more beside others
 
 
 @dataclass(frozen=True)
@@ -82,15 +84,18 @@ def site(request: pytest.FixtureRequest) -> Site:
         site: Site = request.getfixturevalue("embedded_site")
         return site
     mosquitto: Mosquitto = request.getfixturevalue("mosquitto")
+    return Site(settings_of(mosquitto), mosquitto.pki_directory)
+
+
+def settings_of(mosquitto: Mosquitto) -> Mqtt:
     bridge = mosquitto.issue_bridge()
-    settings = Mqtt(
+    return Mqtt(
         host=mosquitto.host,
         port=mosquitto.port,
         ca_file=mosquitto.ca_file,
         cert_file=bridge.cert_file,
         key_file=bridge.key_file,
     )
-    return Site(settings, mosquitto.pki_directory)
 
 
 @pytest.fixture
@@ -207,8 +212,9 @@ class WatchedIngest(Ingest):
         self.records = records
         self.failures: list[Exception] = []
         self.refused: Counter[str] = Counter()
+        self.messages = 0
         self.attempts = asyncio.Semaphore(0)
-        self._committed = asyncio.Event()
+        self.committed = asyncio.Event()
 
     async def commit(self, batch: Sequence[Message]) -> Outcome:
         self.attempts.release()
@@ -216,15 +222,16 @@ class WatchedIngest(Ingest):
             raise self.failures.pop()
         outcome = await super().commit(batch)
         self.refused += outcome.refused
-        self._committed.set()
+        self.messages += len(batch)
+        self.committed.set()
         return outcome
 
     async def until(self, *, readings: int, refused: int = 0) -> None:
         """Until so many readings are in the log, and so many refusals were counted."""
         async with asyncio.timeout(WITHIN_S):
             while await self.records.readings.count() < readings or self.refused.total() < refused:
-                await self._committed.wait()
-                self._committed.clear()
+                await self.committed.wait()
+                self.committed.clear()
 
 
 class HangingIngest(WatchedIngest):
@@ -465,6 +472,34 @@ async def test_a_commit_that_fails_is_tried_again_and_nothing_is_lost(
     assert "70.1" not in str(logs)
 
 
+class DoubtfulIngest(WatchedIngest):
+    """Commits its first batch and does not learn of it: the connection broke at that moment."""
+
+    async def commit(self, batch: Sequence[Message]) -> Outcome:
+        first = self.outcomes == []
+        self.outcomes.append(await super().commit(batch))
+        if first:
+            raise ConnectionError
+        return self.outcomes[-1]
+
+    def __init__(self, records: Records) -> None:
+        super().__init__(records)
+        self.outcomes: list[Outcome] = []
+
+
+async def test_a_commit_whose_outcome_is_unknown_is_repeated_and_counts_once(
+    broker: Site, records: Records
+) -> None:
+    ingest = DoubtfulIngest(records)
+    async with subscribed(broker.settings, ingest), monitor(broker) as mine:
+        await mine.publish(topic(), payload(1))
+        await ingest.until(readings=1)
+        await mine.publish(topic(), payload(2))
+        await ingest.until(readings=2)
+    assert [(one.stored, one.repeated) for one in ingest.outcomes[:2]] == [(1, 0), (0, 1)]
+    assert await stored(records) == [1, 2]
+
+
 async def test_a_message_is_acknowledged_once_it_is_committed(
     broker: Site, records: Records
 ) -> None:
@@ -482,6 +517,83 @@ async def test_a_message_is_acknowledged_once_it_is_committed(
     # The first was acknowledged before the second was taken: only the second may come again.
     assert again.attempts._value <= 2
     assert await stored(records) == [1, 2, 3]
+
+
+@pytest.fixture
+async def own_mosquitto(tmp_path: Path) -> AsyncIterator[Mosquitto]:
+    """A broker of the test's own, which it may stop."""
+    mosquitto = Mosquitto(tmp_path / "mosquitto", free_port())
+    await mosquitto.start()
+    yield mosquitto
+    await mosquitto.stop()
+
+
+async def test_what_a_monitor_sends_to_a_restarted_broker_waits_for_a_bridge_that_is_away(
+    own_mosquitto: Mosquitto, records: Records
+) -> None:
+    site = Site(settings_of(own_mosquitto), own_mosquitto.pki_directory)
+    async with subscribed(site.settings, WatchedIngest(records)):
+        pass
+    for number in range(3):
+        await own_mosquitto.stop()
+        await own_mosquitto.start()
+        async with monitor(site) as mine:
+            await mine.publish(topic(), payload(number))
+    ingest = WatchedIngest(records)
+    async with subscribed(site.settings, ingest):
+        await ingest.until(readings=3)
+    assert sorted(await stored(records)) == [0, 1, 2]
+
+
+async def test_one_ingest_becomes_two_and_one_again_and_nothing_comes_twice(
+    own_mosquitto: Mosquitto, records: Records
+) -> None:
+    one = settings_of(own_mosquitto)
+    issue_bridge(own_mosquitto.pki_directory, "fajma-ingest-2")
+    two = one.model_copy(update={"ingests": 2})
+    site = Site(one, own_mosquitto.pki_directory)
+    sent = 0
+    async with monitor(site) as mine:
+        for settings in (one, two, one, two, one):
+            ingest = WatchedIngest(records)
+            async with subscribed(settings, ingest):
+                # Once to be sure that the other subscription is gone.
+                for _ in range(2):
+                    before = ingest.messages
+                    for _number in range(5):
+                        await mine.publish(topic(), payload(sent))
+                        sent += 1
+                    await ingest.until(readings=sent)
+                assert ingest.messages - before == 5
+    assert await stored(records) == list(range(sent))
+
+
+async def test_a_broker_that_dies_before_it_answers_is_not_taken_for_one_of_the_old_protocol(
+    own_mosquitto: Mosquitto, records: Records
+) -> None:
+    mosquitto, settings = own_mosquitto, settings_of(own_mosquitto)
+    server = issue_server(mosquitto.pki_directory, ["localhost", LOOPBACK])
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(server.cert_file, server.key_file)
+    greeted = asyncio.Event()
+
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.close()
+        greeted.set()
+
+    async with subscribed(settings, WatchedIngest(records)) as subscriber:
+        await mosquitto.stop()
+        dying = await asyncio.start_server(hang_up, LOOPBACK, settings.port, ssl=tls)
+        async with asyncio.timeout(WITHIN_S):
+            await greeted.wait()
+        dying.close()
+        await dying.wait_closed()
+        await mosquitto.start()
+        async with asyncio.timeout(WITHIN_S):
+            await subscriber.subscribed.wait()
+        assert subscriber._client is not None
+        assert subscriber._client.protocol == MQTTProtocolVersion.MQTTv5
 
 
 # --- what is sent --------------------------------------------------------------------------------
@@ -515,9 +627,10 @@ async def test_an_oversized_and_a_garbled_message_are_counted_and_stop_nothing(
 
 @pytest.mark.parametrize("site", ["mosquitto"], indirect=True)
 async def test_a_monitor_that_floods_is_limited_and_no_other_loses_or_waits(
-    broker: Site, records: Records
+    broker: Site, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    sent = int(BURST) + 1000
+    burst, sent = 200, 300
+    monkeypatch.setattr("bridges.mqtt_vitals.ingest.Rates", partial(Rates, burst=burst))
     began_ms = int(datetime.now(UTC).timestamp() * 1000) - sent
     values = {Kind.HEART_RATE: Decimal(70), Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}
     ingest = WatchedIngest(records)
@@ -534,14 +647,20 @@ async def test_a_monitor_that_floods_is_limited_and_no_other_loses_or_waits(
         await asyncio.to_thread(last.wait_for_publish, WITHIN_S)
         async with asyncio.timeout(WITHIN_S):
             while ingest.refused["rate_limited"] + await records.readings.count() < sent + 3:
-                await ingest.attempts.acquire()
+<<<<<<< HEAD
+                await ingest._committed.wait()
+                ingest._committed.clear()
+=======
+                await ingest.committed.wait()
+                ingest.committed.clear()
+>>>>>>> chaos
     of_other = [
         one for one in await records.readings.after(0, limit=10_000) if one.reading.device == OTHER
     ]
     assert len(of_other) == 3
     assert of_other[0].position < sent  # not behind all of the flood
     assert set(ingest.refused) == {"rate_limited"}
-    assert 0 < ingest.refused["rate_limited"] <= 1000
+    assert 0 < ingest.refused["rate_limited"] <= sent - burst
     assert [one.detail["reason"] for one in await records.audit.latest()] == ["rate_limited"]
 
 

@@ -17,6 +17,7 @@ from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import UNKNOWN_DEVICE, Ingest, Message, Outcome
+from bridges.mqtt_vitals.rate import BURST
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.quarantine import MAX_PAYLOAD_BYTES, Quarantine
@@ -268,6 +269,45 @@ async def test_a_commit_that_fails_keeps_nothing_and_can_be_repeated(
     assert await records.readings.count() == 0
     assert await records.quarantine.counts() == {}
     assert await ingest.commit(batch) == Outcome(2, 0, Counter(["not_json"]))
+
+
+class PatientIngest(Ingest):
+    """Fails after everything is written, so many times; then it is as good as any."""
+
+    def __init__(self, records: Records, *, failures: int) -> None:
+        super().__init__(records)
+        self.failures = failures
+
+    async def until_committed(self, batch: Sequence[Message]) -> Outcome:
+        for _ in range(self.failures):
+            with pytest.raises(DiskFullError):
+                await self.commit(batch)
+        self.failures = 0
+        return await self.commit(batch)
+
+    async def _audit(self, *args: Any) -> None:
+        await super()._audit(*args)
+        if self.failures:
+            raise DiskFullError
+
+
+async def test_what_waited_while_the_database_was_away_is_not_taken_for_a_flood(
+    sqlite_ward: Records,
+) -> None:
+    batch = [good(number) for number in range(500)]
+    at_once = [one._replace(arrival=Arrival(one.arrival.at, 0.0)) for one in batch]
+    attempts = int(BURST) // len(batch) + 1
+    outcome = await PatientIngest(sqlite_ward, failures=attempts).until_committed(at_once)
+    assert outcome == Outcome(500, 0, Counter())
+
+
+async def test_what_smells_of_attack_is_audited_though_the_first_commit_failed(
+    sqlite_ward: Records,
+) -> None:
+    forged = message(good(0, device=STRANGER).payload)
+    outcome = await PatientIngest(sqlite_ward, failures=2).until_committed([forged])
+    assert outcome.refused == Counter(["wrong_device"])
+    assert [one.action for one in await sqlite_ward.audit.latest()] == ["message.refused"]
 
 
 async def test_followers_are_woken_only_by_what_is_new(sqlite_ward: Records) -> None:

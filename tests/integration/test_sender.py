@@ -89,6 +89,7 @@ async def sender(
             audience=sqlite_records.audience,
             never_for=(),
             trust_changed=nothing,
+            looking=asyncio.Lock(),
         )
         yield one
         await one.stop()

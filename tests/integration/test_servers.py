@@ -593,6 +593,11 @@ async def test_what_waits_for_the_bridge_survives_a_kill_of_the_broker(tmp_path:
         pasted = await asyncio.create_subprocess_shell(command, stderr=subprocess.PIPE)
         assert (await pasted.communicate())[1] == b""
         assert pasted.returncode == 0
+        # It confirms a message before it saves it: what is not saved yet a kill may still take.
+        saved = broker.directory / "mosquitto.db"
+        async with asyncio.timeout(10):
+            while not saved.exists() or b"it's $5" not in saved.read_bytes():  # noqa: ASYNC110
+                await asyncio.sleep(0)
 
         assert broker.pid is not None
         os.kill(broker.pid, signal.SIGKILL)

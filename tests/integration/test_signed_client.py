@@ -889,6 +889,9 @@ async def test_a_room_in_which_more_was_written_than_is_read_is_told_of_and_no_o
         created = await a.client.room_create(
             invite=[ben.user_id], initial_state=[ENCRYPTION], name="x"
         )
+        await a.until(
+            lambda: created.room_id in a.client.rooms and a.client.rooms[created.room_id].encrypted
+        )
         for number in range(3):
             await send(a.client, created.room_id, f"before b came {number}")
         again = ben.client(tmp_path / "b")

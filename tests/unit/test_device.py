@@ -29,14 +29,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from console.device import (
-    Options,
-    device,
-    make_distinctive,
-    scenario_values,
-    simulate,
-)
+from console.device import device
+from console.monitor_v1 import simulate
 from console.recording import read_recording
+from console.simulation import Options, make_distinctive, scenario_values
 from fajma.errors import InputError, UnavailableError
 from fajma.vitals import DeviceId, Kind, is_plausible
 from fajma.wire import decode_v1
