@@ -899,6 +899,20 @@ async def test_a_command_does_not_count_by_an_old_look_when_the_homeserver_says_
 
 
 @of_the_alert_bot
+async def test_an_alarm_does_not_wait_for_somebody_of_whom_the_homeserver_refuses_to_tell(
+    scene: Scene, alerts: NioSender
+) -> None:
+    await scene.readers()
+    new = scene.new_phone(AWA, "NEW")
+    scene.shows(scene.honest(new.published(SEEDS)))
+    scene.homeserver.refuses = frozenset({EVE})
+    alerts.client.olm.users_for_key_query |= {AWA, EVE}  # what a sync tells of a change
+    assert await scene.readers() == {"PHONE", "NEW", "TABLET"}
+    # Nor does a command of somebody else.
+    assert await is_heard(scene, alerts)
+
+
+@of_the_alert_bot
 async def test_two_commands_at_once_are_both_judged_by_a_look_of_now(
     scene: Scene, alerts: NioSender
 ) -> None:
