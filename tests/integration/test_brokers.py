@@ -647,13 +647,8 @@ async def test_a_monitor_that_floods_is_limited_and_no_other_loses_or_waits(
         await asyncio.to_thread(last.wait_for_publish, WITHIN_S)
         async with asyncio.timeout(WITHIN_S):
             while ingest.refused["rate_limited"] + await records.readings.count() < sent + 3:
-<<<<<<< HEAD
-                await ingest._committed.wait()
-                ingest._committed.clear()
-=======
                 await ingest.committed.wait()
                 ingest.committed.clear()
->>>>>>> chaos
     of_other = [
         one for one in await records.readings.after(0, limit=10_000) if one.reading.device == OTHER
     ]
