@@ -144,8 +144,8 @@ class LyingHomeserver:
         """By device id, what is claimed of it in place of an honest one-time key."""
         self.meanwhile: dict[str, Callable[[], Awaitable[None]]] = {}
         """By the last word of a path, what happens once before a request is answered."""
-        self.asked: list[set[str]] = []
-        """About whom, question by question."""
+        self.keyed: set[str] = set()
+        """Ids of the devices to which something encrypted was sent, readable or not."""
         self.sessions: list[str] = []
         """The Megolm sessions of the events that were sent, in order."""
 
@@ -187,7 +187,6 @@ class LyingHomeserver:
         return web.json_response({})
 
     def _on_query(self, users: set[str]) -> web.Response:
-        self.asked.append(users)
         if self.refuses & users:
             return web.json_response({"errcode": "M_UNKNOWN", "error": "no"}, status=500)
         return web.json_response(self.answer)
@@ -202,6 +201,7 @@ class LyingHomeserver:
         return {"one_time_keys": claimed, "failures": {}}
 
     def _deliver(self, user: str, messages: Json) -> None:
+        self.keyed |= set(messages)
         for phone in self.phones:
             # Whoever holds a key reads what is encrypted for it, under whatever name it travels.
             if phone.user == user:

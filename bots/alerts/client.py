@@ -20,7 +20,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import math
 import time
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
@@ -212,9 +211,6 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         self._room_locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         self._ask_again_at: dict[str, float] = {}
         self._on_gap: list[OnGap] = []
-        self._told_at: dict[
-            str, float
-        ] = {}  # by user, when the last request that was answered began
         self._claim_again_at: dict[tuple[str, str], float] = {}
 
     # -----------------------------------------------------------------------------------------
@@ -278,17 +274,19 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         Raises:
             UnavailableError: the homeserver does not answer, or refuses.
         """
-        started = time.monotonic()
-        self._ask_again_at.pop(user, None)
-        self.olm.users_for_key_query.add(user)
-        self._require_told(await self.keys_query())
-        return self._told_at.get(user, -math.inf) >= started
+        async with self._query_lock:
+            answer = await self._ask_about({user})
+        if not isinstance(answer, _CheckedKeys):
+            raise UnavailableError(
+                "The homeserver refused to tell of somebody's devices; trying again later.",
+                code="keys_query_refused",
+            )
+        return user in answer.device_keys
 
     async def _own_keys(self) -> OwnKeys:
         """Ask for our own keys now, whatever happened to an earlier attempt."""
-        self._ask_again_at.pop(self.user_id, None)
-        self.olm.users_for_key_query.add(self.user_id)
-        keys = require(await self.keys_query(), _CheckedKeys)
+        async with self._query_lock:
+            keys = require(await self._ask_about({self.user_id}), _CheckedKeys)
         masters = keys.raw.get("master_keys")
         return OwnKeys(
             published=isinstance(masters, dict) and masters.get(self.user_id) is not None,
@@ -363,36 +361,36 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     async def keys_query(self) -> KeysQueryResponse | KeysQueryError:
         """Ask for the devices of all users that changed, and decide which of them get keys."""
         async with self._query_lock:  # an older answer must not overtake a newer one
-            users = self._due_for_query()
-            if not users:
-                return _CheckedKeys(device_keys={}, failures={})
-            # Taken out now, so that a change told while we ask is asked about again.
-            self.olm.users_for_key_query -= users
-            answered: set[str] = set()
-            asked_at = time.monotonic()
-            try:
-                answer = await self._ask_for_keys(users)
-                if isinstance(answer, _CheckedKeys):
-                    await self.receive_response(answer)
-                    answered = users & answer.device_keys.keys()
-            finally:
-                self.olm.users_for_key_query |= users - answered
-            if isinstance(answer, _CheckedKeys):
-                # Somebody's homeserver is away: go on with what we know of them.
-                again = time.monotonic() + _RETRY_REMOTE_S
-                self._ask_again_at.update(dict.fromkeys(users - answered, again))
-                for user in answered:
-                    self._ask_again_at.pop(user, None)
-                    self._told_at[user] = asked_at
-            return answer
+            return await self._ask_about(self._due_for_query())
 
-    @staticmethod
-    def _require_told(answer: KeysQueryResponse | KeysQueryError) -> None:
-        if not isinstance(answer, _CheckedKeys):
-            raise UnavailableError(
-                "The homeserver refused to tell of people's devices; trying again later.",
-                code="keys_query_refused",
-            )
+    async def _ask_for_changes(self) -> None:
+        """The same before a message, which must not wait for somebody of whom we are not told."""
+        if not isinstance(await self.keys_query(), _CheckedKeys):
+            for user in self._due_for_query():
+                async with self._query_lock:
+                    await self._ask_about({user})
+
+    async def _ask_about(self, users: set[str]) -> KeysQueryResponse | KeysQueryError:
+        """Ask for devices and take in what is told; the caller has the lock."""
+        if not users:
+            return _CheckedKeys(device_keys={}, failures={})
+        # Taken out now, so that a change told while we ask is asked about again.
+        self.olm.users_for_key_query -= users
+        answered: set[str] = set()
+        try:
+            answer = await self._ask_for_keys(users)
+            if isinstance(answer, _CheckedKeys):
+                await self.receive_response(answer)
+                answered = users & answer.device_keys.keys()
+        finally:
+            self.olm.users_for_key_query |= users - answered
+        for user in answered:
+            self._ask_again_at.pop(user, None)
+        if isinstance(answer, _CheckedKeys) or len(users) == 1:
+            # Somebody's homeserver is away, or ours does not tell: go on with what we know of them.
+            again = time.monotonic() + _RETRY_REMOTE_S
+            self._ask_again_at.update(dict.fromkeys(users - answered, again))
+        return answer
 
     async def _ask_for_keys(self, users: Collection[str]) -> KeysQueryResponse | KeysQueryError:
         """The devices of users, judged by the pins; who is met for the first time is pinned."""
@@ -626,7 +624,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 require(await self.joined_members(room_id), JoinedMembersResponse)
             await self._look_at_records(room_id)
             if self.should_query_keys:
-                self._require_told(await self.keys_query())
+                await self._ask_for_changes()
                 # Somebody may have left while the homeserver took its time: look again.
                 continue
             if self._is_current(room_id):

@@ -231,7 +231,7 @@ class Orders:
             try:
                 raw = base64.b64decode(ciphertext + "=" * (-len(ciphertext) % 4))
             except (ValueError, binascii.Error):
-                raw = ciphertext.encode()
+                raw = ciphertext.encode(errors="surrogatepass")
             return self._records.site_key.fingerprint(b"order", raw)
         return self._records.site_key.fingerprint(b"clear order", heard.event_id.encode())
 

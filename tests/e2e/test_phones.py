@@ -220,10 +220,7 @@ async def clinicians(
         await people[0].orders(team.room_id, "!garde prendre")
         await people[0].rules_until(rings)
         async with opened(load(ward.clinic.config_path)) as records, asyncio.timeout(PATIENCE_S):
-            while (
-                await open_warnings(ward, team, people[0].mxid)
-                or await records.outbox.waiting(team.room_id)
-            ):  # fmt: skip
+            while await open_warnings(ward, team) or await records.outbox.waiting(team.room_id):
                 pass  # a query answers, no clock is waited for
         people += [
             await stack.enter_async_context(clinician(ward, gateway, team)) for _ in range(1, count)
@@ -233,11 +230,10 @@ async def clinicians(
         yield people
 
 
-async def open_warnings(ward: Ward, team: Team, *people: str) -> set[About]:
-    """What the watch has noted of a ward, and of people, and not seen mended."""
-    about = {team.name, *people}
+async def open_warnings(ward: Ward, team: Team) -> set[About]:
+    """What the watch has noted of a ward and not seen mended."""
     async with opened(load(ward.clinic.config_path)) as records:
-        return {one.kind for one in await records.warnings.open() if one.subject in about}
+        return {one.kind for one in await records.warnings.open() if one.subject == team.name}
 
 
 async def patient_with_phone(ward: Ward, gateway: PushGateway, bedside: Bedside) -> Phone:

@@ -565,17 +565,6 @@ async def test_an_approval_of_who_has_left_since_does_not_count(records: Records
     assert await accepts(records, change, IBOU)
 
 
-async def test_an_approval_that_lapsed_can_be_given_again(records: Records) -> None:
-    await records.pins.meet({AWA: FIRST}, now=NOON)
-    await records.pins.meet({AWA: SECOND}, now=NOON)
-    change = await change_of(records)
-    assert not await accepts(records, change, MOUSSA)
-    later = NOON + APPROVAL_VALID
-    assert not await accepts(records, change, FATOU, now=later)
-    assert await accepts(records, change, MOUSSA, now=later)
-    assert await records.pins.known([AWA]) == {AWA: SECOND}
-
-
 async def test_two_who_accept_at_the_same_moment_are_enough(
     records: Records, elsewhere: Records
 ) -> None:
@@ -674,6 +663,11 @@ async def test_what_was_judged_is_kept_for_who_asked_until_the_next_answer(
     assert await judged(records, {}) == set()
 
 
+async def test_a_device_whose_id_no_database_takes_is_none(records: Records) -> None:
+    answer = shown(SEEDS, Phone(AWA, "A\x00B"), Phone(AWA, "PHONE"))
+    assert await judged(records, answer) == {"PHONE"}
+
+
 async def test_of_whom_was_not_asked_the_answer_is_not_read(records: Records) -> None:
     answer = shown(SEEDS, Phone(AWA, "PHONE"))
     assert await records.pins.judge(answer, asked_by="first", about=[MOUSSA]) == {}
@@ -703,10 +697,13 @@ async def test_the_keys_of_a_lost_device_are_refused_under_any_id_also_if_it_was
     await judged(records, shown(SEEDS, tablet))
     async with records.store.transaction() as connection:
         await records.pins.block(connection, AWA, ["PHONE"])
-    new = Phone(AWA, "NEW")
-    twin = phone.published(SEEDS, device_id="TWIN")
-    stolen = new.published(SEEDS, curve25519=phone.keys.curve25519)
-    answer = answer_about(AWA, SEEDS, twin, stolen, tablet.published(SEEDS))
+    new, other = Phone(AWA, "NEW"), Phone(AWA, "OTHER")
+    twins = (
+        phone.published(SEEDS, device_id="TWIN"),
+        phone.published(SEEDS, device_id="SIGNS ALIKE", curve25519=other.keys.curve25519),
+        new.published(SEEDS, curve25519=phone.keys.curve25519),
+    )
+    answer = answer_about(AWA, SEEDS, *twins, tablet.published(SEEDS))
     assert await judged(records, answer) == {"TABLET"}
 
 

@@ -26,11 +26,13 @@ from mautrix.types import (
     DeviceID,
     DeviceLists,
     EncryptionAlgorithm,
+    IdentityKey,
     Member,
     Membership,
     RequestedKeyInfo,
     RoomEncryptionStateEventContent,
     RoomID,
+    TrustState,
     UserID,
 )
 from nio import MegolmEvent
@@ -368,6 +370,7 @@ async def test_one_time_keys_that_anybody_can_publish_silence_no_room(scene: Sce
     assert await scene.sender.trusted(AWA) == set()
     assert await scene.readers() == {"PHONE", "TABLET"}
     assert len(await scene.sender.trusted(EVE)) == len(odd) + 1
+    assert scene.homeserver.keyed <= {"PHONE", "TABLET", "ZERO"}  # the last one signed its own
 
 
 async def test_a_homeserver_that_gives_no_one_time_keys_silences_nobody_whom_we_can_reach(
@@ -426,6 +429,16 @@ async def test_an_encryption_key_replaced_without_a_new_signature_gets_no_key(
     evil = scene.new_phone(AWA, "PHONE")
     replaced = scene.phone.published(None, curve25519=evil.keys.curve25519)
     scene.shows(together(scene.homeserver.answer, answer_about(AWA, SEEDS, replaced)))
+    await scene.sender.look(AWA, EVE)
+    assert await scene.readers() == {"TABLET"}
+
+
+async def test_the_keys_that_a_device_had_before_get_nothing_once_others_are_signed_for_it(
+    scene: Scene,
+) -> None:
+    assert await scene.readers() == {"PHONE", "TABLET"}
+    anew = Phone(AWA, "PHONE")
+    scene.shows(together(scene.honest(), answer_about(AWA, SEEDS, anew.published(SEEDS))))
     await scene.sender.look(AWA, EVE)
     assert await scene.readers() == {"TABLET"}
 
@@ -642,6 +655,20 @@ async def test_a_room_of_which_we_lose_track_while_we_look_at_devices_gets_nothi
 
 
 @of_the_application_service
+async def test_a_device_whose_keys_in_our_table_are_not_those_that_were_signed_gets_nothing(
+    scene: Scene, host: MautrixSender
+) -> None:
+    await scene.readers()
+    evil = Phone(AWA, "PHONE")
+    store = host.cryptographer.crypto_store
+    [device] = (await store.get_devices(UserID(AWA)) or {}).values()
+    device.identity_key = IdentityKey(evil.keys.curve25519)
+    await store.put_devices(UserID(AWA), {device.device_id: device})
+    assert await host.trusted(AWA) == set()
+    assert await host.cryptographer.resolve_trust(device) < TrustState.CROSS_SIGNED_TOFU
+
+
+@of_the_application_service
 async def test_who_is_removed_from_the_room_while_the_key_is_shared_reads_nothing_after(
     scene: Scene, host: MautrixSender
 ) -> None:
@@ -712,9 +739,14 @@ async def test_a_change_of_who_is_signed_is_told_once_and_the_next_message_follo
 
 
 @of_the_application_service
-async def test_a_question_for_a_room_key_is_refused(scene: Scene, host: MautrixSender) -> None:
-    await scene.readers()
-    [device] = (await host.cryptographer.crypto_store.get_devices(UserID(AWA)) or {}).values()
+async def test_a_question_for_a_room_key_is_refused_even_of_a_signed_device_of_our_own(
+    scene: Scene, host: MautrixSender
+) -> None:
+    own = Phone(HOST, "SECOND")
+    scene.shows(answer_about(HOST, OTHER, own.published(OTHER)))
+    await host.look(HOST)
+    assert await host.trusted(HOST) == {"SECOND"}
+    [device] = (await host.cryptographer.crypto_store.get_devices(UserID(HOST)) or {}).values()
     asked = RequestedKeyInfo.deserialize(
         {"algorithm": "m.megolm.v1.aes-sha2", "room_id": ROOM, "sender_key": "", "session_id": ""}
     )
@@ -867,6 +899,20 @@ async def test_a_command_does_not_count_by_an_old_look_when_the_homeserver_says_
 
 
 @of_the_alert_bot
+async def test_an_alarm_does_not_wait_for_somebody_of_whom_the_homeserver_refuses_to_tell(
+    scene: Scene, alerts: NioSender
+) -> None:
+    await scene.readers()
+    new = scene.new_phone(AWA, "NEW")
+    scene.shows(scene.honest(new.published(SEEDS)))
+    scene.homeserver.refuses = frozenset({EVE})
+    alerts.client.olm.users_for_key_query |= {AWA, EVE}  # what a sync tells of a change
+    assert await scene.readers() == {"PHONE", "NEW", "TABLET"}
+    # Nor does a command of somebody else.
+    assert await is_heard(scene, alerts)
+
+
+@of_the_alert_bot
 async def test_two_commands_at_once_are_both_judged_by_a_look_of_now(
     scene: Scene, alerts: NioSender
 ) -> None:
@@ -886,7 +932,8 @@ async def test_what_was_encrypted_for_another_room_or_for_its_state_is_not_read(
 ) -> None:
     assert received(scene, alerts) is not None
     assert received(scene, alerts, room_id="!other:clinic.test") is None
-    assert received(scene, alerts, state_key="") is None
+    assert received(scene, alerts, type="com.fajma.vitals") is not None
+    assert received(scene, alerts, type="com.fajma.vitals", state_key="p1") is None
 
 
 @of_the_alert_bot
