@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from tests.chaos.campaign import EVERY_PAIR, Campaign, Report, blows
-from tests.chaos.site import Shape, opened
+from tests.chaos.grounds import Shape, opened
 
 SHAPES = {
     "saved": (Shape(persistence=True), 0.4),

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from tests.chaos.phases import ALL, Phase
-from tests.chaos.site import ChaosSite, Component
+from tests.chaos.grounds import ChaosSite, Component
 from tests.chaos.verdict import Verdict, compare
 
 AIMED_AT: Final = (Component.FAJMA, Component.BROKER, Component.POSTGRESQL)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.campaign import EVERY_PAIR, Campaign, blows
-from tests.chaos.site import Component, Shape, opened
+from tests.chaos.grounds import Component, Shape, opened
 
 KILLS = 20
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fajma.store import Records
 from fajma.vitals import DeviceId, Reading
 from fajma.wire import Item
-from tests.chaos.site import ChaosSite
+from tests.chaos.grounds import ChaosSite
 
 
 @dataclass(frozen=True, slots=True)

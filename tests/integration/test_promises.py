@@ -34,7 +34,7 @@ from fajma.store import Records, to_ms
 from fajma.store.consultations import Consultation
 from fajma.tasks import end
 from fajma.vitals import DeviceId, Kind
-from tests.chaos.site import ForgetfulMosquitto
+from tests.chaos.grounds import ForgetfulMosquitto
 
 Admit = Callable[..., Awaitable[Consultation]]
 
