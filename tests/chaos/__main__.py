@@ -30,7 +30,10 @@ def chaos(kills: int, seed: int | None, only: str | None) -> None:
     seed = secrets.randbelow(10**6) if seed is None else seed
     click.echo(f"seed {seed}")
     shapes = [(SHAPES[only][0], 1.0)] if only else list(SHAPES.values())
-    reports = [asyncio.run(_one(shape, round(kills * share), seed)) for shape, share in shapes]
+    reports = [
+        asyncio.run(_one(shape, round(kills * share), seed + number))
+        for number, (shape, share) in enumerate(shapes)
+    ]
     hit = {pair for report in reports for pair in report.hits}
     for component, phase in EVERY_PAIR:
         if (component, phase) not in hit:

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.chaos.phases import ALL, Phase
 from tests.chaos.grounds import ChaosSite, Component
+from tests.chaos.phases import ALL, Phase
 from tests.chaos.verdict import Verdict, compare
 
 AIMED_AT: Final = (Component.FAJMA, Component.BROKER, Component.POSTGRESQL)

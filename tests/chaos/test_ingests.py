@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.phases import Phase
 from tests.chaos.grounds import ChaosSite, Shape, holds, kill, opened
+from tests.chaos.phases import Phase
 from tests.chaos.verdict import compare
 from tests.chaos.watched import marks_of
 
