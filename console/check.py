@@ -113,6 +113,8 @@ class Judge:
             self._report("scan")
             self._note(await self._homeserver_blind())
             self._note(self._own_files_sealed())
+            if self.clinic.options.v2:
+                self._note(self._broker_blind())
         finally:
             await self._observer.stop()
             await self.clinic.stop()
@@ -125,10 +127,8 @@ class Judge:
     async def _play(self) -> None:
         await self.clinic.open_consultations()
         monitors = {
-            patient: self.clinic.start_monitor(
-                patient.device,
-                *("--scenario", patient.scenario, "--speed", str(SPEED)),
-                *("--count", str(COUNT), "--distinctive"),
+            patient: await self.clinic.start_worn_monitor(
+                patient, *("--speed", str(SPEED), "--count", str(COUNT), "--distinctive")
             )
             for patient in PATIENTS
         }
@@ -387,6 +387,19 @@ class Judge:
             len(paths),
             "files",
             _tell(leaks) if leaks else "no value sent and no alarm text found",
+        )
+
+    def _broker_blind(self) -> Check:
+        """Of v2 only: what v1 monitors say stands in the broker's file until it is taken."""
+        needles = [one for one in self._needles if one.label.endswith(PATIENT.device)]
+        directory = self.clinic.mosquitto.directory
+        leaks = scan([directory], needles)
+        return Check(
+            "broker_holds_nothing_of_v2_in_clear",
+            bool(needles) and not leaks,
+            len(needles),
+            "values",
+            _tell(leaks) if leaks else "none in its persistence file or log",
         )
 
     async def _plant(self, planted: Sequence[Canary]) -> None:

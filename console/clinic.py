@@ -33,7 +33,7 @@ from console.processes import (
 )
 from console.synapse import OPERATOR, Synapse, SynapseSite
 from fajma.config import as_toml, read_secret
-from fajma.errors import UnavailableError
+from fajma.errors import InputError, UnavailableError
 from fajma.files import write_private
 from fajma.language import Language
 from fajma.sealing import generate_site_key
@@ -108,6 +108,7 @@ class Options:
         private_push: whether the homeserver may push to a gateway on this machine.
         split: whether FAJMA runs as several processes, which needs a PostgreSQL.
         command: the module that is the `fajma` command; a test may put another in its place.
+        v2: whether the first patient's monitor is one of our own firmware, which needs Mosquitto.
     """
 
     directory: Path
@@ -118,6 +119,7 @@ class Options:
     private_push: bool = False
     split: bool = False
     command: str = "console"
+    v2: bool = False
 
 
 class Clinic:
@@ -191,6 +193,12 @@ class Clinic:
         Raises:
             FajmaError: a port in use, a missing program, a failed start: one clear line.
         """
+        if self.options.v2 and not self.uses_mosquitto:
+            raise InputError(
+                "a v2 monitor speaks MQTT 5, which the broker inside FAJMA does not: install "
+                "Mosquitto with `apt-get install mosquitto`",
+                code="v2_needs_mosquitto",
+            )
         require_port_free(self.options.ports.appservice, "--appservice-port")
         require_port_free(self.options.ports.broker, "--broker-port")
         self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -437,6 +445,27 @@ class Clinic:
         )
         self._monitors.append(child)
         return child
+
+    async def start_worn_monitor(self, patient: Patient, *arguments: str) -> Child:
+        """Start the monitor of a patient with its scenario."""
+        if self.options.v2 and patient is PATIENTS[0]:
+            arguments = (*arguments, *await self._v2_arguments(patient.device))
+        return self.start_monitor(patient.device, "--scenario", patient.scenario, *arguments)
+
+    async def _v2_arguments(self, device: str) -> list[str]:
+        """What makes a v2 monitor of one; its keys are made if it has none yet."""
+        keys = self.secrets_directory / f"keys-{device}.json"
+        if not keys.exists():
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "console", "device", "keys", device),
+                *("--out", str(keys), "--config", str(self.config_path)),
+                env=environment_without_proxies(),
+                stdout=asyncio.subprocess.DEVNULL,
+            )
+            if await process.wait() != 0:
+                raise UnavailableError("`fajma device keys` failed", code="no_device_keys")
+        journal = self.directory / f"journal-{device}"
+        return ["--format", "v2", "--keys", str(keys), "--journal", str(journal)]
 
     def publish_command(self, device: str, payload: str) -> str:
         """A ``mosquitto_pub`` line that sends one reading by hand."""

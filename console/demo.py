@@ -102,6 +102,7 @@ _UNIT: Final = {
     type=click.Path(path_type=Path, exists=True),
     help="An Element Web release (folder or tarball) to serve beside the demo.",
 )
+@click.option("--v2", is_flag=True, help="The first monitor is one of our own firmware.")
 @click.option("--every", default=5.0, show_default=True, help="Seconds between two readings.")
 @click.option("--speed", default=1.0, show_default=True, help="Play the scenario faster.")
 @click.option("--homeserver-port", default=_PORTS.homeserver, show_default=True)
@@ -115,6 +116,7 @@ def demo(
     json_path: Path | None,
     broker: Literal["auto", "mosquitto", "embedded"],
     element_web: Path | None,
+    v2: bool,
     every: float,
     speed: float,
     homeserver_port: int,
@@ -126,23 +128,18 @@ def demo(
     logging.getLogger("mau").setLevel(logging.CRITICAL)
     console = Console()
     if check:
-        passed = asyncio.run(_check(console, directory, broker, json_path))
+        fresh = directory.with_name(f"{directory.name}-check")
+        options = Options(fresh, Ports.free(), broker, CHECK_SETTINGS, v2=v2)
+        passed = asyncio.run(_check(console, options, json_path))
         raise SystemExit(0 if passed else 1)
     ports = Ports(homeserver_port, broker_port, appservice_port, element_port)
-    options = Options(directory, ports, broker, DEMO_SETTINGS)
+    options = Options(directory, ports, broker, DEMO_SETTINGS, v2=v2)
     asyncio.run(_show(console, options, element_web, every=every, speed=speed))
 
 
-async def _check(
-    console: Console,
-    directory: Path,
-    broker: Literal["auto", "mosquitto", "embedded"],
-    json_path: Path | None,
-) -> bool:
+async def _check(console: Console, options: Options, json_path: Path | None) -> bool:
     """A fresh clinic beside the demo's, on ports that are free."""
-    fresh = directory.with_name(f"{directory.name}-check")
-    await asyncio.to_thread(shutil.rmtree, fresh, ignore_errors=True)
-    options = Options(fresh, Ports.free(), broker, CHECK_SETTINGS)
+    await asyncio.to_thread(shutil.rmtree, options.directory, ignore_errors=True)
     with _progress(console) as progress:
         task = progress.add_task("", total=None)
         judge = Judge(
@@ -202,9 +199,8 @@ async def _show(
         live = _Live(console, clinic)
         observer.on_seen(live.seen)
         for patient in PATIENTS:
-            monitor = clinic.start_monitor(
-                patient.device,
-                *("--scenario", patient.scenario, "--every", str(every), "--speed", str(speed)),
+            monitor = await clinic.start_worn_monitor(
+                patient, "--every", str(every), "--speed", str(speed)
             )
             live.follow(patient.device, monitor.log_path)
         live.follow_log(clinic.fajma_log)

@@ -22,11 +22,11 @@ def database_url(request: pytest.FixtureRequest, database: str) -> str | None:
 
 
 @pytest.mark.parametrize(
-    ("broker", "database"),
+    ("broker", "database", "v2"),
     [
-        ("embedded", "sqlite"),
-        pytest.param("mosquitto", "sqlite", marks=pytest.mark.slow),
-        pytest.param("mosquitto", "postgres", marks=pytest.mark.slow),
+        ("embedded", "sqlite", False),
+        pytest.param("mosquitto", "sqlite", True, marks=pytest.mark.slow),
+        pytest.param("mosquitto", "postgres", False, marks=pytest.mark.slow),
     ],
 )
 async def test_the_demo_passes_every_check(
@@ -34,13 +34,17 @@ async def test_the_demo_passes_every_check(
     database: str,
     tmp_path: Path,
     database_url: str | None,
+    *,
+    v2: bool,
 ) -> None:
-    judge = Judge(Options(tmp_path / "clinic", Ports.free(), broker, SETTINGS, database_url))
+    directory = tmp_path / "clinic"
+    judge = Judge(Options(directory, Ports.free(), broker, SETTINGS, database_url, v2=v2))
     passed = await judge.run()
 
     assert [(check.name, check.detail) for check in judge.checks if not check.passed] == []
     assert passed
     assert len(judge.checks) >= 12
+    assert ("broker_holds_nothing_of_v2_in_clear" in {one.name for one in judge.checks}) is v2
     verdict = json.loads(judge.as_json())
     assert verdict["passed"] is True
     assert verdict["broker"] == broker

@@ -24,6 +24,7 @@ from bridges.mqtt_vitals.ingest import Ingest
 from bridges.mqtt_vitals.subscriber import Subscriber
 from console.device_keys import DeviceKeys
 from console.journal_files import JournalFiles
+from console.leak_scan import Needle, scan
 from console.monitor_v1 import simulate
 from console.monitor_v2 import Broker, Monitor, Resend, run_while
 from console.mosquitto import Mosquitto
@@ -34,6 +35,7 @@ from fajma.store import Records, to_ms
 from fajma.store.consultations import Consultation
 from fajma.tasks import end
 from fajma.vitals import DeviceId, Kind
+from fajma.wire import Channel, base_name, v2_topic
 from tests.chaos.grounds import ForgetfulMosquitto
 
 Admit = Callable[..., Awaitable[Consultation]]
@@ -75,6 +77,14 @@ class Ward:
             then()
 
         await asyncio.to_thread(simulate, options, say=say, warn=lambda _: None)
+
+    async def monitor_v2(self, files: JournalFiles) -> Monitor:
+        pair = await self.records.devices.new_keys(V2, now=datetime.now(UTC))
+        keys = DeviceKeys(V2, pair.version, pair.up, pair.down)
+        tls = tls_context(self.options(V2))
+        assert tls is not None
+        broker = Broker(self.mosquitto.host, self.mosquitto.port, tls)
+        return Monitor(broker, keys, files, resend=Resend(first_s=0.3, longest_s=0.6))
 
     def kill_broker(self) -> None:
         assert self.mosquitto.pid is not None
@@ -151,13 +161,8 @@ async def test_a_broker_without_persistence_loses_what_it_acknowledged_to_v1_and
     forgetful: Ward, tmp_path: Path
 ) -> None:
     ward = forgetful
-    pair = await ward.records.devices.new_keys(V2, now=datetime.now(UTC))
-    keys = DeviceKeys(V2, pair.version, pair.up, pair.down)
-    tls = tls_context(ward.options(V2))
-    assert tls is not None
     with JournalFiles(tmp_path / "journal", V2, 1) as files:
-        broker = Broker(ward.mosquitto.host, ward.mosquitto.port, tls)
-        monitor = Monitor(broker, keys, files, resend=Resend(first_s=0.3, longest_s=0.6))
+        monitor = await ward.monitor_v2(files)
         measured = [monitor.measure({Kind.SPO2: Decimal(97)}) for _ in range(20)]
         await run_while([monitor], ward.play_v1(ward.options(V1[0], count=20, speed=1000)))
         ward.kill_broker()
@@ -172,6 +177,40 @@ async def test_a_broker_without_persistence_loses_what_it_acknowledged_to_v1_and
         "SELECT record FROM reading WHERE device_id=$1 ORDER BY position", V2
     )
     assert [int.from_bytes(bytes(row["record"])) for row in rows] == [one.seq for one in measured]
+
+
+async def test_the_file_of_a_broker_shows_what_v1_says_and_nothing_of_v2(
+    saving: Ward, tmp_path: Path
+) -> None:
+    """Guarantee 1: no vital of a v2 monitor in clear in a broker's persistence file."""
+    ward = saving
+    said = {
+        V1[0]: {Kind.HEART_RATE: Decimal("71.4093"), Kind.SPO2: Decimal("96.5127")},
+        V2: {Kind.HEART_RATE: Decimal("83.7461"), Kind.SPO2: Decimal("95.2853")},
+    }
+    needles = {
+        device: [Needle.for_number(value, label=device) for value in values.values()]
+        for device, values in said.items()
+    }
+    recording = tmp_path / "recording.csv"
+    recording.write_text("HR,SpO2\n" + ",".join(map(str, said[V1[0]].values())) + "\n")
+    file = ward.mosquitto.directory / "mosquitto.db"
+
+    async def both_are_saved() -> None:
+        await ward.play_v1(ward.options(V1[0], replay=recording))
+        async with asyncio.timeout(WITHIN_S):
+            while v2_topic(V2, Channel.VITALS).encode() not in file.read_bytes():  # noqa: ASYNC110
+                await asyncio.sleep(0.05)  # no event tells of a file
+
+    with JournalFiles(tmp_path / "journal", V2, 1) as files:
+        monitor = await ward.monitor_v2(files)
+        monitor.measure(said[V2])
+        await run_while([monitor], both_are_saved())
+    await ward.mosquitto.stop()
+    found = {leak.needle_label for leak in scan([file], [*needles[V1[0]], *needles[V2]])}
+    assert found == {V1[0]}
+    # Nor anything of a pack that is not sealed, in which values need not stand as text.
+    assert base_name(V2).encode() not in file.read_bytes()
 
 
 async def test_a_puback_proves_nothing_even_of_a_broker_that_saves_after_each_change(
