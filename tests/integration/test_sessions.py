@@ -125,7 +125,8 @@ async def test_two_ingests_divide_the_messages_and_one_serves_the_session_of_the
             await stored(records, 40)
     leading = [one["lease"] for one in logs if one["event"] == "leading"]
     assert leading.count("mqtt-session-2") >= 2
-    assert await records.tally.all() == {"stored": 40}
+    # What the second had committed, but not yet acknowledged when it went, came again.
+    assert (await records.tally.all())["stored"] == await records.readings.count() == 40
 
 
 async def test_a_session_is_given_back_to_its_own_ingest_when_that_returns(
