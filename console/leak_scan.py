@@ -19,6 +19,7 @@ import gzip
 import html
 import json
 import os
+import re
 import shutil
 import sqlite3
 import struct
@@ -51,6 +52,8 @@ _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _SQLITE_MAGIC: Final = b"SQLite format 3\x00"
 _ALNUM: Final = frozenset(b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz_")
+_IN_TIME_OF_DAY: Final = re.compile(rb"[0-9]{2}:[0-9]{2}:$")  # what follows are its seconds
+_TIME_BYTES: Final = 6
 _BEFORE_INTEGER: Final = _ALNUM | frozenset(b".")  # a log's fraction of a second is no integer
 
 
@@ -301,6 +304,8 @@ class _Patterns:
                     # Cut here, so that what adjoins is unknown: the next chunk shows it again.
                     or (end == len(data) and not at_end)
                 ):
+                    continue
+                if _IN_TIME_OF_DAY.search(data, max(0, position - _TIME_BYTES), position):
                     continue
                 yield pattern, position
 

@@ -182,6 +182,13 @@ def test_what_adjoins_an_integer_is_seen_across_two_chunks(
         assert found_in(tmp_path, content, needle) == expected
 
 
+def test_a_time_of_day_is_no_decimal(tmp_path: Path):
+    needle = Needle.for_number(Decimal("37.4291"), label="temperature")
+
+    assert found_in(tmp_path, b'"2026-11-24T09:47:37.429102Z"', needle) == set()
+    assert found_in(tmp_path, b'"temperature":37.429102}', needle) == {("temperature", "utf-8")}
+
+
 def test_each_needle_is_reported_once_for_each_encoding_of_each_file(tmp_path: Path):
     needle = Needle.for_text(ALARM, label="alarm")
     folder = tmp_path / "media" / "ab"
