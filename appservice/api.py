@@ -142,6 +142,7 @@ class PatientRequest(_Strict):
     ward: Text | None = None
     age_band: AgeBand = AgeBand.UNKNOWN
     pregnant: bool | None = None
+    copd: bool | None = None
     language: Language | None = None
     time_zone: str | None = None
 
@@ -157,6 +158,7 @@ class PatientChange(_Strict):
     ward: Annotated[str, Field(max_length=64)] | None = None
     age_band: AgeBand | None = None
     pregnant: bool | None = None
+    copd: bool | None = None
     language: Language | None = None
     time_zone: str | None = None
 
@@ -344,6 +346,7 @@ class _Api:
             ward=body.ward,
             age_band=body.age_band,
             pregnant=body.pregnant,
+            copd=bool(body.copd),
             language=body.language,
             time_zone=body.time_zone,
             now=_now(),
@@ -406,6 +409,7 @@ def _patient(patient: Patient) -> dict[str, Any]:
         "account": patient.account,
         "age_band": patient.age_band.value,
         "pregnant": patient.pregnant,
+        "copd": patient.copd,
         "language": patient.language.value if patient.language else None,
         "time_zone": patient.time_zone,
     }

@@ -48,6 +48,7 @@ class PatientService:
         ward: str | None,
         age_band: AgeBand,
         pregnant: bool | None,
+        copd: bool,
         language: Language | None,
         time_zone: str | None,
         now: datetime,
@@ -71,8 +72,10 @@ class PatientService:
             ward=(await self._wards.get(ward)).id if ward else None,
             age_band=age_band,
             pregnant=pregnant,
+            copd=copd,
             language=language,
             time_zone=time_zone,
+            now=now,
         )
         await self._note("patient.add", patient, now)
         return patient
@@ -117,7 +120,7 @@ class PatientService:
                 values[field] = checked(values[field])
         changed = replace(patient, **values)
         async with self._records.store.transaction() as connection:
-            await self._records.patients.change(connection, changed)
+            await self._records.patients.change(connection, changed, now=now)
         await self._note("patient.change", changed, now)
         return changed
 
@@ -154,7 +157,7 @@ class PatientService:
                         "this account belongs to another patient: unlink it there first",
                         code="account_of_patient",
                     )
-                await self._records.patients.change(connection, changed)
+                await self._records.patients.change(connection, changed, now=now)
                 await self._note_in(
                     connection, "patient.link_account", changed, now, account=account
                 )
@@ -173,7 +176,7 @@ class PatientService:
         if patient.account is not None:
             async with self._records.store.transaction() as connection:
                 await new_epoch(connection)
-                await self._records.patients.change(connection, changed)
+                await self._records.patients.change(connection, changed, now=now)
                 await self._note_in(
                     connection, "patient.unlink_account", changed, now, account=patient.account
                 )

@@ -292,6 +292,7 @@ def patient() -> None:
 
 _age = click.option("--age-band", type=click.Choice([one.value for one in AgeBand]))
 _pregnant = click.option("--pregnant/--not-pregnant", default=None)
+_copd = click.option("--copd/--no-copd", default=None, help="An SpO2 of 88 to 92 % is aimed at.")
 
 
 @patient.command("add")
@@ -301,6 +302,7 @@ _pregnant = click.option("--pregnant/--not-pregnant", default=None)
 @click.option("--ward", help="Where the patient lies; its team gets the alarms.")
 @_age
 @_pregnant
+@_copd
 @_language
 @click.option("--time-zone")
 @config_option
@@ -343,6 +345,7 @@ def patient_list(ward: str | None, config_path: Path) -> None:
 @click.option("--ward", help="Another ward; '' for none.")
 @_age
 @_pregnant
+@_copd
 @_language
 @click.option("--time-zone")
 @config_option

@@ -12,10 +12,12 @@ from typing import Final
 
 from mautrix.util.async_db import Connection
 
+from fajma.facts import TakenOff, Worn
 from fajma.sealing import KEY_BYTES, SiteKey
 from fajma.sequence import Sequence
 from fajma.store.consultations import ConsultationId
 from fajma.store.database import Row, Store, to_ms
+from fajma.store.facts import Facts
 from fajma.store.readings import lock_head, move_head
 from fajma.vitals import DeviceId, PatientKey
 from fajma.wire import PayloadKey
@@ -131,9 +133,10 @@ class Fleet:
 class Devices:
     """Repository of monitors."""
 
-    def __init__(self, store: Store, site_key: SiteKey) -> None:
+    def __init__(self, store: Store, site_key: SiteKey, facts: Facts) -> None:
         self._store = store
         self._site_key = site_key
+        self._facts = facts
 
     def fleet(self) -> Fleet:
         """A view of all monitors for one ingest."""
@@ -160,6 +163,11 @@ class Devices:
             ):
                 return
             change = await _new_change(connection)
+            before = PatientKey(current["patient_key"]) if current is not None else None
+            if before != patient:
+                if before is not None:
+                    await self._facts.append(connection, before, TakenOff(now, device))
+                await self._facts.append(connection, patient, Worn(now, device))
             if current is not None:
                 await connection.execute(
                     "UPDATE device_link SET linked_to=$2, changed=$3"

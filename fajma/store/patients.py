@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import secrets
 from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Final
 
 from mautrix.util.async_db import Connection
 
+from fajma.facts import Profiled
 from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store.database import Row, Store
+from fajma.store.facts import Facts
 from fajma.store.keys import PatientKeys
 from fajma.store.wards import WardId
 from fajma.vitals import PatientKey
@@ -46,6 +50,8 @@ class Patient:
         ward: where the patient lies, if that is known; its team gets the alarms.
         age_band: how old the patient is.
         pregnant: whether the patient is pregnant; ``None`` if unknown.
+        copd: whether the patient is at risk of hypercapnic failure, so that an SpO2 of 88 to 92 %
+            is aimed at (BTS 2017); judged by the limits for it.
         language: of what the patient reads; the site's where ``None``.
         time_zone: IANA name; the ward's or the site's where ``None``.
     """
@@ -58,6 +64,7 @@ class Patient:
     ward: WardId | None = None
     age_band: AgeBand = AgeBand.UNKNOWN
     pregnant: bool | None = None
+    copd: bool = False
     language: Language | None = None
     time_zone: str | None = None
 
@@ -65,10 +72,11 @@ class Patient:
 class Patients:
     """Repository of patient records."""
 
-    def __init__(self, store: Store, keys: PatientKeys, site_key: SiteKey) -> None:
+    def __init__(self, store: Store, keys: PatientKeys, site_key: SiteKey, facts: Facts) -> None:
         self._store = store
         self._keys = keys
         self._site_key = site_key
+        self._facts = facts
 
     async def add(
         self,
@@ -80,10 +88,12 @@ class Patients:
         ward: WardId | None = None,
         age_band: AgeBand = AgeBand.UNKNOWN,
         pregnant: bool | None = None,
+        copd: bool = False,
         language: Language | None = None,
         time_zone: str | None = None,
+        now: datetime | None = None,
     ) -> Patient:
-        """Keep a new patient record."""
+        """Keep a new patient record; what decides on limits is told to the alarm engine."""
         patient = Patient(
             key=PatientKey(secrets.token_hex(16)),
             number=number,
@@ -93,6 +103,7 @@ class Patients:
             ward=ward,
             age_band=age_band,
             pregnant=pregnant,
+            copd=copd,
             language=language,
             time_zone=time_zone,
         )
@@ -107,11 +118,16 @@ class Patients:
                 ward,
                 key.seal(_clinical(patient), place=f"patient/{patient.key}"),
             )
+            await self._tell(connection, None, patient, now)
         return patient
 
-    async def change(self, connection: Connection, patient: Patient) -> None:
+    async def change(
+        self, connection: Connection, patient: Patient, *, now: datetime | None = None
+    ) -> None:
         """Keep a changed record; key and number stay what they are."""
         key = await self._keys.get(patient.key)
+        row = await connection.fetchrow("SELECT * FROM patient WHERE patient_key=$1", patient.key)
+        await self._tell(connection, await self._patient(row) if row else None, patient, now)
         await connection.execute(
             "UPDATE patient SET account=$2, ward_id=$3, sealed=$4 WHERE patient_key=$1",
             patient.key,
@@ -143,6 +159,15 @@ class Patients:
         found = [await self._patient(row) for row in rows if ward is None or row["ward_id"] == ward]
         return sorted(found, key=lambda one: (one.bed, one.number))
 
+    async def _tell(
+        self, connection: Connection, before: Patient | None, after: Patient, now: datetime | None
+    ) -> None:
+        """Tell the alarm engine of another profile."""
+        profile = _profile(after)
+        if profile != (_USUAL if before is None else _profile(before)):
+            at = now or datetime.now(UTC)
+            await self._facts.append(connection, after.key, Profiled(at, *profile))
+
     def _fingerprint(self, number: str) -> bytes:
         return self._site_key.fingerprint(b"patient number", number.encode())
 
@@ -166,7 +191,17 @@ class Patients:
             pregnant=kept["pregnant"],
             language=Language(kept["language"]) if kept["language"] else None,
             time_zone=kept["time_zone"],
+            copd=kept.get("copd", False),
         )
+
+
+_USUAL: Final = (AgeBand.UNKNOWN.value, None, False)
+"""The profile of somebody of whom nothing is known."""
+
+
+def _profile(patient: Patient) -> tuple[str, bool | None, bool]:
+    """What of the record decides on limits: age band, pregnancy, COPD."""
+    return (patient.age_band.value, patient.pregnant, patient.copd)
 
 
 def _clinical(patient: Patient) -> bytes:

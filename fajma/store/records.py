@@ -11,6 +11,7 @@ from fajma.store.audit import Audit
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
 from fajma.store.devices import Devices
+from fajma.store.facts import Facts
 from fajma.store.followers import Feeds, Followers
 from fajma.store.keys import PatientKeys
 from fajma.store.leases import Lease, Leases
@@ -33,9 +34,10 @@ class Records:
         self.store = store
         self.site_key = site_key
         keys = PatientKeys(store, site_key)
-        self.patients = Patients(store, keys, site_key)
+        self.facts = Facts(store, keys)
+        self.patients = Patients(store, keys, site_key, self.facts)
         self.consultations = Consultations(store)
-        self.devices = Devices(store, site_key)
+        self.devices = Devices(store, site_key, self.facts)
         self.readings = Readings(store, keys)
         self.quarantine = Quarantine(store, site_key.site)
         self.tally = Tally(store)

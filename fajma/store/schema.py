@@ -336,3 +336,38 @@ async def _v5(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v5, description="Which devices are signed, order of commands")
+
+_V6 = (
+    # What the alarm engine is told beside readings, and after which reading.
+    """CREATE TABLE fact (
+        position BIGINT PRIMARY KEY,
+        after_reading BIGINT NOT NULL,
+        patient_key TEXT NOT NULL,
+        noted_at BIGINT NOT NULL,
+        sealed BYTEA NOT NULL
+    )""",
+    "CREATE INDEX fact_of_patient ON fact (patient_key, position)",
+    "INSERT INTO log_head (log, position) VALUES ('facts', 0)",
+    # What the engine decided and why, also when it kept silent. Its place is that of the reading
+    # and the fact up to which the patient was judged, so that judging again writes it again.
+    """CREATE TABLE decision (
+        patient_key TEXT NOT NULL,
+        reading BIGINT NOT NULL,
+        fact BIGINT NOT NULL,
+        number INTEGER NOT NULL,
+        decided_at BIGINT NOT NULL,
+        sealed BYTEA NOT NULL,
+        PRIMARY KEY (patient_key, reading, fact, number)
+    )""",
+    # When the engine must look at a patient at the latest, though nothing comes.
+    "ALTER TABLE alarm_state ADD COLUMN due_at BIGINT",
+    "CREATE INDEX alarm_state_due ON alarm_state (due_at) WHERE due_at IS NOT NULL",
+)
+
+
+async def _v6(connection: Connection, _: Scheme) -> None:
+    for statement in _V6:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v6, description="Facts, decisions, what is due")
