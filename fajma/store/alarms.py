@@ -166,10 +166,14 @@ class Outbox:
         )
 
     async def rooms_waiting(self, sender: SentBy = SentBy.ALERTS) -> list[str]:
-        """Rooms for which something is not yet known to be delivered, longest waiting first."""
+        """Rooms for which something is not yet known to be delivered.
+
+        First those that wait for something about a patient, then those that wait for notices alone;
+        among each the longest waiting first.
+        """
         rows = await self._store.db.fetch(
             "SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1 GROUP BY room_id"
-            " ORDER BY MIN(position)",
+            " ORDER BY MIN(CASE WHEN patient_key IS NULL THEN 1 ELSE 0 END), MIN(position)",
             sender.value,
         )
         return [row["room_id"] for row in rows]
@@ -215,6 +219,17 @@ class Outbox:
         await self._store.db.execute(
             "UPDATE outbox SET event_id=$2 WHERE delivery_id=$1", delivery_id, event_id
         )
+
+    async def event_before(self, delivery_id: str) -> str | None:
+        """The event that the last delivery before this one became, in its room, by its sender."""
+        value = await self._store.db.fetchval(
+            "SELECT before.event_id FROM outbox AS one JOIN outbox AS before"
+            " ON before.room_id=one.room_id AND before.sender=one.sender"
+            " AND before.position<one.position WHERE one.delivery_id=$1"
+            " AND before.event_id IS NOT NULL ORDER BY before.position DESC LIMIT 1",
+            delivery_id,
+        )
+        return str(value) if value is not None else None
 
     async def event_of(self, delivery_id: str) -> str | None:
         """The event that a delivery became, once it is known to be in its room."""
