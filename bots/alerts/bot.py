@@ -7,16 +7,15 @@ the event.
 
 Each room is delivered to by a task of its own: a room that is stuck, slow or broken never holds up
 the alarms of another. Within a room the order is kept. A homeserver that answers 429 is left alone
-by all rooms as long as it asks; then rooms that wait for alarms come before those that wait for
-notices alone. A room that goes on refusing, while the homeserver answers, is told of
-(``About.UNDELIVERABLE``).
+by all rooms as long as it asks; then alarms come before notices. A room that goes on refusing,
+while the homeserver answers, is told of (``About.UNDELIVERABLE``).
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final
@@ -95,6 +94,7 @@ class AlertBot:
         self._troubles: dict[str, _Trouble] = {}
         self._told: set[str] | None = None
         self._busy_until_s = 0.0
+        self._was_busy = False
         self._unreadable: set[str] = set()
         client.add_event_callback(self._on_invite, nio.InviteMemberEvent)
 
@@ -127,12 +127,21 @@ class AlertBot:
             try:
                 rooms = await self._records.outbox.rooms_waiting()
                 self._unsettled.waiting(rooms)
-                for room_id in rooms:
+                for room_id in await self._alarms_first(rooms):
                     self._deliver_soon(room_id)
                 await self._end_warnings(rooms)
             except Exception as error:  # noqa: BLE001 - a database that is away comes back
                 log.error("outbox_unavailable", error=type(error).__name__)
             await self._records.store.hints.wait(self._hint)
+
+    async def _alarms_first(self, waiting: Sequence[str]) -> Sequence[str]:
+        """Rooms to deliver to: after a 429, while alarms can be delivered, notices wait."""
+        if not self._was_busy:
+            return waiting
+        urgent = await self._records.outbox.rooms_waiting(about_patients=True)
+        stuck = self._troubles.keys() | (self._told or set())
+        self._was_busy = not stuck.issuperset(urgent)
+        return urgent if self._was_busy else waiting
 
     def _deliver_soon(self, room_id: str) -> None:
         """Have a task that delivers to this room, unless one does or it must wait."""
@@ -157,6 +166,7 @@ class AlertBot:
             code = "refused"
         except BusyError as error:
             pause_s = left_alone_s(error)
+            self._was_busy = True
             self._busy_until_s = max(self._busy_until_s, time.monotonic() + pause_s)
             log.warning("homeserver_busy", pause_s=pause_s)
             return

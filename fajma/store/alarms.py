@@ -165,15 +165,19 @@ class Outbox:
             key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
         )
 
-    async def rooms_waiting(self, sender: SentBy = SentBy.ALERTS) -> list[str]:
-        """Rooms for which something is not yet known to be delivered.
+    async def rooms_waiting(
+        self, sender: SentBy = SentBy.ALERTS, *, about_patients: bool = False
+    ) -> list[str]:
+        """Rooms for which something is not yet known to be delivered, longest waiting first.
 
-        First those that wait for something about a patient, then those that wait for notices alone;
-        among each the longest waiting first.
+        Args:
+            sender: whose messages.
+            about_patients: only where something about a patient waits, not notices alone.
         """
+        only = " AND patient_key IS NOT NULL" if about_patients else ""
         rows = await self._store.db.fetch(
-            "SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1 GROUP BY room_id"
-            " ORDER BY MIN(CASE WHEN patient_key IS NULL THEN 1 ELSE 0 END), MIN(position)",
+            f"SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1{only}"  # noqa: S608 - written by us
+            " GROUP BY room_id ORDER BY MIN(position)",
             sender.value,
         )
         return [row["room_id"] for row in rows]
