@@ -6,8 +6,8 @@
    ``QUIET`` before it (a monitor may send its backlog between live readings), or nothing late came
    for ``OVER``. A run that does not end is told after ``RUN_AT_MOST``.
 3. What is told waits for an answer, and people are reminded of it until then, as of an episode;
-   only a high one goes up the escalation ladder. Another one of its kind and direction joins it: one
-   answer is enough for both.
+   only a high one goes up the escalation ladder. Another one of its kind and direction joins it:
+   one answer is enough for both.
 4. A breach that is no worse than an episode that is open is not told: it was.
 5. A reading of unknown age was measured nobody knows when; it is a technical alarm, not a late one.
 """

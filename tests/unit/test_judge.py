@@ -270,7 +270,7 @@ class JudgeMachine(RuleBasedStateMachine):
         assert self.open_episodes() == before
 
     @rule(times=st.integers(1, 12), unusable=st.booleans())
-    def lose_the_probe(self, times: int, unusable: bool) -> None:
+    def lose_the_probe(self, *, times: int, unusable: bool) -> None:
         before = self.open_episodes()
         if unusable:
             self.bedside.send(unusable=frozenset({Kind.SPO2}), times=times)
@@ -289,7 +289,7 @@ class JudgeMachine(RuleBasedStateMachine):
             self.samples.clear()
 
     @rule(all_of_them=st.booleans(), data=st.data())
-    def acknowledge(self, all_of_them: bool, data: st.DataObject) -> None:
+    def acknowledge(self, *, all_of_them: bool, data: st.DataObject) -> None:
         known = sorted(self.bedside.state.care)
         if all_of_them or not known:
             self.bedside.acknowledge()
@@ -317,7 +317,7 @@ class JudgeMachine(RuleBasedStateMachine):
         ),
         kept=st.booleans(),
     )
-    def set_a_limit(self, side: tuple[Kind, str, str | None], kept: bool) -> None:
+    def set_a_limit(self, *, side: tuple[Kind, str, str | None], kept: bool) -> None:
         self.bedside.limit(*side, hours=1, kept=kept)
         self.samples.clear()
 
@@ -326,8 +326,8 @@ class JudgeMachine(RuleBasedStateMachine):
         pregnant=st.booleans(),
         copd=st.booleans(),
     )
-    def change_the_profile(self, age: AgeBand, pregnant: bool, copd: bool) -> None:
-        self.note(facts.Profiled(self.bedside.now, age, pregnant, copd))
+    def change_the_profile(self, *, age: AgeBand, pregnant: bool, copd: bool) -> None:
+        self.note(facts.Profiled(self.bedside.now, age, pregnant=pregnant, copd=copd))
         self.samples.clear()
 
     @rule()
@@ -336,16 +336,16 @@ class JudgeMachine(RuleBasedStateMachine):
         self.samples.clear()
 
     @rule(online=st.booleans())
-    def connect(self, online: bool) -> None:
-        self.note(facts.Connection(self.bedside.now, DEVICE, online))
+    def connect(self, *, online: bool) -> None:
+        self.note(facts.Connection(self.bedside.now, DEVICE, online=online))
 
     @rule(start=st.booleans())
-    def outage(self, start: bool) -> None:
+    def outage(self, *, start: bool) -> None:
         what = facts.OutageStarted if start else facts.OutageEnded
         self.note(what(self.bedside.now))
 
     @rule(device=st.sampled_from([DEVICE, OTHER]), wear=st.booleans())
-    def link(self, device: DeviceId, wear: bool) -> None:
+    def link(self, *, device: DeviceId, wear: bool) -> None:
         what = facts.Worn if wear else facts.TakenOff
         self.note(what(self.bedside.now, device))
         if not self.bedside.state.standing.worn:

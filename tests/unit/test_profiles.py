@@ -104,7 +104,7 @@ def test_the_owners_four_limits_hold_for_adults_but_for_the_target_of_copd() -> 
 @pytest.mark.parametrize("copd", [False, True])
 @pytest.mark.parametrize("pregnant", [None, False, True])
 def test_every_profile_guards_every_vital_sign_against_both_sides(
-    age: AgeBand, pregnant: bool | None, copd: bool
+    *, age: AgeBand, pregnant: bool | None, copd: bool
 ) -> None:
     keys = {bands.key for bands in rules(Profile(age, pregnant, copd)).bands}
 
@@ -158,10 +158,14 @@ def test_two_extreme_samples_are_enough_only_where_the_own_limit_leaves_room_for
 
 
 @given(
-    st.sampled_from(list(BOUNDS)), st.data(), st.sampled_from(AgeBand), st.booleans(), st.booleans()
+    side=st.sampled_from(list(BOUNDS)),
+    data=st.data(),
+    age=st.sampled_from(AgeBand),
+    pregnant=st.booleans(),
+    copd=st.booleans(),
 )
 def test_every_limit_within_bounds_makes_sound_rules_for_every_profile(
-    side: tuple[Kind, Direction], data: st.DataObject, age: AgeBand, pregnant: bool, copd: bool
+    *, side: tuple[Kind, Direction], data: st.DataObject, age: AgeBand, pregnant: bool, copd: bool
 ) -> None:
     lowest, highest = BOUNDS[side]
     threshold = data.draw(st.decimals(lowest, highest, places=1))
