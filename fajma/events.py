@@ -33,6 +33,10 @@ VERSION: Final = 1
 WATCH_RELATION: Final = "com.fajma.watch"
 """How a wish to watch refers to the day, in clear: so push rules know that it is for no phone."""
 
+EVERYONE_RELATION: Final = "com.fajma.everyone"
+"""How an alarm that nobody answered refers to the first message about it, in clear: so push rules
+make it ring for those off duty too."""
+
 MAX_WATCH_S: Final = 300
 """Longest wish to watch, s; who watches on wishes again."""
 

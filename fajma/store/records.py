@@ -10,6 +10,7 @@ from fajma.store.alarms import AlarmStates, Outbox
 from fajma.store.audit import Audit
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
+from fajma.store.decisions import Decisions
 from fajma.store.devices import Devices
 from fajma.store.facts import Facts
 from fajma.store.followers import Feeds, Followers
@@ -45,6 +46,7 @@ class Records:
         self.feeds = Feeds(store)
         self.watching = Watching(store)
         self.alarm_states = AlarmStates(store, keys)
+        self.decisions = Decisions(store, keys)
         self.outbox = Outbox(store, keys, site_key)
         self.wards = Wards(store)
         self.people = People(store, site_key)
