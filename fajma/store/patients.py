@@ -195,13 +195,13 @@ class Patients:
         )
 
 
-_USUAL: Final = (AgeBand.UNKNOWN.value, None, False)
+_USUAL: Final = (AgeBand.UNKNOWN.value, None, False, None)
 """The profile of somebody of whom nothing is known."""
 
 
-def _profile(patient: Patient) -> tuple[str, bool | None, bool]:
-    """What of the record decides on limits: age band, pregnancy, COPD."""
-    return (patient.age_band.value, patient.pregnant, patient.copd)
+def _profile(patient: Patient) -> tuple[str, bool | None, bool, str | None]:
+    """What the alarm engine is told of a record: age band, pregnancy, COPD, ward."""
+    return (patient.age_band.value, patient.pregnant, patient.copd, patient.ward)
 
 
 def _clinical(patient: Patient) -> bytes:
