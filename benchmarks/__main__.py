@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.alarm_latency import alarm_latency_idle
+from benchmarks.alarm_latency import alarm_latency, alarm_latency_loaded
 from benchmarks.alternative import ingest_alternative
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
 from benchmarks.fleet import fleet_10k
@@ -16,7 +16,8 @@ ALL = {
     for one in (
         demo_first_vital_s,
         run_memory_mb,
-        alarm_latency_idle,
+        alarm_latency,
+        alarm_latency_loaded,
         ingest,
         ingest_alternative,
         fleet_10k,
