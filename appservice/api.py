@@ -25,8 +25,9 @@ from appservice.patients import PatientService
 from appservice.staff import USER_ID, StaffService
 from appservice.wards import WardService
 from fajma.errors import FajmaError, InputError
+from fajma.facts import AgeBand
 from fajma.language import Language
-from fajma.store.patients import AgeBand, Patient
+from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff
 from fajma.store.wards import Ward
 from fajma.vitals import DeviceId

@@ -15,10 +15,11 @@ from appservice.operator import Operator
 from appservice.service import MatrixService
 from appservice.wards import WardService
 from fajma.errors import InputError
+from fajma.facts import AgeBand
 from fajma.language import Language, hides_something
 from fajma.store import Records
 from fajma.store.audit import OPERATOR
-from fajma.store.patients import AgeBand, Patient
+from fajma.store.patients import Patient
 from fajma.store.pins import new_epoch
 from fajma.vitals import DeviceId, PatientKey
 

@@ -16,8 +16,8 @@ from rich.table import Table
 
 from fajma.config import Settings, load, read_secret
 from fajma.errors import InputError, UnavailableError
+from fajma.facts import AgeBand
 from fajma.language import Language
-from fajma.store.patients import AgeBand
 from fajma.store.people import Role
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=120)

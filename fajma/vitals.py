@@ -92,10 +92,11 @@ class Reading:
         received_at: aware UTC time at which we got it.
         clock: how ``measured_at`` is known.
         values: plausible values by kind, in the unit of ``MEASURES``; empty only when ``contact``
-            is false.
+            is false or ``unusable`` is not empty.
         age: whether it is about the patient now.
         quality: of the pulse wave, 0 to 100 %; ``None`` where the monitor does not say.
         contact: false when the probe is off the patient; ``None`` where the monitor does not say.
+        unusable: kinds whose value was sent and is implausible.
     """
 
     device: DeviceId
@@ -106,6 +107,7 @@ class Reading:
     age: Age = Age.LIVE
     quality: int | None = None
     contact: bool | None = None
+    unusable: frozenset[Kind] = frozenset()
 
 
 def is_plausible(kind: Kind, value: Decimal) -> bool:

@@ -361,6 +361,7 @@ _V6 = (
     )""",
     # When the engine must look at a patient at the latest, though nothing comes.
     "ALTER TABLE alarm_state ADD COLUMN due_at BIGINT",
+    "CREATE INDEX outbox_of_patient ON outbox (patient_key, position)",
     "CREATE INDEX alarm_state_due ON alarm_state (due_at) WHERE due_at IS NOT NULL",
 )
 

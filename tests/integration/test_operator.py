@@ -494,7 +494,7 @@ async def test_an_account_is_made_closed_and_opened_again(
     assert (await moussa.ask("GET", "account/whoami"))["user_id"] == mxid
     await operator.ring(mxid, rings=True)
     listed = (await moussa.ask("GET", "pushrules/"))["global"]["override"]
-    assert listed[2]["rule_id"] == "com.fajma.alarms"
+    assert listed[3]["rule_id"] == "com.fajma.alarms"
 
 
 async def test_a_locked_account_is_named_as_such(operator: Operator) -> None:

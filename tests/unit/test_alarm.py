@@ -668,7 +668,7 @@ HR_EPISODE = ("tracks", "heart_rate-high", "episode")
 @pytest.mark.parametrize(
     ("path", "value"),
     [
-        (("version",), 2),
+        (("version",), 3),
         (("version",), True),
         (("position",), "2"),
         (("position",), 2.0),

@@ -50,6 +50,7 @@ def decision(
         alarm_id=AlarmId("spo2-low-4711"),
         since=NOW - timedelta(seconds=lasted),
         measured_at=NOW,
+        at=NOW,
     )
 
 
