@@ -21,9 +21,11 @@ from benchmarks.alarm_quality_score import (
 from benchmarks.alarm_quality_seeds import (
     DEVELOPMENT,
     defaults_digest,
+    frozen,
+    held_out,
     seeds_of,
 )
-from benchmarks.alarm_quality_table import BEGIN, END, put, quality
+from benchmarks.alarm_quality_table import BEGIN, END, PAGE, put, quality
 from benchmarks.alarm_ways import each_reading, edge, ours, reading_of
 from benchmarks.patient_days import EVERY_S, TECHNICAL, Cause, Event, PatientDay, Sent
 from bots.alerts.limits import Confirmation, default_rules
@@ -238,6 +240,18 @@ def test_held_out_seeds_follow_from_the_defaults_and_change_with_each_of_them():
     assert digest != other
     assert seeds_of(digest) != seeds_of(other)
     assert not set(seeds_of(digest)) & set(DEVELOPMENT)
+
+
+def test_the_frozen_defaults_are_those_in_use():
+    # After a change of defaults: python -m benchmarks.alarm_quality_seeds, then measure again.
+    assert frozen()["defaults_sha256"] == defaults_digest(default_rules())
+    assert held_out() == seeds_of(frozen()["defaults_sha256"])
+
+
+def test_the_page_shows_figures_of_the_frozen_defaults():
+    page = Path(__file__).resolve().parents[2] / PAGE
+
+    assert f"`{frozen()['defaults_sha256'][:12]}`" in page.read_text(encoding="utf-8")
 
 
 def test_the_block_is_put_between_the_marks_and_nowhere_else():
