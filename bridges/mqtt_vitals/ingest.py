@@ -209,6 +209,7 @@ class Ingest:
             placed.clock,
             decoded.values,
             placed.age,
+            unusable=decoded.unusable,
         )
         self._attribute(message, batch, reading, record)
 
@@ -247,6 +248,7 @@ class Ingest:
                 placed.age,
                 item.quality,
                 item.contact,
+                item.unusable,
             )
             if self._fleet.wearing(device, placed.measured_at) is None:
                 unknown = True  # once for the message, which holds them all
@@ -391,9 +393,10 @@ def _envelopes(messages: Sequence[Message]) -> dict[bytes, Envelope]:
 def _said(item: Item) -> bytes:
     """What a record says, in one fixed form."""
     values = ",".join(f"{kind}={item.values[kind]}" for kind in Kind if kind in item.values)
-    return (
-        f"{item.boot}/{item.mono_ms}/{item.measured_at}/{item.quality}/{item.contact}/{values}"
-    ).encode()
+    said = f"{item.boot}/{item.mono_ms}/{item.measured_at}/{item.quality}/{item.contact}/{values}"
+    if item.unusable:
+        said += f"/{','.join(sorted(item.unusable))}"
+    return said.encode()
 
 
 def _device(topic: str) -> str:

@@ -288,6 +288,7 @@ class Readings:
                 age=Age(content.get("age", Age.LIVE)),
                 quality=content.get("quality"),
                 contact=content.get("contact"),
+                unusable=frozenset(map(Kind, content.get("unusable", ()))),
             ),
         )
 
@@ -316,6 +317,9 @@ def _sealed_part(reading: Reading) -> bytes:
         more += f',"quality":{reading.quality:d}'
     if reading.contact is not None:
         more += f',"contact":{"true" if reading.contact else "false"}'
+    if reading.unusable:
+        kinds = ",".join(f'"{kind.value}"' for kind in sorted(reading.unusable))
+        more += f',"unusable":[{kinds}]'
     return f'{{"clock":"{reading.clock.value}","values":{{{values}}}{more}}}'.encode()
 
 

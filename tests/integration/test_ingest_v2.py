@@ -322,11 +322,29 @@ async def test_a_message_that_we_stumble_over_is_kept_apart_and_stops_nobody(
 async def test_a_record_without_usable_value_is_kept_apart_and_settled(
     records: Records, keys: KeyPair
 ) -> None:
-    dying = item(1, values={Kind.SPO2: Decimal(12)}, contact=True)
-    outcome = await Ingest(records).commit([message(keys, pack(item(0), dying, item(2)))])
+    absurd = item(1, values={Kind.SPO2: Decimal(101)}, contact=True)
+    outcome = await Ingest(records).commit([message(keys, pack(item(0), absurd, item(2)))])
     assert (outcome.stored, acknowledged(outcome)) == (2, [2])
     assert outcome.refused["no_usable_value"] == 1
+    assert outcome.refused["spo2_implausible_high"] == 1
+
+
+async def test_a_record_that_is_only_absurdly_low_is_counted_and_is_a_reading_that_says_so(
+    records: Records, keys: KeyPair
+) -> None:
+    dying = item(0, values={Kind.SPO2: Decimal(12), Kind.TEMPERATURE: Decimal(20)}, contact=True)
+    ingest = Ingest(records)
+    outcome = await ingest.commit([message(keys, pack(dying))])
+    assert (outcome.stored, acknowledged(outcome)) == (1, [0])
     assert outcome.refused["spo2_implausible_low"] == 1
+    assert "no_usable_value" not in outcome.refused
+    [one] = await records.readings.after(0, limit=10)
+    # A temperature that is too low is a probe that fell off.
+    assert (one.reading.values, one.reading.unusable) == ({}, {Kind.SPO2})
+    assert (await ingest.commit([message(keys, pack(dying))])).repeated == 1
+    other = replace(dying, values={Kind.HEART_RATE: Decimal(0)})
+    outcome = await ingest.commit([message(keys, pack(other))])
+    assert outcome.refused["sequence_reused"] == 1
 
 
 async def test_a_probe_that_is_off_is_a_reading_without_values(
