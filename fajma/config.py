@@ -304,7 +304,8 @@ class Alarms(_Section):
         default=180,
         ge=10,
         le=3600,
-        description="Seconds until an alarm of high priority that nobody answered is told again ...",
+        description="Seconds until an alarm of high priority that nobody answered is told "
+        "again ...",
     )
     again_medium_s: float = Field(default=600, ge=10, le=7200, description="... of medium, ...")
     again_low_s: float = Field(default=1800, ge=10, le=14400, description="... of low priority.")

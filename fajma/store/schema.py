@@ -359,6 +359,8 @@ _V6 = (
         sealed BYTEA NOT NULL,
         PRIMARY KEY (patient_key, reading, fact, number)
     )""",
+    # Whether a worn v2 monitor is connected, as it or the broker last said (1 or 0).
+    "ALTER TABLE device_link ADD COLUMN online INTEGER",
     # When the engine must look at a patient at the latest, though nothing comes.
     "ALTER TABLE alarm_state ADD COLUMN due_at BIGINT",
     "CREATE INDEX outbox_of_patient ON outbox (patient_key, position)",
