@@ -239,7 +239,7 @@ def _replace(
 
 def _late(track: Track, bands: Bands, sample: Sample, fact: ReadingFact) -> Decision | None:
     """A late value is noted where a live one would have been decided on."""
-    limit = _worst_broken(bands, sample.value)
+    limit = worst_broken(bands, sample.value)
     if track.episode is None:
         if limit is None:
             return None
@@ -275,9 +275,9 @@ def _judge(
         )
         return Track(window, episode), decision
     if episode is not None:
-        return _judge_open(track, episode, window, bands, sample, fact)
+        return _judge_open(track, episode, window, bands, fact)
     after = track if window is track.window else Track(window)
-    limit = _worst_broken(bands, sample.value)
+    limit = worst_broken(bands, sample.value)
     if limit is None:
         return after, None
     since = next(s.measured_at for s in window if limit.broken_by(s.value))
@@ -287,14 +287,10 @@ def _judge(
 
 
 def _judge_open(
-    track: Track,
-    episode: Episode,
-    window: tuple[Sample, ...],
-    bands: Bands,
-    sample: Sample,
-    fact: ReadingFact,
+    track: Track, episode: Episode, window: tuple[Sample, ...], bands: Bands, fact: ReadingFact
 ) -> tuple[Track, Decision]:
     """Take in one live sample of an open episode that does not worsen it."""
+    sample = Sample(fact.reading.measured_at, fact.reading.values[bands.kind])
     outer = bands.limits[0]
     cleared = _extend(episode.cleared, outer, bands, sample)
     if _lasted(cleared, bands):
@@ -313,7 +309,7 @@ def _judge_open(
     unchanged = episode is track.episode and window is track.window
     after = track if unchanged else Track(window, episode)
 
-    worst = _worst_broken(bands, sample.value)
+    worst = worst_broken(bands, sample.value)
     if worst is None:
         return after, _about(Reason.CLEARING, episode, bands, sample, fact)
     if worst.priority > episode.limit.priority:
@@ -366,7 +362,8 @@ def confirmed(window: tuple[Sample, ...], bands: Bands, watched: tuple[Limit, ..
     return None
 
 
-def _worst_broken(bands: Bands, value: Decimal) -> Limit | None:
+def worst_broken(bands: Bands, value: Decimal) -> Limit | None:
+    """The worst limit that a value breaks."""
     for limit in reversed(bands.limits):
         if limit.broken_by(value):
             return limit

@@ -227,6 +227,7 @@ class Standing:
         own_limits: at most one per kind and direction.
         worn: the monitors the patient wears, since when.
         offline: those of them that left the broker, since when.
+        taken_off: when a monitor was last taken off.
         entered: what clinicians typed, newest first, as much as is needed to have the newest
             statement on each sign.
         outage_since: when an outage of many patients began that is not over.
@@ -237,6 +238,7 @@ class Standing:
     own_limits: tuple[OwnLimit, ...] = ()
     worn: Mapping[DeviceId, datetime] = field(default_factory=dict)
     offline: Mapping[DeviceId, datetime] = field(default_factory=dict)
+    taken_off: datetime | None = None
     entered: tuple[Entered, ...] = ()
     outage_since: datetime | None = None
     outage_ended: datetime | None = None
