@@ -15,17 +15,18 @@ third would.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 
+from bots.alerts import outage
 from bots.alerts.alarm import Decision, Reason
-from bots.alerts.judge import AnyDecision
 from bots.alerts.late import LateDecision
 from bots.alerts.limits import Limit
+from bots.alerts.open_alarms import AnyDecision
 from bots.alerts.technical import TechnicalDecision
 from bots.alerts.text import Text, render
 from bots.alerts.webhook import call
@@ -34,6 +35,7 @@ from fajma.events import ALARM, EVERYONE_RELATION, QUIET_RELATION, AlarmBlock
 from fajma.language import Language
 from fajma.store import Records
 from fajma.store.alarms import Delivery
+from fajma.store.outages import Outage
 from fajma.store.patients import Patient
 from fajma.store.wards import Ward
 from fajma.vitals import PatientKey
@@ -104,6 +106,64 @@ class Announcer:
                 )
             )
         return made
+
+    # --- outages of a ward -----------------------------------------------------------------------
+
+    async def outage_goes_on(self, one: Outage) -> Delivery:
+        """That a ward is not monitored, for the first time or again; it rings."""
+        ward = await self._ward(one)
+        text = outage.began(
+            len(one.patients),
+            one.members,
+            since=one.began_at,
+            language=ward.language,
+            zone=ward.time_zone,
+        )
+        called = sorted(await self._records.called(ward))
+        return self._of_ward(ward, text, f"outage told {one.told_at.isoformat()}", called)
+
+    async def outage_ended(
+        self, one: Outage, silent: Collection[PatientKey], now: datetime
+    ) -> Delivery:
+        """That it is over, and who is not back; it does not ring, those alarms will."""
+        ward = await self._ward(one)
+        beds = []
+        for patient_key in silent:
+            patient = await self._records.patients.get(patient_key)
+            beds += [patient.bed] if patient is not None else []
+        text = outage.ended(
+            beds,
+            len(one.patients),
+            since=one.began_at,
+            now=now,
+            language=ward.language,
+            zone=ward.time_zone,
+        )
+        return self._of_ward(ward, text, f"outage ended {one.began_at.isoformat()}", None)
+
+    async def _ward(self, one: Outage) -> Ward:
+        ward = await self._records.wards.get(one.ward)
+        if ward is None or ward.room_id is None:
+            raise BugError("an outage of a ward without a room", code="outage_without_room")
+        return ward
+
+    def _of_ward(self, ward: Ward, text: Text, mark: str, called: Sequence[str] | None) -> Delivery:
+        """A message to a ward about no single patient; silent where nobody is called."""
+        marks = (b"outage", ward.id.encode(), mark.encode())
+        delivery_id = self._records.site_key.fingerprint(*marks).hex()
+        content: dict[str, Any] = {
+            "msgtype": "m.text",
+            "body": text.body,
+            "format": "org.matrix.custom.html",
+            "formatted_body": text.html,
+        }
+        if called is None:
+            content["m.relates_to"] = {"rel_type": QUIET_RELATION, "event_id": f"${delivery_id}"}
+        else:
+            content["m.mentions"] = {"user_ids": list(called)}
+        return Delivery(delivery_id, ward.room_id or "", None, content, self._now())
+
+    # --- one patient -----------------------------------------------------------------------------
 
     async def _content(
         self,

@@ -20,27 +20,30 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
 from mautrix.util.async_db import Connection
 
+from bots.alerts import outage
 from bots.alerts.alarm import ReadingFact
 from bots.alerts.alarm_state import PatientState
 from bots.alerts.announcer import Announcer, to_json
 from bots.alerts.judge import NotedFact, due, take
 from bots.alerts.limits import Confirmation, Priority
-from bots.alerts.profiles import Schedule, SiteRules
+from bots.alerts.site_rules import Schedule, SiteRules
 from fajma.config import Alarms
-from fajma.facts import Acknowledged, TimePassed
+from fajma.facts import Acknowledged, Fact, OutageEnded, OutageStarted, TimePassed
 from fajma.store import Records
 from fajma.store.alarms import Delivery, NewState, SentBy
 from fajma.store.decisions import KeptDecision
 from fajma.store.facts import SealedFact
 from fajma.store.leases import LeaseLostError
+from fajma.store.outages import Outage
 from fajma.store.readings import SealedReading
+from fajma.store.wards import WardId
 from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
@@ -55,6 +58,9 @@ REMEMBERED_MAX: Final = 50_000
 
 KEEP_EVERY: Final = timedelta(seconds=60)
 """How old the kept state of a patient who is well may get: what is judged again after a restart."""
+
+START_GRACE: Final = timedelta(seconds=30)
+"""After our start, for monitors to be heard: we do not know how long nobody listened."""
 
 RETRY_S: Final = 1.0
 
@@ -128,6 +134,8 @@ class AlarmEngine:
         # As of the last pass that was committed; who was judged last stands last.
         self._states: dict[PatientKey, _Held] = {}
         self._behind: dict[PatientKey, _Place] | None = None
+        self._grace_until = now() + START_GRACE
+        self._half_back: dict[WardId, datetime] = {}
 
     async def run(self) -> None:
         """Follow the logs until cancelled."""
@@ -148,10 +156,7 @@ class AlarmEngine:
         """
         records = self._records
         async with records.store.session():
-            start = _Place(
-                await records.followers.position(FOLLOWER),
-                await records.followers.position(FACTS_FOLLOWER),
-            )
+            start = await self._place()
             # In this order: every fact that came after one of these readings is committed by now.
             readings = await records.readings.sealed_after(start.reading, limit=MAX_STEP)
             until = readings[-1].position if readings else start.reading
@@ -182,29 +187,114 @@ class AlarmEngine:
         """
         records, now = self._records, self._now()
         async with records.store.session():
-            patients = await records.alarm_states.due(now, limit=MAX_STEP)
-            if not patients:
+            due_now, later = await self._due(now)
+            noted: list[tuple[PatientKey, Fact]] = [(one, TimePassed(now)) for one in due_now]
+            begun = await self._outages_begin(due_now, now)
+            noted = [
+                *((patient, OutageStarted(now)) for one in begun for patient in one.patients),
+                *noted,
+            ]
+            over = await self._outages_end(now)
+            noted += [(patient, OutageEnded(now)) for one, _ in over for patient in one.patients]
+            again = [
+                replace(one, told_at=now)
+                for one in await records.outages.all()
+                if now - one.told_at >= self._rules.schedules[Priority.MEDIUM].again
+                and one.ward not in {each.ward for each, _ in over}
+            ]
+            if not (noted or later or again):
                 return 0
-            place = _Place(
-                await records.followers.position(FOLLOWER),
-                await records.followers.position(FACTS_FOLLOWER),
-            )
-            await self._load(patients, place)
-            later: dict[PatientKey, datetime | None] = {}
-            due_now: list[PatientKey] = []
-            for patient in patients:
-                held = self._states.get(patient)
-                at = due(held.state, self._rules) if held is not None else now + KEEP_EVERY
-                if at is not None and at <= now:
-                    due_now.append(patient)
-                else:
-                    later[patient] = at
             async with records.store.transaction() as connection:
-                await records.facts.append_of(
-                    connection, [(patient, TimePassed(now)) for patient in due_now]
-                )
+                await records.facts.append_of(connection, noted)
                 await records.alarm_states.put_off(connection, later)
-        return len(due_now)
+                for one in [*begun, *again]:
+                    await records.outages.keep(connection, one)
+                    told = await self._announcer.outage_goes_on(one)
+                    await records.outbox.add(connection, told)
+                for one, silenced in over:
+                    await records.outages.end(connection, one.ward)
+                    told = await self._announcer.outage_ended(one, silenced, now)
+                    await records.outbox.add(connection, told)
+        if begun or over or again:
+            records.store.hints.notify("outbox")
+        return len(noted)
+
+    async def _due(
+        self, now: datetime
+    ) -> tuple[list[PatientKey], dict[PatientKey, datetime | None]]:
+        """For whom something is due now; and for whom it was thought to be and is later."""
+        patients = await self._records.alarm_states.due(now, limit=MAX_STEP)
+        await self._load(patients, await self._place())
+        behind = await self._all_behind()
+        due_now: list[PatientKey] = []
+        later: dict[PatientKey, datetime | None] = {}
+        for patient in patients:
+            held = self._states.get(patient)
+            if held is None or patient in behind:
+                due_now.append(patient)  # tries again to judge him, now and then
+                later[patient] = now + KEEP_EVERY
+                continue
+            at = due(held.state, self._rules)
+            if at is None or at > now:
+                later[patient] = at
+            elif now < self._grace_until and self._is_silent(held, now):
+                later[patient] = self._grace_until  # nobody could be heard while we were down
+            else:
+                due_now.append(patient)
+        return due_now, later
+
+    async def _place(self) -> _Place:
+        followers = self._records.followers
+        return _Place(await followers.position(FOLLOWER), await followers.position(FACTS_FOLLOWER))
+
+    # --- outages ---------------------------------------------------------------------------------
+
+    def _is_silent(self, held: _Held, now: datetime) -> bool:
+        heard = outage.heard_at(held.state)
+        return heard is not None and now - heard >= self._rules.silent_after / 2
+
+    async def _silent(
+        self, patients: Collection[PatientKey], now: datetime
+    ) -> frozenset[PatientKey]:
+        await self._load(patients, await self._place())
+        states = {one: self._states[one].state for one in patients if one in self._states}
+        return outage.silent(states, now, self._rules.silent_after)
+
+    async def _outages_begin(self, due_now: Collection[PatientKey], now: datetime) -> list[Outage]:
+        """Outages that begin with those whose silence is due; those of before are left alone."""
+        of_ward: dict[WardId, set[PatientKey]] = defaultdict(set)
+        for patient in due_now:
+            held = self._states.get(patient)
+            if held is not None and self._is_silent(held, now):
+                ward = await self._records.wards.responsible(patient)
+                if ward is not None and ward.room_id is not None:
+                    of_ward[ward.id].add(patient)
+        if not of_ward:
+            return []
+        under_way = {one.ward for one in await self._records.outages.all()}
+        begun = []
+        for ward_id, patients in of_ward.items():
+            if ward_id in under_way:
+                continue
+            members = await self._records.outages.members(ward_id, patients)
+            silenced = await self._silent(members, now)
+            if outage.is_outage(silenced, members):
+                begun.append(Outage(ward_id, now, now, silenced, len(members)))
+        return begun
+
+    async def _outages_end(self, now: datetime) -> list[tuple[Outage, frozenset[PatientKey]]]:
+        """Outages that are over, and who of them is still silent."""
+        over = []
+        for one in await self._records.outages.all():
+            silenced = await self._silent(one.patients, now)
+            if not outage.half_back(silenced, one.patients):
+                self._half_back.pop(one.ward, None)
+                continue
+            since = self._half_back.setdefault(one.ward, now)
+            if not silenced or now - since >= outage.STEADY:
+                del self._half_back[one.ward]
+                over.append((one, silenced))
+        return over
 
     # --- a pass ----------------------------------------------------------------------------------
 

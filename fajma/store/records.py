@@ -17,6 +17,7 @@ from fajma.store.followers import Feeds, Followers
 from fajma.store.keys import PatientKeys
 from fajma.store.leases import Lease, Leases
 from fajma.store.orders import OrdersSeen
+from fajma.store.outages import Outages
 from fajma.store.patients import Patients
 from fajma.store.people import People
 from fajma.store.pins import Audience, Pins
@@ -46,6 +47,7 @@ class Records:
         self.feeds = Feeds(store)
         self.watching = Watching(store)
         self.alarm_states = AlarmStates(store, keys)
+        self.outages = Outages(store)
         self.decisions = Decisions(store, keys)
         self.outbox = Outbox(store, keys, site_key)
         self.wards = Wards(store)
