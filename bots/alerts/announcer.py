@@ -28,10 +28,11 @@ from bots.alerts.late import LateDecision
 from bots.alerts.limits import Limit
 from bots.alerts.open_alarms import AnyDecision
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import Text, render
+from bots.alerts.text import Bedside, Text, render
 from bots.alerts.webhook import call
 from fajma.errors import BugError
 from fajma.events import ALARM, EVERYONE_RELATION, QUIET_RELATION, AlarmBlock
+from fajma.facts import AgeBand
 from fajma.language import Language
 from fajma.store import Records
 from fajma.store.alarms import Delivery
@@ -83,12 +84,10 @@ class Announcer:
             raise BugError("an alarm of nobody", code="alarm_without_patient")
         ward = await self._records.wards.responsible(patient.key)
         where = await self._where(patient, ward, decision)
-        text = render(  # type: ignore[arg-type] # until text.py knows all decisions
+        guessed = patient.age_band is AgeBand.UNKNOWN
+        text = render(
             decision,
-            bed=patient.bed,
-            initials=patient.initials,
-            language=where.language,
-            zone=where.time_zone,
+            Bedside(patient.bed, patient.initials, where.language, where.time_zone, guessed),
         )
         delivery_id = self._delivery_id(patient_key, decision)
         content = await self._content(patient_key, decision, delivery_id, text, where)

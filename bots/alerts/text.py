@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
-from enum import StrEnum
 from html import escape
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -18,8 +17,11 @@ from babel.dates import format_datetime
 from babel.numbers import format_decimal
 
 from bots.alerts.alarm import Decision, Reason
-from bots.alerts.alarm_state import Episode
+from bots.alerts.alarm_state import Episode, Trouble
+from bots.alerts.late import LateDecision
 from bots.alerts.limits import Direction, Limit, Priority, Rules
+from bots.alerts.open_alarms import AnyDecision
+from bots.alerts.technical import TechnicalDecision
 from fajma.errors import BugError
 from fajma.language import SEPARATOR, Language, shown, translator
 from fajma.vitals import Kind
@@ -32,13 +34,6 @@ MAX_INITIALS: Final = 12
 
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"  # at the end of a line a number keeps its unit and sign
 _TENTH: Final = Decimal("0.1")
-
-
-class Signal(StrEnum):
-    """How far the monitor trusts its own signal; monitors of version 1 do not say."""
-
-    GOOD = "good"
-    POOR = "poor"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,47 +49,162 @@ class Text:
     html: str
 
 
-def render(
-    decision: Decision,
-    *,
-    bed: str,
-    initials: str,
-    language: Language,
-    zone: str,
-    signal: Signal | None = None,
-) -> Text:
-    """Put an announced decision into words.
+@dataclass(frozen=True, slots=True)
+class Bedside:
+    """Whose alarm it is, and how the room reads.
 
-    Args:
-        decision: a start, a worsening or a recovery.
+    Attributes:
         bed: the bed's number or name as staff typed it, without the word "bed"; not trusted.
         initials: the patient's initials as staff typed them; not trusted.
         language: of the room.
         zone: name of the room's time zone, e.g. ``Africa/Abidjan``. An unknown one shows UTC and
             says so: a bad setting must not cost an alarm.
-        signal: quality of the signal; left out of the text where unknown.
+        guessed: whether the limits are those of an adult since nobody entered an age.
+    """
+
+    bed: str
+    initials: str
+    language: Language
+    zone: str
+    guessed: bool = False
+
+    @property
+    def where(self) -> str:
+        """Where to go: ``Bed 4 A.D.``."""
+        _ = translator(self.language).gettext
+        bed = _("Bed {bed}").format(bed=shown(self.bed, MAX_BED))
+        return f"{bed} {shown(self.initials, MAX_INITIALS)}"
+
+
+def render(decision: AnyDecision, bedside: Bedside) -> Text:
+    """Put an announced decision into words.
 
     Raises:
         BugError: ``decision_silent``, the decision is not one to announce.
     """
     if not decision.announce:
         raise BugError("Only render decisions that are announced.", code="decision_silent")
-    _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
-    where = f"{where} {shown(initials, MAX_INITIALS)}"
-    measured = _measured(decision, language)
-    time = clock_time(decision.measured_at, zone)
-    if decision.reason is Reason.RECOVERED:
-        return _joined((_("END OF ALARM"), ""), ("", where), (measured, ""), ("", time))
-    quality = [("", _signal(signal, _))] if signal is not None else []
+    if isinstance(decision, TechnicalDecision):
+        return _technical(decision, bedside)
+    if isinstance(decision, LateDecision):
+        return _late(decision, bedside)
+    return _vital(decision, bedside)
+
+
+def _vital(decision: Decision, bedside: Bedside) -> Text:
+    _ = translator(bedside.language).gettext
+    measured = _measured(decision, bedside.language)
+    time = clock_time(decision.measured_at, bedside.zone)
+    if not decision.rings:
+        return _joined(
+            (_("END OF ALARM"), ""),
+            ("", bedside.where),
+            (measured, ""),
+            *(("", why) for why in _why_over(decision.reason, _)),
+            ("", time),
+        )
     return _joined(
         (_title(decision.priority, _), ""),
-        ("", where),
-        (measured, f" ({_broken_limit(decision, language)})"),
-        *quality,
+        ("", bedside.where),
+        (measured, f" ({_broken_limit(decision, bedside.language)})"),
         ("", time),
-        (_("See the patient"), ""),
+        *_asks(decision, bedside, decision.since),
     )
+
+
+def _technical(decision: TechnicalDecision, bedside: Bedside) -> Text:
+    _ = translator(bedside.language).gettext
+    if not decision.rings:
+        return _joined(
+            (_("END OF TECHNICAL ALARM"), ""),
+            ("", bedside.where),
+            ("", _trouble_over(decision.trouble, _)),
+            *(("", why) for why in _why_over(decision.reason, _)),
+            ("", clock_time(decision.at, bedside.zone)),
+        )
+    high = decision.priority is Priority.HIGH
+    lasted = _duration(decision.at - decision.since)
+    trouble = _trouble(decision.trouble, _)
+    what = _("{trouble} for {duration}").format(trouble=trouble, duration=lasted)
+    last = (
+        _("last value {time}").format(time=clock_time(decision.last_good_at, bedside.zone))
+        if decision.last_good_at is not None
+        else _("no value yet")
+    )
+    return _joined(
+        (_title(decision.priority, _) if high else _("TECHNICAL ALARM"), ""),
+        ("", bedside.where),
+        (what if lasted else trouble, ""),
+        ("", last),
+        *_asks(decision, bedside, decision.since),
+    )
+
+
+def _late(decision: LateDecision, bedside: Bedside) -> Text:
+    _ = translator(bedside.language).gettext
+    label, unit = _label(decision.kind, bedside.language)
+    rounding = ROUND_FLOOR if decision.direction is Direction.LOW else ROUND_CEILING
+    value = _number(decision.value.quantize(_TENTH, rounding), decision.kind, bedside.language)
+    span = _("{limit} from {start} to {end}").format(
+        limit=_written(decision.limit, decision.kind, bedside.language),
+        start=clock_time(decision.first, bedside.zone),
+        end=clock_time(decision.last, bedside.zone),
+    )
+    return _joined(
+        (_("DURING THE OUTAGE"), ""),
+        ("", bedside.where),
+        (f"{label} {value}{_NO_BREAK}{unit}", f" ({span})"),
+        *_asks(decision, bedside, decision.at),
+    )
+
+
+def _asks(decision: AnyDecision, bedside: Bedside, since: datetime) -> list[tuple[str, str]]:
+    """Why it is told once more, what to do, and what to know."""
+    _ = translator(bedside.language).gettext
+    unanswered = _duration(decision.at - since)
+    parts = {
+        Reason.RENOTIFIED: _("Reminder: nobody has answered for {duration}"),
+        Reason.ESCALATED: _("Nobody has answered for {duration}"),
+        Reason.SNOOZE_ENDED: _("The snooze is over"),
+        Reason.SNOOZE_BROKEN: _("Much worse: the snooze is broken"),
+    }
+    said = parts.get(decision.reason)
+    asks = [("", said.format(duration=unanswered))] if said is not None else []
+    technical = isinstance(decision, TechnicalDecision)
+    see = _("See the patient and the sensor") if technical else _("See the patient")
+    asks.append((see, ""))
+    if bedside.guessed and not technical and decision.reason is Reason.STARTED:
+        asks.append(("", _("age unknown: limits of an adult")))
+    return asks
+
+
+def _why_over(reason: Reason, _: Callable[[str], str]) -> list[str]:
+    """Why an alarm is over though the value is not back inside."""
+    if reason is Reason.RULES_CHANGED:
+        return [_("no limit any more")]
+    if reason is Reason.NOT_MONITORED:
+        return [_("the patient wears no monitor any more")]
+    return []
+
+
+def _trouble(trouble: Trouble, _: Callable[[str], str]) -> str:
+    return {
+        Trouble.NO_READINGS: _("no readings"),
+        Trouble.PROBE_OFF: _("probe off"),
+        Trouble.UNKNOWN_AGE: _("readings of unknown age"),
+        Trouble.WRONG_CLOCK: _("wrong clock of the monitor"),
+        Trouble.NO_USABLE_PULSE: _("no usable pulse"),
+    }[trouble]
+
+
+def _trouble_over(trouble: Trouble, _: Callable[[str], str]) -> str:
+    return {
+        Trouble.NO_READINGS: _("readings come again"),
+        Trouble.PROBE_OFF: _("probe on again"),
+        Trouble.UNKNOWN_AGE: _("the age of readings is known again"),
+        Trouble.WRONG_CLOCK: _("clock of the monitor is right again"),
+        Trouble.NO_USABLE_PULSE: _("pulse usable again"),
+    }[trouble]
 
 
 def _joined(*parts: tuple[str, str]) -> Text:
@@ -116,10 +226,6 @@ def _title(priority: Priority, _: Callable[[str], str]) -> str:
     return _("LOW PRIORITY ALARM")
 
 
-def _signal(signal: Signal, _: Callable[[str], str]) -> str:
-    return _("good signal") if signal is Signal.GOOD else _("poor signal")
-
-
 def _measured(decision: Decision, language: Language) -> str:
     """Kind, value and unit: ``SpO2 86 %``.
 
@@ -128,7 +234,7 @@ def _measured(decision: Decision, language: Language) -> str:
     """
     label, unit = _label(decision.kind, language)
     rounding = ROUND_HALF_EVEN
-    if decision.reason is not Reason.RECOVERED:
+    if decision.rings:
         # Away from the limit, so that no text ever says "38.5 °C (> 38.5)".
         rounding = ROUND_FLOOR if decision.direction is Direction.LOW else ROUND_CEILING
     value = _number(decision.value.quantize(_TENTH, rounding), decision.kind, language)
@@ -173,14 +279,23 @@ def _broken_limit(decision: Decision, language: Language) -> str:
     """The limit, and for how long it has been broken: ``< 90 for 20 s``."""
     _ = translator(language).gettext
     limit = _written(decision.limit, decision.kind, language)
-    lasted = round((decision.measured_at - decision.since) / timedelta(seconds=1))
-    if lasted <= 0:
+    duration = _duration(decision.measured_at - decision.since)
+    if not duration:
         return limit
-    minute = 60
-    duration = (
-        f"{lasted}{_NO_BREAK}s" if lasted < minute else f"{round(lasted / minute)}{_NO_BREAK}min"
-    )
     return _("{limit} for {duration}").format(limit=limit, duration=duration)
+
+
+def _duration(lasted: timedelta) -> str:
+    """``20 s``, ``3 min`` or ``2 h``; empty for no time."""
+    seconds = round(lasted / timedelta(seconds=1))
+    if seconds <= 0:
+        return ""
+    minute, hour = 60, 3600
+    if seconds < 2 * minute and seconds % minute:
+        return f"{seconds}{_NO_BREAK}s"
+    if seconds < 2 * hour:
+        return f"{round(seconds / minute)}{_NO_BREAK}min"
+    return f"{round(seconds / hour)}{_NO_BREAK}h"
 
 
 def _written(limit: Limit, kind: Kind, language: Language) -> str:
