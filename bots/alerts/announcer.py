@@ -28,7 +28,7 @@ from bots.alerts.late import LateDecision
 from bots.alerts.limits import Limit
 from bots.alerts.open_alarms import AnyDecision
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import Bedside, Text, render
+from bots.alerts.text import GOOD_FROM, Bedside, Signal, Text, render
 from bots.alerts.webhook import call
 from fajma.errors import BugError
 from fajma.events import ALARM, EVERYONE_RELATION, QUIET_RELATION, AlarmBlock
@@ -40,6 +40,8 @@ from fajma.store.outages import Outage
 from fajma.store.patients import Patient
 from fajma.store.wards import Ward
 from fajma.vitals import PatientKey
+
+_LOOK_BACK: Final = 8  # readings, among which is the one that decided
 
 WARD_STEP: Final = 1
 EVERYONE_STEP: Final = 2
@@ -88,6 +90,7 @@ class Announcer:
         text = render(
             decision,
             Bedside(patient.bed, patient.initials, where.language, where.time_zone, guessed),
+            signal=await self._signal(patient_key, decision),
         )
         delivery_id = self._delivery_id(patient_key, decision)
         content = await self._content(patient_key, decision, delivery_id, text, where)
@@ -105,6 +108,16 @@ class Announcer:
                 )
             )
         return made
+
+    async def _signal(self, patient: PatientKey, decision: AnyDecision) -> Signal | None:
+        """What the monitor said of the signal when it measured the value."""
+        if not (isinstance(decision, Decision) and decision.rings):
+            return None
+        for logged in reversed(await self._records.readings.latest(patient, limit=_LOOK_BACK)):
+            reading = logged.reading
+            if reading.measured_at == decision.measured_at and reading.quality is not None:
+                return Signal.GOOD if reading.quality >= GOOD_FROM else Signal.POOR
+        return None
 
     # --- outages of a ward -----------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
+from enum import StrEnum
 from html import escape
 from typing import Final
 from zoneinfo import ZoneInfo
@@ -34,6 +35,17 @@ MAX_INITIALS: Final = 12
 
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"  # at the end of a line a number keeps its unit and sign
 _TENTH: Final = Decimal("0.1")
+
+
+class Signal(StrEnum):
+    """How far the monitor trusts its own signal; monitors of version 1 do not say."""
+
+    GOOD = "good"
+    POOR = "poor"
+
+
+GOOD_FROM: Final = 50
+"""Quality of the pulse wave, in %, from which a signal is called good. FAJMA default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +88,13 @@ class Bedside:
         return f"{bed} {shown(self.initials, MAX_INITIALS)}"
 
 
-def render(decision: AnyDecision, bedside: Bedside) -> Text:
+def render(decision: AnyDecision, bedside: Bedside, *, signal: Signal | None = None) -> Text:
     """Put an announced decision into words.
+
+    Args:
+        decision: any that is announced.
+        bedside: whose alarm it is.
+        signal: quality of the signal behind a value; left out of the text where unknown.
 
     Raises:
         BugError: ``decision_silent``, the decision is not one to announce.
@@ -88,10 +105,10 @@ def render(decision: AnyDecision, bedside: Bedside) -> Text:
         return _technical(decision, bedside)
     if isinstance(decision, LateDecision):
         return _late(decision, bedside)
-    return _vital(decision, bedside)
+    return _vital(decision, bedside, signal)
 
 
-def _vital(decision: Decision, bedside: Bedside) -> Text:
+def _vital(decision: Decision, bedside: Bedside, signal: Signal | None) -> Text:
     _ = translator(bedside.language).gettext
     measured = _measured(decision, bedside.language)
     time = clock_time(decision.measured_at, bedside.zone)
@@ -103,10 +120,12 @@ def _vital(decision: Decision, bedside: Bedside) -> Text:
             *(("", why) for why in _why_over(decision.reason, _)),
             ("", time),
         )
+    quality = [("", _signal(signal, _))] if signal is not None else []
     return _joined(
         (_title(decision.priority, _), ""),
         ("", bedside.where),
         (measured, f" ({_broken_limit(decision, bedside.language)})"),
+        *quality,
         ("", time),
         *_asks(decision, bedside, decision.since),
     )
@@ -185,6 +204,10 @@ def _why_over(reason: Reason, _: Callable[[str], str]) -> list[str]:
     if reason is Reason.NOT_MONITORED:
         return [_("the patient wears no monitor any more")]
     return []
+
+
+def _signal(signal: Signal, _: Callable[[str], str]) -> str:
+    return _("good signal") if signal is Signal.GOOD else _("poor signal")
 
 
 def _trouble(trouble: Trouble, _: Callable[[str], str]) -> str:

@@ -18,12 +18,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bots.alerts.alarm import Decision, Reason
-from bots.alerts.alarm_state import AlarmId
+from bots.alerts.alarm_state import AlarmId, Trouble
+from bots.alerts.late import LateDecision
 from bots.alerts.limits import DEFAULT_LIMITS, Comparison, Limit, Priority
-from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, duty_time, render
+from bots.alerts.open_alarms import AnyDecision
+from bots.alerts.technical import PRIORITIES, TechnicalDecision
+from bots.alerts.text import (
+    MAX_BED,
+    MAX_INITIALS,
+    Bedside,
+    Signal,
+    Text,
+    duty_time,
+    render,
+)
 from fajma.errors import BugError
 from fajma.language import DEFAULT_LANGUAGE, Language, translator
-from fajma.vitals import Kind
+from fajma.vitals import DeviceId, Kind
 
 ROOT = Path(__file__).parents[2]
 FRENCH, ENGLISH = Language.FRENCH, Language.ENGLISH
@@ -63,7 +74,7 @@ def say(
     zone: str = "Africa/Abidjan",
     signal: Signal | None = None,
 ) -> Text:
-    return render(told, bed=bed, initials=initials, language=language, zone=zone, signal=signal)
+    return render(told, Bedside(bed, initials, language, zone), signal=signal)
 
 
 class _Words(HTMLParser):
@@ -185,8 +196,10 @@ def test_a_value_below_its_limit_is_never_rounded_onto_it() -> None:
         (1, f"1{NB}s"),
         (59.4, f"59{NB}s"),
         (59.6, f"1{NB}min"),
+        (90, f"90{NB}s"),
         (170, f"3{NB}min"),
-        (7200, f"120{NB}min"),
+        (7000, f"117{NB}min"),
+        (7200, f"2{NB}h"),
     ],
 )
 def test_how_long_it_lasts_is_rounded_and_left_out_when_it_has_just_begun(
@@ -230,6 +243,132 @@ def test_the_quality_of_the_signal_is_shown_where_it_is_known() -> None:
 def test_a_decision_that_is_not_announced_has_no_words(reason: Reason) -> None:
     with pytest.raises(BugError, match="announced"):
         say(decision(reason=reason))
+
+
+# What follows a start, and what is about a sensor
+
+
+@pytest.mark.parametrize(
+    ("reason", "french", "english"),
+    [
+        (
+            Reason.RENOTIFIED,
+            f"Rappel{NB}: sans réponse depuis 3{NB}min",
+            f"Reminder: nobody has answered for 3{NB}min",
+        ),
+        (
+            Reason.ESCALATED,
+            f"Sans réponse depuis 3{NB}min",
+            f"Nobody has answered for 3{NB}min",
+        ),
+        (Reason.SNOOZE_ENDED, "La pause est finie", "The snooze is over"),
+        (
+            Reason.SNOOZE_BROKEN,
+            f"Bien plus bas{NB}: la pause est rompue",
+            "Much worse: the snooze is broken",
+        ),
+    ],
+)
+def test_what_is_told_again_says_why_and_begins_like_a_start(
+    reason: Reason, french: str, english: str
+) -> None:
+    told = decision(reason=reason, lasted=180)
+
+    assert say(told).body.startswith("ALARME HAUTE · Lit 4 A.D. · SpO2 86")
+    assert say(told).body.split(" · ")[4:] == [french, "Voir le patient"]
+    assert say(told, language=ENGLISH).body.split(" · ")[4:] == [english, "See the patient"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "why"),
+    [
+        (Reason.RULES_CHANGED, "plus de limite"),
+        (Reason.NOT_MONITORED, "le patient ne porte plus de moniteur"),
+    ],
+)
+def test_an_end_that_is_no_recovery_says_so(reason: Reason, why: str) -> None:
+    assert say(decision(reason=reason)).body == (
+        f"FIN D'ALARME · Lit 4 A.D. · SpO2 86{NB}% · {why} · 14:02 UTC+0"
+    )
+
+
+def technical(
+    trouble: Trouble = Trouble.NO_READINGS,
+    *,
+    reason: Reason = Reason.STARTED,
+    last_good_at: datetime | None = NOW - timedelta(seconds=90),
+) -> TechnicalDecision:
+    return TechnicalDecision(
+        reason=reason,
+        trouble=trouble,
+        device=DeviceId("A4CF12F03B7E"),
+        priority=PRIORITIES[trouble],
+        alarm_id=AlarmId("no_readings-A4CF12F03B7E-n1"),
+        since=NOW - timedelta(seconds=90),
+        last_good_at=last_good_at,
+        at=NOW,
+    )
+
+
+def told(one: AnyDecision, language: Language = FRENCH) -> str:
+    return render(one, Bedside("4", "A.D.", language, "UTC")).body
+
+
+def test_a_silent_monitor_is_told_with_the_time_of_the_last_value() -> None:
+    assert told(technical()) == (
+        f"ALARME TECHNIQUE · Lit 4 A.D. · plus de mesures depuis 90{NB}s · "
+        "dernière valeur 14:01 UTC+0 · Voir le patient et le capteur"
+    )
+    assert "no value yet" in told(technical(last_good_at=None), ENGLISH)
+
+
+def test_a_pulse_that_cannot_be_used_has_high_priority() -> None:
+    assert told(technical(Trouble.NO_USABLE_PULSE)).startswith(
+        "ALARME HAUTE · Lit 4 A.D. · pas de pouls exploitable"
+    )
+
+
+@pytest.mark.parametrize("trouble", Trouble)
+@pytest.mark.parametrize("language", Language)
+def test_each_trouble_has_words_for_its_beginning_and_its_end(
+    trouble: Trouble, language: Language
+) -> None:
+    began = told(technical(trouble), language)
+    over = told(technical(trouble, reason=Reason.RECOVERED), language)
+
+    assert len(began.split(" · ")) == 5
+    assert over.startswith({FRENCH: "FIN D'ALARME TECHNIQUE", ENGLISH: "END OF"}[language])
+    assert began.split(" · ")[2] != over.split(" · ")[2]
+
+
+def test_a_breach_found_late_names_its_span_and_its_worst_value() -> None:
+    limit = DEFAULT_LIMITS[Kind.SPO2][0][1]
+    late = LateDecision(
+        reason=Reason.DURING_OUTAGE,
+        kind=Kind.SPO2,
+        direction=limit.direction,
+        priority=limit.priority,
+        value=Decimal("84.26"),
+        measured_at=NOW - timedelta(minutes=15),
+        limit=limit,
+        alarm_id=AlarmId("late-spo2-low-7"),
+        first=NOW - timedelta(minutes=20),
+        last=NOW - timedelta(minutes=10),
+        at=NOW,
+    )
+
+    assert told(late) == (
+        f"PENDANT LA COUPURE · Lit 4 A.D. · SpO2 84,2{NB}% "
+        f"(<{NB}90 de 13:42 UTC+0 à 13:52 UTC+0) · Voir le patient"
+    )
+
+
+def test_who_is_judged_by_a_guess_is_told_of_it_at_the_start_alone() -> None:
+    guessed = Bedside("4", "A.D.", FRENCH, "UTC", guessed=True)
+
+    assert render(decision(), guessed).body.endswith(f"âge inconnu{NB}: limites d'adulte")
+    again = render(decision(reason=Reason.RENOTIFIED), guessed).body
+    assert "âge inconnu" not in again
 
 
 # What staff typed is not trusted
