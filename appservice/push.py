@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-from fajma.events import WATCH_RELATION
+from fajma.events import EVERYONE_RELATION, QUIET_RELATION, WATCH_RELATION
 
 OURS: Final = "com.fajma."
 """What the ids of our rules begin with; of these no others are left standing."""
@@ -118,6 +118,10 @@ def rules(mxid: str, *, rings: bool) -> tuple[Rule, ...]:
             (off duty, a patient) they are silent.
     """
     return (
+        # An alarm that nobody answered. It is sent to a ward's room only, where no patient is.
+        Rule("com.fajma.everyone", "@fajma-alerts:*", _RING, relation=EVERYONE_RELATION),
+        # The end of an alarm: good news can wait for the morning.
+        Rule("com.fajma.endings", "@fajma-alerts:*", _SILENT, relation=QUIET_RELATION),
         Rule("com.fajma.alarms", "@fajma-alerts:*", _RING if rings else _SILENT),
         Rule("com.fajma.telemetry", "@fajma-vitals:*", _SILENT),
         # Alarms of a room reach only those who accepted its invitation, so it must be seen; it
@@ -135,7 +139,7 @@ def changes(current: Mapping[str, Any], mxid: str, *, rings: bool) -> tuple[Chan
     """What to send, in this order, so that the user's rules are as they should be.
 
     Only what must be put is put. What would go wrong in between is harmless: our rules never match
-    the same event, except the two of ``@fajma``.
+    the same event, except the two of ``@fajma`` and the three of ``@fajma-alerts``.
 
     Args:
         current: the answer to ``GET /_matrix/client/v3/pushrules/``, of any shape.

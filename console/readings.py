@@ -103,6 +103,7 @@ def _line(one: LoggedReading, zone: ZoneInfo) -> str:
     marks = [reading.age.value] if reading.age is not Age.LIVE else []
     marks += [f"clock {reading.clock.value}"]
     marks += ["probe off"] if reading.contact is False else []
+    marks += [f"{kind.value} too low to be used" for kind in sorted(reading.unusable)]
     at = reading.measured_at.astimezone(zone).isoformat(timespec="seconds")
     return f"{one.position}  {at}  {reading.device}  {values}  ({', '.join(marks)})"
 

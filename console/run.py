@@ -29,11 +29,13 @@ from appservice.service import LOCALPARTS, SCHEMAS, MatrixService
 from appservice.staff import StaffService
 from appservice.wards import WardService
 from appservice.watch import Watch
+from bots.alerts.alarm_state import FIRST_STANDING
 from bots.alerts.bot import AlertBot
 from bots.alerts.client import SignedClient
 from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.orders import Orders
 from bots.alerts.watchers import Watchers
+from bots.alerts.webhook import Webhook, read_key
 from bridges.mqtt_vitals.broker import EmbeddedBroker
 from bridges.mqtt_vitals.ingest import Ingest, forget_refused
 from bridges.mqtt_vitals.publisher import Publisher
@@ -324,8 +326,25 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
 
 async def _alarms(settings: Settings, records: Records, tell: Started) -> None:
     """Readings into alarm states and promised messages."""
-    tell()
-    await AlarmEngine(settings.alarms, records).run()
+    webhook = _webhook(settings, records)
+    jobs = {"alarms": AlarmEngine(settings.alarms, records).run()}
+    if webhook is not None:
+        jobs["webhook"] = webhook.run()
+    works = asyncio.Event()
+    works.set()
+    await _together(jobs, works=works, tell=tell)
+
+
+def _webhook(settings: Settings, records: Records) -> Webhook | None:
+    url, secret_file = settings.alarms.webhook_url, settings.secrets.webhook_secret_file
+    if url is None:
+        return None
+    if secret_file is None:
+        raise InputError(
+            "alarms.webhook_url needs secrets.webhook_secret_file, shared with the receiver",
+            code="webhook_secret_missing",
+        )
+    return Webhook(url, read_key(read_secret(secret_file, purpose="webhook's secret")), records)
 
 
 async def _alert_bot(settings: Settings, records: Records, tell: Started) -> None:
@@ -345,7 +364,8 @@ async def _alert_bot(settings: Settings, records: Records, tell: Started) -> Non
         )
         await client.start_session(password)
         bot = AlertBot(client, records, host=host)
-        orders = Orders(client, records, rules_from(settings.alarms), ours=(host, vitals, alerts))
+        rules = rules_from(settings.alarms).of(FIRST_STANDING)
+        orders = Orders(client, records, rules, ours=(host, vitals, alerts))
         await _together(
             {
                 "alert bot": bot.run(),

@@ -33,6 +33,13 @@ VERSION: Final = 1
 WATCH_RELATION: Final = "com.fajma.watch"
 """How a wish to watch refers to the day, in clear: so push rules know that it is for no phone."""
 
+EVERYONE_RELATION: Final = "com.fajma.everyone"
+"""How an alarm that nobody answered refers to the first message about it, in clear: so push rules
+make it ring for those off duty too."""
+
+QUIET_RELATION: Final = "com.fajma.quiet"
+"""How a message of the alert bot that need not ring refers to the last alarm of the patient."""
+
 MAX_WATCH_S: Final = 300
 """Longest wish to watch, s; who watches on wishes again."""
 
@@ -324,43 +331,58 @@ class VitalsWatch:
 class AlarmBlock:
     """The ``com.fajma.alarm`` block of a message, for machines.
 
+    It is about a value, or about a sensor's trouble.
+
     Attributes:
         delivery_id: identity of this message.
         alarm_id: identity of the episode; all messages about it carry the same.
         patient: opaque key of the patient.
-        state: ``started``, ``worsened`` or ``recovered``.
-        kind: what is measured.
+        state: why it is said: ``started``, ``worsened``, ``recovered``, ``escalated``, ...
         priority: ``low``, ``medium`` or ``high`` (IEC 60601-1-8).
+        measured_at: when ``value`` was measured; of a trouble, the last value before it.
+        kind: what is measured; ``None`` about a trouble.
         value: the value that decided.
         limit: the limit that is broken, or was.
-        measured_at: when ``value`` was measured.
+        trouble: what is wrong with the sensor; ``None`` about a value.
+        is_late: whether the value came late, from an outage.
     """
 
     delivery_id: str
     alarm_id: str
     patient: PatientKey
     state: str
-    kind: Kind
     priority: str
-    value: Decimal
-    limit: Decimal
-    measured_at: datetime
+    measured_at: datetime | None
+    kind: Kind | None = None
+    value: Decimal | None = None
+    limit: Decimal | None = None
+    trouble: str | None = None
+    is_late: bool = False
 
     def to_content(self) -> dict[str, Any]:
         """The block."""
-        return {
+        content: dict[str, Any] = {
             "version": VERSION,
             "delivery_id": self.delivery_id,
             "alarm_id": self.alarm_id,
             "patient": self.patient,
             "state": self.state,
-            "kind": self.kind.value,
             "priority": self.priority,
-            **_scaled(self.value),
-            "unit": MEASURES[self.kind].unit,
-            "limit": _scaled(self.limit),
-            "measured_at": _to_ms(self.measured_at),
         }
+        if self.measured_at is not None:
+            content["measured_at"] = _to_ms(self.measured_at)
+        if self.kind is not None and self.value is not None and self.limit is not None:
+            content |= {
+                "kind": self.kind.value,
+                **_scaled(self.value),
+                "unit": MEASURES[self.kind].unit,
+                "limit": _scaled(self.limit),
+            }
+        if self.trouble is not None:
+            content["trouble"] = self.trouble
+        if self.is_late:
+            content["late"] = True
+        return content
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> AlarmBlock:
@@ -371,16 +393,28 @@ class AlarmBlock:
         """
         try:
             _require_version(content)
+            about_value = "kind" in content
+            if about_value is ("trouble" in content):
+                raise ValueError
+            measured_at = content["measured_at"] if about_value else content.get("measured_at")
             return cls(
                 delivery_id=str(content["delivery_id"]),
                 alarm_id=str(content["alarm_id"]),
                 patient=PatientKey(str(content["patient"])),
                 state=str(content["state"]),
-                kind=Kind(content["kind"]),
                 priority=str(content["priority"]),
-                value=_unscaled(content["value"], content["exponent"]),
-                limit=_unscaled(content["limit"]["value"], content["limit"]["exponent"]),
-                measured_at=_from_ms(content["measured_at"]),
+                measured_at=(
+                    None if measured_at is None and not about_value else _from_ms(measured_at)
+                ),
+                kind=Kind(content["kind"]) if about_value else None,
+                value=_unscaled(content["value"], content["exponent"]) if about_value else None,
+                limit=(
+                    _unscaled(content["limit"]["value"], content["limit"]["exponent"])
+                    if about_value
+                    else None
+                ),
+                trouble=None if about_value else str(content["trouble"]),
+                is_late=content.get("late", False) is True,
             )
         except _MALFORMED as error:
             raise DecodeError(f"not a {ALARM} block", code="bad_event") from error

@@ -84,18 +84,20 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Profiled:
-    """What of the patient's record decides on limits.
+    """What of the patient's record decides on limits and on who is called when.
 
     Attributes:
         age_band: how old the patient is.
         pregnant: ``None`` if unknown.
         copd: whether the target is 88 to 92 % (BTS 2017: at risk of hypercapnic failure).
+        ward: short name of the patient's own ward, if there is one.
     """
 
     at: datetime
     age_band: AgeBand
     pregnant: bool | None
     copd: bool
+    ward: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

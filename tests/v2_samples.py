@@ -607,8 +607,8 @@ def partial_samples() -> dict[str, dict[str, Any]]:
                 item(
                     values={},
                     rejected=rejected(
-                        heart_rate="implausible_low",
-                        spo2="implausible_low",
+                        heart_rate="implausible_high",
+                        spo2="implausible_high",
                         temperature="missing",
                     ),
                     contact=True,
@@ -616,7 +616,38 @@ def partial_samples() -> dict[str, dict[str, Any]]:
                 ),
                 lonely,
             ),
-            cbor(start() + begin() + [n("heart_rate", 12), n("spo2", 31), CONTACT] + after),
+            cbor(start() + begin() + [n("heart_rate", 301), n("spo2", 101), CONTACT] + after),
+        ),
+        "partial_unusable": sample(
+            "Pulse and SpO2 are absurdly low, as of a finger that is out of the probe or of a "
+            "patient who is dying: a reading that says so, even without any value.",
+            pack(
+                item(
+                    values={},
+                    rejected=rejected(
+                        heart_rate="implausible_low",
+                        spo2="implausible_low",
+                        temperature="missing",
+                    ),
+                    contact=True,
+                    unusable=["heart_rate", "spo2"],
+                ),
+                item(
+                    FIRST + 1,
+                    65_000,
+                    LATER_TEXT,
+                    values={"temperature": "37.2"},
+                    rejected=rejected(heart_rate="implausible_low"),
+                    unusable=["heart_rate"],
+                ),
+            ),
+            cbor(
+                start()
+                + begin()
+                + [n("heart_rate", 12), n("spo2", 31), CONTACT]
+                + begin(FIRST + 1, LATER, 65_000, clock=None)
+                + [n("heart_rate", 0), n("temperature", Decimal("37.2"))]
+            ),
         ),
         "partial_nothing_measured": sample(
             "An item states no value, and not that the probe is off.",

@@ -22,9 +22,11 @@ from fajma import duty
 from fajma.commands import Action, Command, Person, help_text, same_name, usage
 from fajma.duty import DutyError, Roster
 from fajma.errors import FajmaError
+from fajma.facts import HandedOver
 from fajma.language import Language, shown, translator
 from fajma.store import Records
 from fajma.store.alarms import Delivery, SentBy
+from fajma.store.patients import Patient
 from fajma.store.people import MAX_ACCOUNT, Staff, named
 from fajma.store.pins import APPROVALS_NEEDED
 from fajma.store.wards import Ward
@@ -139,7 +141,12 @@ class DutyDesk:
             case Action.IDENTITY_ACCEPT:
                 return await self._accept_identity(connection, command, person, roster)
             case _:
-                return await self._hand_over(command, person, ward, roster)
+                outcome = await self._hand_over(command, person, ward, roster)
+                if command.action is Action.HANDOVER_ACCEPT:
+                    handed_over = HandedOver(now, person.account)
+                    for patient in await self._patients(ward):
+                        await self._records.facts.append(connection, patient.key, handed_over)
+                return outcome
 
     async def _takes(self, person: Staff, language: Language) -> str:
         """That somebody takes duty, and what stands between the alarms and him, as last seen."""
@@ -383,14 +390,20 @@ class DutyDesk:
             )
         return "\n".join([_("On duty, in the order of calling:"), *lines])
 
+    async def _patients(self, ward: Ward) -> list[Patient]:
+        """The patients for whom a ward's team answers, by bed."""
+        found = []
+        for patient in await self._records.patients.all():
+            responsible = await self._records.wards.responsible(patient.key)
+            if responsible is not None and responsible.id == ward.id:
+                found.append(patient)
+        return found
+
     async def _situation(self, ward: Ward, language: Language) -> str:
         """Open alarms and the limits in force, for who takes over."""
         _ = translator(language).gettext
         lines = []
-        for patient in await self._records.patients.all():
-            responsible = await self._records.wards.responsible(patient.key)
-            if responsible is None or responsible.id != ward.id:
-                continue
+        for patient in await self._patients(ward):
             try:
                 text = await self._records.alarm_states.get(patient.key)
                 state = PatientState.from_json(text) if text else PatientState()

@@ -222,6 +222,7 @@ class Orders:
                 if await self._seen_first(connection, heard):
                     await self._refuse(connection, heard, said, refusal.code)
         self._records.store.hints.notify("outbox")
+        self._records.store.hints.notify("facts")
         self._records.store.hints.notify("trust")
 
     def _envelope(self, heard: _Heard) -> bytes:

@@ -114,6 +114,8 @@ class _Batch:
     """Device and reason of what smells of attack."""
     audited: dict[tuple[str, str], datetime] = field(default_factory=dict)
     """Which of them are noted in the audit log, and when."""
+    online: dict[DeviceId, tuple[bool, datetime]] = field(default_factory=dict)
+    """Which v2 monitors came to the broker or left it, and when that was heard."""
     lost: int = 0
 
 
@@ -144,6 +146,10 @@ class Ingest:
             for fate, new, message in zip(fates, batch.readings, batch.sources, strict=True):
                 if fate is Fate.REUSED:
                     self._refuse(batch, SEQUENCE_REUSED, new.reading.device, message)
+            news = [
+                await records.devices.connected(connection, device, online=online, now=at)
+                for device, (online, at) in batch.online.items()
+            ]
             settled = await self._settle(connection, batch)
             await records.quarantine.keep(connection, batch.refused)
             counts = Counter(fate.value for fate in fates if fate is not Fate.REUSED)
@@ -155,7 +161,7 @@ class Ingest:
         self._rates.keep(batch.rates)
         self._audited.update(batch.audited)
         stored = counts[Fate.STORED.value]
-        if stored:
+        if stored or any(news):
             records.store.hints.notify("readings")
         return Outcome(
             stored,
@@ -209,13 +215,16 @@ class Ingest:
             placed.clock,
             decoded.values,
             placed.age,
+            unusable=decoded.unusable,
         )
         self._attribute(message, batch, reading, record)
 
     def _sort_v2(self, message: Message, batch: _Batch) -> None:
         device, channel = wire.parse_v2_topic(message.topic)
         if channel is Channel.STATUS:
-            wire.parse_status(message.payload)
+            online = wire.parse_status(message.payload)
+            if batch.rates.allows(device, message.arrival.mono_s):
+                batch.online[device] = (online, message.arrival.at)
             return
         envelope = batch.envelopes.get(message.payload) or wire.parse_envelope(message.payload)
         keys = self._fleet.keys(envelope.device, envelope.key_version)
@@ -247,6 +256,7 @@ class Ingest:
                 placed.age,
                 item.quality,
                 item.contact,
+                item.unusable,
             )
             if self._fleet.wearing(device, placed.measured_at) is None:
                 unknown = True  # once for the message, which holds them all
@@ -391,9 +401,10 @@ def _envelopes(messages: Sequence[Message]) -> dict[bytes, Envelope]:
 def _said(item: Item) -> bytes:
     """What a record says, in one fixed form."""
     values = ",".join(f"{kind}={item.values[kind]}" for kind in Kind if kind in item.values)
-    return (
-        f"{item.boot}/{item.mono_ms}/{item.measured_at}/{item.quality}/{item.contact}/{values}"
-    ).encode()
+    said = f"{item.boot}/{item.mono_ms}/{item.measured_at}/{item.quality}/{item.contact}/{values}"
+    if item.unusable:
+        said += f"/{','.join(sorted(item.unusable))}"
+    return said.encode()
 
 
 def _device(topic: str) -> str:

@@ -187,21 +187,23 @@ class Store:
             ) from error
         return cls(db)
 
-    async def fetch_among(self, query: str, among: Collection[str]) -> list[Row]:
+    async def fetch_among(self, query: str, among: Collection[str], *more: object) -> list[Row]:
         """Rows of a query whose last column must be one of these texts, however many.
 
         Args:
             query: ends in that column, e.g. ``SELECT wrapped FROM patient_key WHERE patient_key``.
-            among: the texts.
+            among: the texts, ``$1``.
+            more: the query's other arguments, from ``$2``.
         """
         # One argument on either database: the query stays the same for any number.
         if self.is_sqlite:
             found = await self.db.fetch(
                 f"{query} IN (SELECT value FROM json_each($1))",  # noqa: S608 - written by us
                 json.dumps(list(among)),
+                *more,
             )
         else:
-            found = await self.db.fetch(f"{query}=ANY($1::text[])", list(among))
+            found = await self.db.fetch(f"{query}=ANY($1::text[])", list(among), *more)
         return list(found)
 
     async def close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Final
 
 from mautrix.util.async_db import Connection
 
+from fajma import facts
 from fajma.facts import TakenOff, Worn
 from fajma.sealing import KEY_BYTES, SiteKey
 from fajma.sequence import Sequence
@@ -212,6 +213,27 @@ class Devices:
         for row in rows:
             found.setdefault(PatientKey(row["patient_key"]), []).append(DeviceId(row["device_id"]))
         return found
+
+    async def connected(
+        self, connection: Connection, device: DeviceId, *, online: bool, now: datetime
+    ) -> bool:
+        """A monitor came to the broker or left it; the alarm engine is told what is new.
+
+        Returns:
+            Whether it is: the monitor is worn, and was said to be otherwise before.
+        """
+        patient = await connection.fetchval(
+            "UPDATE device_link SET online=$2 WHERE device_id=$1 AND linked_to IS NULL"
+            " AND (online IS NULL OR online<>$2) RETURNING patient_key",
+            device,
+            int(online),
+        )
+        if patient is None:
+            return False
+        await self._facts.append(
+            connection, PatientKey(patient), facts.Connection(now, device, online)
+        )
+        return True
 
     # --- keys ------------------------------------------------------------------------------------
 

@@ -178,13 +178,13 @@ class Patients:
         )
 
 
-_USUAL: Final = (AgeBand.UNKNOWN, None, False)
+_USUAL: Final = (AgeBand.UNKNOWN, None, False, None)
 """The profile of somebody of whom nothing is known."""
 
 
-def _profile(patient: Patient) -> tuple[AgeBand, bool | None, bool]:
-    """What of the record decides on limits: age band, pregnancy, COPD."""
-    return (patient.age_band, patient.pregnant, patient.copd)
+def _profile(patient: Patient) -> tuple[AgeBand, bool | None, bool, str | None]:
+    """What the alarm engine is told of a record: age band, pregnancy, COPD, ward."""
+    return (patient.age_band, patient.pregnant, patient.copd, patient.ward)
 
 
 def _clinical(patient: Patient) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from enum import StrEnum
@@ -198,6 +198,21 @@ class Readings:
         await self._keys.have({PatientKey(row["patient_key"]) for row in rows})
         return [SealedReading(row["position"], PatientKey(row["patient_key"]), row) for row in rows]
 
+    async def sealed_between(
+        self, patients: Collection[PatientKey], after: int, until: int
+    ) -> list[SealedReading]:
+        """What stands between two positions of some patients, in order, the last one included."""
+        rows = await self._store.fetch_among(
+            "SELECT * FROM reading WHERE position>$2 AND position<=$3 AND patient_key",
+            patients,
+            after,
+            until,
+        )
+        found = [
+            SealedReading(row["position"], PatientKey(row["patient_key"]), row) for row in rows
+        ]
+        return sorted(found, key=lambda one: one.position)
+
     async def whose(self, position: int, *, limit: int) -> list[tuple[int, PatientKey]]:
         """Position and patient of what follows a position, in order; nothing sealed is fetched."""
         rows = await self._store.db.fetch(
@@ -273,6 +288,7 @@ class Readings:
                 age=Age(content.get("age", Age.LIVE)),
                 quality=content.get("quality"),
                 contact=content.get("contact"),
+                unusable=frozenset(map(Kind, content.get("unusable", ()))),
             ),
         )
 
@@ -301,6 +317,9 @@ def _sealed_part(reading: Reading) -> bytes:
         more += f',"quality":{reading.quality:d}'
     if reading.contact is not None:
         more += f',"contact":{"true" if reading.contact else "false"}'
+    if reading.unusable:
+        kinds = ",".join(f'"{kind.value}"' for kind in sorted(reading.unusable))
+        more += f',"unusable":[{kinds}]'
     return f'{{"clock":"{reading.clock.value}","values":{{{values}}}{more}}}'.encode()
 
 

@@ -10,12 +10,14 @@ from fajma.store.alarms import AlarmStates, Outbox
 from fajma.store.audit import Audit
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
+from fajma.store.decisions import Decisions
 from fajma.store.devices import Devices
 from fajma.store.facts import Facts
 from fajma.store.followers import Feeds, Followers
 from fajma.store.keys import PatientKeys
 from fajma.store.leases import Lease, Leases
 from fajma.store.orders import OrdersSeen
+from fajma.store.outages import Outages
 from fajma.store.patients import Patients
 from fajma.store.people import People
 from fajma.store.pins import Audience, Pins
@@ -45,6 +47,8 @@ class Records:
         self.feeds = Feeds(store)
         self.watching = Watching(store)
         self.alarm_states = AlarmStates(store, keys)
+        self.outages = Outages(store)
+        self.decisions = Decisions(store, keys)
         self.outbox = Outbox(store, keys, site_key)
         self.wards = Wards(store)
         self.people = People(store, site_key)

@@ -359,8 +359,19 @@ _V6 = (
         sealed BYTEA NOT NULL,
         PRIMARY KEY (patient_key, reading, fact, number)
     )""",
+    # Wards of which so many patients went silent together that it is told once for all of them.
+    """CREATE TABLE outage (
+        ward_id TEXT PRIMARY KEY REFERENCES ward (ward_id),
+        began_at BIGINT NOT NULL,
+        told_at BIGINT NOT NULL,
+        patients TEXT NOT NULL,
+        members INTEGER NOT NULL
+    )""",
+    # Whether a worn v2 monitor is connected, as it or the broker last said (1 or 0).
+    "ALTER TABLE device_link ADD COLUMN online INTEGER",
     # When the engine must look at a patient at the latest, though nothing comes.
     "ALTER TABLE alarm_state ADD COLUMN due_at BIGINT",
+    "CREATE INDEX outbox_of_patient ON outbox (patient_key, position)",
     "CREATE INDEX alarm_state_due ON alarm_state (due_at) WHERE due_at IS NOT NULL",
 )
 

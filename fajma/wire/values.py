@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from enum import StrEnum
 from typing import Final
 
 from fajma.errors import DecodeError
-from fajma.vitals import MAX_DECIMALS, MEASURES, Kind
+from fajma.vitals import MAX_DECIMALS, MEASURES, TELLING_LOW, Kind
 
 REQUIRED: Final = (Kind.HEART_RATE, Kind.SPO2, Kind.TEMPERATURE)
 """Kinds that a monitor should always measure; blood pressure is optional."""
@@ -44,11 +44,10 @@ class Rejected:
 
 
 class NoUsableValueError(DecodeError):
-    """The message is well formed and from the right device, but holds no plausible value.
+    """The message is well formed and from the right device, but says nothing about the patient.
 
     Attributes:
-        rejected: why each value was kept out: a dying patient can look like this, so ingest must
-            not treat it as noise.
+        rejected: why each value was kept out; none of them is ``unusable``.
     """
 
     def __init__(self, rejected: tuple[Rejected, ...]) -> None:
@@ -106,3 +105,12 @@ def part(
         elif found is not None:
             rejected.append(Rejected(kind, found))
     return values, tuple(rejected)
+
+
+def unusable(rejected: Iterable[Rejected]) -> frozenset[Kind]:
+    """The kinds whose absurdly low value may be the patient's state (``Reading.unusable``)."""
+    return frozenset(
+        one.kind
+        for one in rejected
+        if one.reason is Reason.IMPLAUSIBLE_LOW and one.kind in TELLING_LOW
+    )

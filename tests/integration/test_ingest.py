@@ -136,6 +136,7 @@ async def test_a_sample_is_stored_or_counted_kept_and_explained(
         ]
         assert reading.measured_at == datetime.fromisoformat(wanted["measured_at"])
         assert reading.clock == wanted["clock"]
+        assert sorted(reading.unusable) == wanted.get("unusable", [])
     assert outcome == Outcome(len(stored), 0, expected)
     assert await records.quarantine.counts() == dict(expected)
     # One line for each refusal, and none for what is in order.

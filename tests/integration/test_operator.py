@@ -25,7 +25,7 @@ from appservice.operator import DEVICE, Operator
 from console.processes import free_port
 from console.synapse import OPERATOR, Synapse, SynapseSite
 from fajma.errors import InputError, UnavailableError
-from fajma.events import WATCH_RELATION
+from fajma.events import EVERYONE_RELATION, WATCH_RELATION
 from tests.conftest import run
 from tests.push_gateway import Notification, PushGateway, have_pusher
 
@@ -344,6 +344,19 @@ async def test_a_wish_to_watch_reaches_no_phone_and_what_people_write_does(
     assert wish not in pushed
 
 
+async def test_an_alarm_that_nobody_answered_rings_off_duty_and_others_do_not(
+    clinic: Clinic, operator: Operator, gateway: PushGateway, awa: Person
+) -> None:
+    room_id = await clinic.consultation(awa)
+    await operator.ring(awa.mxid, rings=False)
+    alarm = await clinic.alerts.say(room_id)
+    about = {"rel_type": EVERYONE_RELATION, "event_id": alarm}
+    unanswered = await clinic.alerts.say(room_id, about=about)
+    pushed = await came(gateway, awa, unanswered)
+    assert pushed[-1] == unanswered
+    assert alarm not in pushed
+
+
 async def test_without_our_rules_telemetry_would_push(
     clinic: Clinic, gateway: PushGateway, awa: Person
 ) -> None:
@@ -481,7 +494,7 @@ async def test_an_account_is_made_closed_and_opened_again(
     assert (await moussa.ask("GET", "account/whoami"))["user_id"] == mxid
     await operator.ring(mxid, rings=True)
     listed = (await moussa.ask("GET", "pushrules/"))["global"]["override"]
-    assert listed[1]["rule_id"] == "com.fajma.alarms"
+    assert listed[3]["rule_id"] == "com.fajma.alarms"
 
 
 async def test_a_locked_account_is_named_as_such(operator: Operator) -> None:

@@ -28,6 +28,7 @@ from bots.alerts.orders import FRESH, TRIES, Orders
 from fajma.config import Alarms
 from fajma.duty import DRILL_LASTS, OFFER_VALID, Roster
 from fajma.errors import UnavailableError
+from fajma.facts import HandedOver
 from fajma.language import Language
 from fajma.store import Records, to_ms
 from fajma.store.alarms import Delivery, SentBy
@@ -812,6 +813,11 @@ async def test_a_handover_names_both_lists_open_alarms_and_limits_and_is_in_the_
     entry = (await scene.audit())[-1]
     assert (entry.action, entry.actor) == ("handover.accept", MOUSSA)
     assert entry.detail == {"giver": AWA, "taker": MOUSSA}
+    facts = scene.records.facts
+    told = [
+        await facts.open(one) for one in await facts.sealed_after(0, up_to_reading=2**62, limit=9)
+    ]
+    assert [one for one in told if isinstance(one, HandedOver)] == [HandedOver(NOON, MOUSSA)]
 
 
 async def test_an_offer_is_declined_taken_back_or_lapses_and_duty_stays(scene: Scene) -> None:

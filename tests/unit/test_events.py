@@ -99,7 +99,17 @@ ALARMS = KINDS.flatmap(
         value=value_of(kind),
         limit=value_of(kind),
         measured_at=TIMES,
+        is_late=st.booleans(),
     )
+) | st.builds(
+    AlarmBlock,
+    delivery_id=st.text(),
+    alarm_id=st.text(),
+    patient=st.just(PATIENT),
+    state=st.sampled_from(["started", "escalated", "recovered"]),
+    priority=st.sampled_from(["medium", "high"]),
+    measured_at=TIMES | st.none(),
+    trouble=st.text(),
 )
 JSON = st.recursive(
     st.none()
@@ -310,7 +320,7 @@ READERS: dict[str, tuple[Callable[[Any], object], dict[str, Any]]] = {
     "alarm": (
         AlarmBlock.from_content,
         AlarmBlock(
-            "d", "a", PATIENT, "started", Kind.SPO2, "high", Decimal(86), Decimal(90), NOON
+            "d", "a", PATIENT, "started", "high", NOON, Kind.SPO2, Decimal(86), Decimal(90)
         ).to_content(),
     ),
 }

@@ -93,6 +93,7 @@ def judge(topic: str, payload: bytes) -> dict[str, Any]:
             "device": decoded.device,
             "timestamp_ms": decoded.timestamp_ms,
             "values": {kind.value: str(value) for kind, value in decoded.values.items()},
+            **({"unusable": sorted(decoded.unusable)} if decoded.unusable else {}),
         },
         "rejected": spell(decoded.rejected),
     }

@@ -156,6 +156,7 @@ def spell_item(item: Item) -> dict[str, Any]:
         ],
         "quality": item.quality,
         "contact": item.contact,
+        **({"unusable": sorted(item.unusable)} if item.unusable else {}),
         **({"no_usable_value": True} if item.no_usable_value else {}),
     }
 
