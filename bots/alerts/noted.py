@@ -64,13 +64,6 @@ def take_fact(state: PatientState, fact: Fact, number: str, rules: SiteRules) ->
             taken = _take_off(state, fact)
         case OutageEnded(at):
             taken = _end_outage(state, at)
-        case Worn():
-            # What was heard of a monitor before it was worn is no sign of this patient.
-            worn = state.standing.worn
-            heard = {one: each for one, each in state.heard.items() if one in worn}
-            standing = replace(state.standing, worn={**worn, fact.device: fact.at})
-            state = replace(state, standing=standing, heard=without(heard, fact.device))
-            taken = state, []
         case _:
             standing = _stand(state.standing, fact)
             taken = _judge_by(replace(state, standing=standing), fact.at, rules)
@@ -80,6 +73,8 @@ def take_fact(state: PatientState, fact: Fact, number: str, rules: SiteRules) ->
 def _stand(standing: Standing, fact: Fact) -> Standing:
     """What holds after a fact that says no more than that."""
     match fact:
+        case Worn(at, device):
+            standing = replace(standing, worn={**standing.worn, device: at})
         case Connection(at, device, online):
             offline = without(standing.offline, device)
             standing = replace(standing, offline=offline if online else {**offline, device: at})

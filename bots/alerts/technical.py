@@ -344,12 +344,12 @@ def silences(
             continue
         last = heard.get(device)
         since = worn_since if last is None else max(worn_since, last.at)
-        if standing.outage_ended is not None:
-            # Who is still silent when an outage ends has as long as anybody to come back.
-            since = max(since, standing.outage_ended)
-        at = since + (silent_after if last is None else last.silent_after)
+        # Who is still silent when an outage ends has as long as anybody to come back.
+        ended = standing.outage_ended
+        counted_from = since if ended is None else max(since, ended)
+        at = counted_from + (silent_after if last is None else last.silent_after)
         gone = standing.offline.get(device)
-        if gone is not None and gone >= since:
+        if gone is not None and gone >= counted_from:
             at = min(at, gone + GRACE)
         yield at, device, since
 

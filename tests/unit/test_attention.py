@@ -114,6 +114,13 @@ def test_when_nobody_of_a_step_can_be_reached_the_next_one_is_told_at_once() -> 
     assert bedside.note(facts.NobodyReached(bedside.now, "spo2-low-77", 0)) == []
 
 
+def test_a_snooze_holds_also_when_nobody_of_a_step_can_be_reached() -> None:
+    bedside = with_alarm()
+    bedside.snooze()
+
+    assert bedside.note(facts.NobodyReached(bedside.now, "spo2-low-2", 0)) == []
+
+
 @pytest.mark.parametrize(
     ("again", "ladder"),
     [(0, (0,)), (180, ()), (180, (1, 2)), (180, (0, 60, 60)), (180, (0, 90, 60))],

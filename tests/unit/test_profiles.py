@@ -227,6 +227,15 @@ def test_a_second_limit_of_a_kind_and_direction_replaces_the_first() -> None:
     assert [one.threshold for one in bedside.state.standing.own_limits] == [88]
 
 
+def test_a_limit_that_is_not_kept_holds_until_a_handover() -> None:
+    bedside = Bedside()
+    bedside.limit(SPO2, "low", "88")
+    bedside.send(WELL, times=100)
+    bedside.wait(3600)
+
+    assert len(bedside.state.standing.own_limits) == 1
+
+
 def test_a_handover_ends_limits_that_are_not_kept() -> None:
     bedside = Bedside()
     bedside.limit(SPO2, "low", "88")

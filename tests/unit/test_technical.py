@@ -178,6 +178,8 @@ def test_during_an_outage_silence_is_folded_and_who_is_silent_after_it_counts_an
     assert bedside.wait(89) == []
     (alarm,) = bedside.wait(1)
     assert alarm.reason is Reason.STARTED
+    assert isinstance(alarm, TechnicalDecision)
+    assert alarm.since == START + seconds(15), "silent since before the outage"
 
 
 def test_who_comes_back_as_an_outage_ends_is_not_told_at_all() -> None:
@@ -335,6 +337,20 @@ def test_a_wrong_clock_is_told_once_a_day_with_low_priority() -> None:
     assert len(story(bedside)) == 1
     bedside.send(WELL, every=60, clock=Clock.WRONG)
     assert story(bedside)[1:] == [(Trouble.WRONG_CLOCK, Reason.RENOTIFIED)]
+
+
+def test_a_reminder_of_a_wrong_clock_counts_as_the_word_of_its_day() -> None:
+    bedside = Bedside()
+    bedside.send(WELL, times=13, clock=Clock.WRONG)
+    bedside.send(WELL, times=24 * 60, every=60, clock=Clock.WRONG)
+    bedside.send(WELL, times=7)
+    bedside.send(WELL, times=13, clock=Clock.WRONG)
+
+    assert reasons(bedside.decisions)[-3:] == [
+        Reason.RENOTIFIED,
+        Reason.RECOVERED,
+        Reason.TOLD_TODAY,
+    ]
 
 
 def test_a_clock_that_is_wrong_again_on_the_same_day_is_not_told_again() -> None:
