@@ -6,8 +6,8 @@
    ``QUIET`` before it (a monitor may send its backlog between live readings), or nothing late came
    for ``OVER``. A run that does not end is told after ``RUN_AT_MOST``.
 3. What is told waits for an answer, and people are reminded of it until then, as of an episode;
-   only a high one goes up the escalation ladder. The next one of its kind and direction takes its
-   place.
+   only a high one goes up the escalation ladder. Another one of its kind and direction joins it:
+   one answer is enough for both.
 4. A breach that is no worse than an episode that is open is not told: it was.
 5. A reading of unknown age was measured nobody knows when; it is a technical alarm, not a late one.
 """
@@ -157,6 +157,20 @@ def _with(run: LateRun, bands: Bands, sample: Sample, position: int) -> LateRun:
 def _worst(bands: Bands, *samples: Sample) -> Sample:
     low = bands.limits[0].direction is Direction.LOW
     return (min if low else max)(samples, key=lambda one: one.value)
+
+
+def joined(before: LateBreach | None, found: LateBreach) -> LateBreach:
+    """What was found, together with what of its kind and direction waits for an answer."""
+    if before is None:
+        return found
+    low = before.limit.direction is Direction.LOW
+    return LateBreach(
+        before.alarm_id,
+        max(before.limit, found.limit, key=lambda limit: limit.priority),
+        (min if low else max)(before.worst, found.worst, key=lambda one: one.value),
+        min(before.first, found.first),
+        max(before.last, found.last),
+    )
 
 
 def over(

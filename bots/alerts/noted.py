@@ -269,10 +269,14 @@ def _end_outage(state: PatientState, at: datetime) -> _Taken:
     standing = replace(state.standing, outage_since=None, outage_ended=at)
     left = []
     for one in state.troubles:
+        care = state.care.get(one.alarm_id)
         silent = one.trouble is Trouble.NO_READINGS
-        if silent and not attention.was_told(state.care.get(one.alarm_id)):
+        if silent and not attention.was_told(care):
             out.append(technical.decide(Reason.ENDED_UNTOLD, one, state.latest, at))
             state = replace(state, care=without(state.care, one.alarm_id))
-        else:
-            left.append(one)
+            continue
+        left.append(one)
+        if silent and care is not None and not care.acknowledged:
+            # As if it were told now, lest all reminders come at once.
+            state = caring(state, one.alarm_id, attention.told_again(care, at))
     return replace(state, standing=standing, troubles=tuple(left)), out

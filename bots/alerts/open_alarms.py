@@ -190,16 +190,16 @@ def end_late_runs(
     if runs is state.late_runs:
         return state
     state = replace(state, late_runs=runs)
-    for track, breach in found:
+    for track, new in found:
+        breach = late.joined(state.late.get(track), new)
         episode = episode_of(state, track)
-        if episode is not None and breach.limit.priority <= episode.limit.priority:
-            out.append(late.decide(track, breach, Reason.ALREADY_OPEN, at))
+        if episode is not None and new.limit.priority <= episode.limit.priority:
+            out.append(late.decide(track, new, Reason.ALREADY_OPEN, at))
             continue
-        out.append(late.decide(track, breach, Reason.DURING_OUTAGE, at))
-        previous = state.late.get(track)
-        care = state.care if previous is None else without(state.care, previous.alarm_id)
-        state = replace(state, late={**state.late, track: breach}, care=care)
-        state = caring(
-            state, breach.alarm_id, attention.begun(breach.limit.priority, at, told=True)
+        care = attention.worsened(
+            state.care.get(breach.alarm_id), breach.limit.priority, at, told=True
         )
+        out.append(late.decide(track, breach, Reason.DURING_OUTAGE, at, step=care.step))
+        state = replace(state, late={**state.late, track: breach})
+        state = caring(state, breach.alarm_id, care)
     return state
