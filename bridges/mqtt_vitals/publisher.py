@@ -54,7 +54,7 @@ MAX_BATCH_READINGS: Final = 400
 """Most readings in one event. The largest such event, encrypted, stays under the 64 KiB that an
 event may have, with room for what a homeserver adds (tests/unit/test_event_size.py)."""
 
-MAX_HISTORY_READINGS: Final = 600
+MAX_HISTORY_READINGS: Final = 500
 """The same for history, in which a reading has mostly one value."""
 
 SNAPSHOT_READINGS: Final = 100
@@ -378,8 +378,8 @@ class Publisher:
         )
         if feed.pending is not None:
             readings = [one for one in readings if one.position <= (feed.pending or 0)]
-        if not any(one.reading.values for one in readings):  # only a probe that was off
-            last = readings[-1].position if readings else feed.pending or room.newest
+        if not readings:
+            last = feed.pending or room.newest
             await self._note(room, replace(feed, published=last, pending=None))
             return False
         if feed.pending is None and await self._sent_anchor(room):

@@ -478,7 +478,7 @@ async def test_late_readings_are_marked_and_never_hide_newer_ones(
     assert shown.latest[Kind.TEMPERATURE].age is Age.LATE
 
 
-async def test_a_probe_that_is_off_breaks_nothing_and_costs_no_event(
+async def test_a_room_is_told_that_the_probe_is_off(
     sqlite_records: Records, desk: Desk, mine: Consultation
 ) -> None:
     await measure(sqlite_records, mine, 3, worn=False)
@@ -488,15 +488,16 @@ async def test_a_probe_that_is_off_breaks_nothing_and_costs_no_event(
         for _ in range(3):
             desk.later(60)
             await desk.round()
-        assert desk.sender.rooms == {}
-        assert (await sqlite_records.feeds.get(mine.id)).published == 3
+        [batch] = batches(desk, mine)
+        assert [(one.values, one.probe_off) for one in batch.readings] == [({}, True)] * 3
+        shown = states(desk, mine)[-1]
+        assert (shown.latest, shown.probe_off_since) == ({}, batch.readings[0].measured_at)
         await measure(sqlite_records, mine, 1)
         await measure(sqlite_records, mine, 2, worn=False)
         desk.later(60)
         await desk.round()
     await everything_is_published_once(sqlite_records, desk, mine)
-    assert len(states(desk, mine)) == 1
-    assert len(batches(desk, mine)) == 1
+    assert [one.probe_off for one in batches(desk, mine)[-1].readings] == [False, True, True]
 
 
 async def test_the_lag_is_what_is_not_known_to_be_in_the_rooms(
