@@ -371,7 +371,7 @@ async def test_history_that_fails_does_not_hold_up_what_is_measured_now(
     await measure(sqlite_records, mine, 2)
     async with desk.open():
         await come(desk, mine)
-        await sqlite_records.store.db.execute("UPDATE reading SET sealed=$1", b"\x01" * 64)
+        desk.sender.failing["history"] = MForbidden(403)
         desk.later(COMES_S)
         await desk.round()
         await measure(sqlite_records, mine, 1)
