@@ -119,8 +119,8 @@ class Announcer:
         """What the monitor said of the signal when it measured the value."""
         if not (isinstance(decision, Decision) and decision.rings):
             return None
-        for logged in reversed(await self._records.readings.latest(patient, limit=_LOOK_BACK)):
-            reading = logged.reading
+        for sealed in reversed(await self._records.readings.latest(patient, limit=_LOOK_BACK)):
+            reading = (await self._records.readings.open(sealed)).reading
             if reading.measured_at == decision.measured_at and reading.quality is not None:
                 return Signal.GOOD if reading.quality >= GOOD_FROM else Signal.POOR
         return None
