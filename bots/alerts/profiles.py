@@ -75,7 +75,9 @@ _CHILDREN: Final[Mapping[AgeBand, Limits]] = {
         ),
     },
     AgeBand.INFANT: {
-        Kind.HEART_RATE: (  # PEWS, 0-3 months: the first centile is above 90 up to a year (Fleming)
+        # PEWS, 0-3 months, for all of the year: told sooner on the slow side, later on the fast one
+        # than its 3-12 months (80 and 70, 170 and 180).
+        Kind.HEART_RATE: (
             _side(_AT_MOST, ("90", _MEDIUM), ("80", _HIGH)),
             _side(_AT_LEAST, ("180", _MEDIUM), ("190", _HIGH)),
         ),

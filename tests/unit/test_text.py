@@ -58,7 +58,7 @@ def decision(
 
 
 def say(
-    told: AnyDecision,
+    told: Decision,
     *,
     bed: str = "4",
     initials: str = "A.D.",
