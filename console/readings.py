@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -14,16 +14,19 @@ import structlog
 
 from bots.alerts.engine import FOLLOWER
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import UNKNOWN_DEVICE, Ingest, Message
+from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, UNKNOWN_DEVICE, Ingest, Message
 from console.people import config_option
 from console.run import opened
 from fajma.config import Settings, load
 from fajma.store import Records
-from fajma.store.readings import LoggedReading
+from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import MEASURES, Age
 
 PAGE: Final = 500
 POLL_S: Final = 1.0
+
+AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY)
+"""Reasons that may be gone when a message is tried again."""
 
 
 @click.group("readings")
@@ -81,18 +84,25 @@ def tail(*, follow: bool, number: int, patient: str | None, config_path: Path) -
             who = found.key
         zone = ZoneInfo(settings.site.time_zone)
         shown = await records.readings.newest(limit=number, patient=who)
-        for one in shown:
-            click.echo(_line(one, zone))
+        await _show(records, shown, zone)
         position = shown[-1].position if shown else await records.readings.head()
         while follow:
-            new = await records.readings.after(position, limit=PAGE, patient=who)
-            for one in new:
-                click.echo(_line(one, zone))
-                position = one.position
-            if not new:
+            new = await records.readings.sealed_after(position, limit=PAGE, patient=who)
+            await _show(records, new, zone)
+            if new:
+                position = new[-1].position
+            else:
                 await asyncio.sleep(POLL_S)
 
     with_records(config_path, work)
+
+
+async def _show(records: Records, sealed: Sequence[SealedReading], zone: ZoneInfo) -> None:
+    opened, unreadable = await records.readings.open_all(sealed)
+    lines = {one.position: _line(one, zone) for one in opened}
+    lines |= {position: f"{position}  does not open" for position in unreadable}
+    for position in sorted(lines):
+        click.echo(lines[position])
 
 
 def _line(one: LoggedReading, zone: ZoneInfo) -> str:
@@ -148,14 +158,18 @@ def quarantine_replay(*, device: str | None, config_path: Path) -> None:
 
 
 async def replay(records: Records, *, device: str | None = None) -> tuple[int, int]:
-    """Try again what was refused because nobody wore the monitor.
+    """Try again what was refused because nobody wore the monitor, or who wore it had no key.
 
     Returns:
         How many readings are in the log now that were not, and how many messages still wait.
     """
     ingest = Ingest(records)
     stored, waiting = 0, 0
-    kept = await records.quarantine.listed(device=device, reason=UNKNOWN_DEVICE, limit=100_000)
+    kept = [
+        one
+        for reason in AGAIN
+        for one in await records.quarantine.listed(device=device, reason=reason, limit=100_000)
+    ]
     for one in kept:
         refused = await records.quarantine.open(one)
         if refused is None:
@@ -164,7 +178,7 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, i
         message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
         outcome = await ingest.commit([message])
         stored += outcome.stored
-        if outcome.refused[UNKNOWN_DEVICE]:
+        if any(outcome.refused[reason] for reason in AGAIN):
             waiting += 1
         else:
             await records.quarantine.drop([one.id])

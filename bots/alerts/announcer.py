@@ -28,7 +28,7 @@ from bots.alerts.late import LateDecision
 from bots.alerts.limits import Limit
 from bots.alerts.open_alarms import AnyDecision
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import GOOD_FROM, Bedside, Signal, Text, render
+from bots.alerts.text import Signal, Text, render
 from bots.alerts.webhook import call
 from fajma.errors import BugError
 from fajma.events import ALARM, EVERYONE_RELATION, QUIET_RELATION, AlarmBlock
@@ -42,6 +42,9 @@ from fajma.store.wards import Ward
 from fajma.vitals import PatientKey
 
 _LOOK_BACK: Final = 8  # readings, among which is the one that decided
+
+GOOD_FROM: Final = 50
+"""Quality of the pulse wave, in %, from which a signal is called good. FAJMA default."""
 
 WARD_STEP: Final = 1
 EVERYONE_STEP: Final = 2
@@ -86,11 +89,14 @@ class Announcer:
             raise BugError("an alarm of nobody", code="alarm_without_patient")
         ward = await self._records.wards.responsible(patient.key)
         where = await self._where(patient, ward, decision)
-        guessed = patient.age_band is AgeBand.UNKNOWN
         text = render(
             decision,
-            Bedside(patient.bed, patient.initials, where.language, where.time_zone, guessed),
+            bed=patient.bed,
+            initials=patient.initials,
+            language=where.language,
+            zone=where.time_zone,
             signal=await self._signal(patient_key, decision),
+            age_unknown=(patient.age_band is AgeBand.UNKNOWN and decision.reason is Reason.STARTED),
         )
         delivery_id = self._delivery_id(patient_key, decision)
         content = await self._content(patient_key, decision, delivery_id, text, where)
@@ -113,8 +119,8 @@ class Announcer:
         """What the monitor said of the signal when it measured the value."""
         if not (isinstance(decision, Decision) and decision.rings):
             return None
-        for logged in reversed(await self._records.readings.latest(patient, limit=_LOOK_BACK)):
-            reading = logged.reading
+        for sealed in reversed(await self._records.readings.latest(patient, limit=_LOOK_BACK)):
+            reading = (await self._records.readings.open(sealed)).reading
             if reading.measured_at == decision.measured_at and reading.quality is not None:
                 return Signal.GOOD if reading.quality >= GOOD_FROM else Signal.POOR
         return None

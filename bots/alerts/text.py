@@ -44,10 +44,6 @@ class Signal(StrEnum):
     POOR = "poor"
 
 
-GOOD_FROM: Final = 50
-"""Quality of the pulse wave, in %, from which a signal is called good. FAJMA default."""
-
-
 @dataclass(frozen=True, slots=True)
 class Text:
     """A message in the two forms that Matrix carries.
@@ -61,188 +57,153 @@ class Text:
     html: str
 
 
-@dataclass(frozen=True, slots=True)
-class Bedside:
-    """Whose alarm it is, and how the room reads.
+_Parts = list[tuple[str, str]]
+"""Of a message: each has a bold text and a plain one after it; either may be empty."""
 
-    Attributes:
+
+def render(
+    decision: AnyDecision,
+    *,
+    bed: str,
+    initials: str,
+    language: Language,
+    zone: str,
+    signal: Signal | None = None,
+    age_unknown: bool = False,
+) -> Text:
+    """Put an announced decision into words.
+
+    Args:
+        decision: of whatever subject.
         bed: the bed's number or name as staff typed it, without the word "bed"; not trusted.
         initials: the patient's initials as staff typed them; not trusted.
         language: of the room.
         zone: name of the room's time zone, e.g. ``Africa/Abidjan``. An unknown one shows UTC and
             says so: a bad setting must not cost an alarm.
-        guessed: whether the limits are those of an adult since nobody entered an age.
-    """
-
-    bed: str
-    initials: str
-    language: Language
-    zone: str
-    guessed: bool = False
-
-    @property
-    def where(self) -> str:
-        """Where to go: ``Bed 4 A.D.``."""
-        _ = translator(self.language).gettext
-        bed = _("Bed {bed}").format(bed=shown(self.bed, MAX_BED))
-        return f"{bed} {shown(self.initials, MAX_INITIALS)}"
-
-
-def render(decision: AnyDecision, bedside: Bedside, *, signal: Signal | None = None) -> Text:
-    """Put an announced decision into words.
-
-    Args:
-        decision: any that is announced.
-        bedside: whose alarm it is.
-        signal: quality of the signal behind a value; left out of the text where unknown.
+        signal: quality of the signal; left out of the text where unknown.
+        age_unknown: whether an adult's limits are only a guess (``profiles.age_unknown``).
 
     Raises:
         BugError: ``decision_silent``, the decision is not one to announce.
     """
     if not decision.announce:
         raise BugError("Only render decisions that are announced.", code="decision_silent")
+    _ = translator(language).gettext
+    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
+    where = f"{where} {shown(initials, MAX_INITIALS)}"
     if isinstance(decision, TechnicalDecision):
-        return _technical(decision, bedside)
+        return _joined(_of_trouble(decision, where, language, zone))
     if isinstance(decision, LateDecision):
-        return _late(decision, bedside)
-    return _vital(decision, bedside, signal)
-
-
-def _vital(decision: Decision, bedside: Bedside, signal: Signal | None) -> Text:
-    _ = translator(bedside.language).gettext
-    measured = _measured(decision, bedside.language)
-    time = clock_time(decision.measured_at, bedside.zone)
+        return _joined(_of_late_breach(decision, where, language, zone))
     if not decision.rings:
-        return _joined(
-            (_("END OF ALARM"), ""),
-            ("", bedside.where),
-            (measured, ""),
-            *(("", why) for why in _why_over(decision.reason, _)),
-            ("", time),
-        )
-    quality = [("", _signal(signal, _))] if signal is not None else []
-    return _joined(
+        return _joined(_of_end(decision, where, language, zone))
+    parts = [
         (_title(decision.priority, _), ""),
-        ("", bedside.where),
-        (measured, f" ({_broken_limit(decision, bedside.language)})"),
-        *quality,
-        ("", time),
-        *_asks(decision, bedside, decision.since),
-    )
+        ("", where),
+        (_measured(decision, language), f" ({_broken_limit(decision, language)})"),
+        *_note(decision, language),
+    ]
+    if signal is not None:
+        parts.append(("", _signal(signal, _)))
+    if age_unknown:
+        parts.append(("", _("age unknown: an adult's limits")))
+    time = clock_time(decision.measured_at, zone)
+    return _joined([*parts, ("", time), (_("See the patient"), "")])
 
 
-def _technical(decision: TechnicalDecision, bedside: Bedside) -> Text:
-    _ = translator(bedside.language).gettext
-    if not decision.rings:
-        return _joined(
-            (_("END OF TECHNICAL ALARM"), ""),
-            ("", bedside.where),
-            ("", _trouble_over(decision.trouble, _)),
-            *(("", why) for why in _why_over(decision.reason, _)),
-            ("", clock_time(decision.at, bedside.zone)),
-        )
-    high = decision.priority is Priority.HIGH
-    lasted = _duration(decision.at - decision.since)
-    trouble = _trouble(decision.trouble, _)
-    what = _("{trouble} for {duration}").format(trouble=trouble, duration=lasted)
-    last = (
-        _("last value {time}").format(time=clock_time(decision.last_good_at, bedside.zone))
-        if decision.last_good_at is not None
-        else _("no value yet")
-    )
-    return _joined(
-        (_title(decision.priority, _) if high else _("TECHNICAL ALARM"), ""),
-        ("", bedside.where),
-        (what if lasted else trouble, ""),
-        ("", last),
-        *_asks(decision, bedside, decision.since),
-    )
+def _of_end(decision: Decision, where: str, language: Language, zone: str) -> _Parts:
+    """An episode that is over; what a clinician did not see end is told by its limit."""
+    _ = translator(language).gettext
+    if decision.reason is Reason.RECOVERED:
+        time = clock_time(decision.measured_at, zone)
+        value = _measured(decision, language)
+        return [(_("END OF ALARM"), ""), ("", where), (value, ""), ("", time)]
+    limit = _named_limit(decision.kind, decision.limit, language)
+    time = clock_time(decision.at, zone)
+    if decision.reason is Reason.NOT_MONITORED:
+        title, why = _("END OF MONITORING"), _("an alarm was open: {limit}")
+        return [(title, ""), ("", where), ("", why.format(limit=limit)), ("", time)]
+    why = _("the limits were changed")
+    return [(_("END OF ALARM"), ""), ("", where), ("", limit), ("", why), ("", time)]
 
 
-def _late(decision: LateDecision, bedside: Bedside) -> Text:
-    _ = translator(bedside.language).gettext
-    label, unit = _label(decision.kind, bedside.language)
-    rounding = ROUND_FLOOR if decision.direction is Direction.LOW else ROUND_CEILING
-    value = _number(decision.value.quantize(_TENTH, rounding), decision.kind, bedside.language)
-    span = _("{limit} from {start} to {end}").format(
-        limit=_written(decision.limit, decision.kind, bedside.language),
-        start=_past_time(decision.first, bedside, now=decision.at),
-        end=_past_time(decision.last, bedside, now=decision.at),
-    )
-    return _joined(
-        (_("DURING THE OUTAGE"), ""),
-        ("", bedside.where),
-        (f"{label} {value}{_NO_BREAK}{unit}", f" ({span})"),
-        *_asks(decision, bedside, decision.at),
-    )
-
-
-def _past_time(moment: datetime, bedside: Bedside, *, now: datetime) -> str:
-    """``14:02 UTC+0``; with the date after a day."""
-    time = clock_time(moment, bedside.zone)
-    if now - moment < timedelta(days=1):
-        return time
-    day = format_datetime(
-        moment.astimezone(_zone(bedside.zone)), "d MMM", locale=bedside.language.value
-    )
-    return f"{day} {time}"
-
-
-def _asks(decision: AnyDecision, bedside: Bedside, since: datetime) -> list[tuple[str, str]]:
-    """Why it is told once more, what to do, and what to know."""
-    _ = translator(bedside.language).gettext
-    unanswered = _duration(decision.at - since)
-    parts = {
-        Reason.RENOTIFIED: _("Reminder: nobody has answered for {duration}"),
-        Reason.ESCALATED: _("Nobody has answered for {duration}"),
-        Reason.SNOOZE_ENDED: _("The snooze is over"),
-        Reason.SNOOZE_BROKEN: _("Much worse: the snooze is broken"),
+def _note(decision: AnyDecision, language: Language) -> _Parts:
+    """Why there is a message again, where it is not the first."""
+    _ = translator(language).gettext
+    notes = {
+        Reason.RENOTIFIED: _("reminder: nobody has answered"),
+        Reason.ESCALATED: _("nobody has answered: step {step}").format(step=decision.step + 1),
+        Reason.SNOOZE_ENDED: _("the pause is over"),
+        Reason.SNOOZE_BROKEN: _("worse during the pause"),
     }
-    said = parts.get(decision.reason)
-    asks = [("", said.format(duration=unanswered))] if said is not None else []
-    technical = isinstance(decision, TechnicalDecision)
-    see = _("See the patient and the sensor") if technical else _("See the patient")
-    asks.append((see, ""))
-    if bedside.guessed and not technical and decision.reason is Reason.STARTED:
-        asks.append(("", _("age unknown: limits of an adult")))
-    return asks
+    note = notes.get(decision.reason)
+    return [] if note is None else [("", note)]
 
 
-def _why_over(reason: Reason, _: Callable[[str], str]) -> list[str]:
-    """Why an alarm is over though the value is not back inside."""
-    if reason is Reason.RULES_CHANGED:
-        return [_("no limit any more")]
-    if reason is Reason.NOT_MONITORED:
-        return [_("the patient wears no monitor any more")]
-    return []
-
-
-def _signal(signal: Signal, _: Callable[[str], str]) -> str:
-    return _("good signal") if signal is Signal.GOOD else _("poor signal")
-
-
-def _trouble(trouble: Trouble, _: Callable[[str], str]) -> str:
-    return {
-        Trouble.NO_READINGS: _("no readings"),
-        Trouble.PROBE_OFF: _("probe off"),
-        Trouble.UNKNOWN_AGE: _("readings of unknown age"),
-        Trouble.WRONG_CLOCK: _("wrong clock of the monitor"),
+def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zone: str) -> _Parts:
+    _ = translator(language).gettext
+    trouble = decision.trouble
+    if not decision.rings:
+        over = {
+            Trouble.NO_READINGS: _("measurements come again"),
+            Trouble.PROBE_OFF: _("the pulse signal is back"),
+            Trouble.UNKNOWN_AGE: _("measurements of now come again"),
+            Trouble.WRONG_CLOCK: _("the clock of the monitor is right"),
+            Trouble.NO_USABLE_PULSE: _("usable pulse again"),
+        }[trouble]
+        time = clock_time(decision.at, zone)
+        return [(_("END OF TECHNICAL ALARM"), ""), ("", where), (over, ""), ("", time)]
+    duration = _in_seconds(decision.at - decision.since)
+    what = {
+        Trouble.NO_READINGS: _("no measurement for {duration}"),
+        Trouble.PROBE_OFF: _("sensor off or no pulse signal for {duration}"),
+        Trouble.UNKNOWN_AGE: _("measurements of unknown age for {duration}"),
+        Trouble.WRONG_CLOCK: _("the clock of the monitor is wrong"),
         Trouble.NO_USABLE_PULSE: _("no usable pulse"),
     }[trouble]
+    parts = [
+        # The dying look so: this one is not only about the sensor.
+        (
+            _title(decision.priority, _)
+            if trouble is Trouble.NO_USABLE_PULSE
+            else _("TECHNICAL ALARM"),
+            "",
+        ),
+        ("", where),
+        (what.format(duration=duration), ""),
+        *_note(decision, language),
+    ]
+    if trouble is Trouble.WRONG_CLOCK:
+        return [*parts, ("", clock_time(decision.at, zone)), (_("Set the clock"), "")]
+    last = decision.last_good_at
+    parts.append(
+        ("", _("none yet"))
+        if last is None
+        else ("", _("the last at {time}").format(time=clock_time(last, zone)))
+    )
 
 
-def _trouble_over(trouble: Trouble, _: Callable[[str], str]) -> str:
-    return {
-        Trouble.NO_READINGS: _("readings come again"),
-        Trouble.PROBE_OFF: _("probe on again"),
-        Trouble.UNKNOWN_AGE: _("the age of readings is known again"),
-        Trouble.WRONG_CLOCK: _("clock of the monitor is right again"),
-        Trouble.NO_USABLE_PULSE: _("pulse usable again"),
-    }[trouble]
+def _of_late_breach(decision: LateDecision, where: str, language: Language, zone: str) -> _Parts:
+    _ = translator(language).gettext
+    limit = _written(decision.limit, decision.kind, language)
+    local = decision.last.astimezone(_zone(zone))
+    first, last = (
+        duty_time(moment, zone, language, now=decision.at)
+        for moment in (decision.first, decision.last)
+    )
+    span = first if first == last else _("{first} to {last}").format(first=first, last=last)
+    return [
+        (_("DURING THE OUTAGE"), ""),
+        (_title(decision.priority, _), ""),
+        ("", where),
+        (_measured(decision, language), f" ({limit})"),
+        *_note(decision, language),
+        ("", f"{span} {_offset(local)}"),
+        (_("See the patient"), ""),
+    ]
 
 
-def _joined(*parts: tuple[str, str]) -> Text:
-    """Parts made of a bold text and a plain one; either may be empty."""
+def _joined(parts: _Parts) -> Text:
     body = SEPARATOR.join(bold + plain for bold, plain in parts)
     html = SEPARATOR.join(
         (f"<strong>{escape(bold)}</strong>" if bold else "") + escape(plain)
@@ -260,7 +221,11 @@ def _title(priority: Priority, _: Callable[[str], str]) -> str:
     return _("LOW PRIORITY ALARM")
 
 
-def _measured(decision: Decision, language: Language) -> str:
+def _signal(signal: Signal, _: Callable[[str], str]) -> str:
+    return _("good signal") if signal is Signal.GOOD else _("poor signal")
+
+
+def _measured(decision: Decision | LateDecision, language: Language) -> str:
     """Kind, value and unit: ``SpO2 86 %``.
 
     The abbreviations are those of monitors and charts, which are read faster than words. Blood
@@ -313,25 +278,27 @@ def _broken_limit(decision: Decision, language: Language) -> str:
     """The limit, and for how long it has been broken: ``< 90 for 20 s``."""
     _ = translator(language).gettext
     limit = _written(decision.limit, decision.kind, language)
-    duration = _duration(decision.measured_at - decision.since)
-    if not duration:
+    lasted = round((decision.measured_at - decision.since) / timedelta(seconds=1))
+    duration = _duration(lasted)
+    if not decision.limit.broken_by(decision.value):  # a reminder, while it is getting better
+        return _("alarm {limit} {duration} ago").format(limit=limit, duration=duration)
+    if lasted <= 0:
         return limit
     if not decision.limit.broken_by(decision.value):  # a reminder, while it is getting better
         return _("alarm {limit} {duration} ago").format(limit=limit, duration=duration)
     return _("{limit} for {duration}").format(limit=limit, duration=duration)
 
 
-def _duration(lasted: timedelta) -> str:
-    """``20 s``, ``3 min`` or ``2 h``; empty for no time."""
-    seconds = round(lasted / timedelta(seconds=1))
-    if seconds <= 0:
-        return ""
-    minute, hour = 60, 3600
-    if seconds < 2 * minute and seconds % minute:
-        return f"{seconds}{_NO_BREAK}s"
-    if seconds < 2 * hour:
-        return f"{round(seconds / minute)}{_NO_BREAK}min"
-    return f"{round(seconds / hour)}{_NO_BREAK}h"
+def _duration(seconds: int, *, minutes_from: int = 60) -> str:
+    minute = 60
+    if seconds < minutes_from:
+        return f"{max(seconds, 0)}{_NO_BREAK}s"
+    return f"{round(seconds / minute)}{_NO_BREAK}min"
+
+
+def _in_seconds(duration: timedelta) -> str:
+    """In seconds up to two minutes: nobody rounds a silence of 90 s."""
+    return _duration(round(duration / timedelta(seconds=1)), minutes_from=120)
 
 
 def _written(limit: Limit, kind: Kind, language: Language) -> str:

@@ -41,6 +41,7 @@ UNKNOWN_DEVICE: Final = "unknown_device"
 RATE_LIMITED: Final = "rate_limited"
 SEQUENCE_REUSED: Final = "sequence_reused"
 UNKNOWN_KEY: Final = "unknown_key"
+NO_PATIENT_KEY: Final = "no_patient_key"
 BUG: Final = "bug"
 
 SUSPICIOUS: Final = frozenset(
@@ -142,6 +143,7 @@ class Ingest:
             await self._fleet.load_keys(connection, wanted)
             for message in messages:
                 self._sort(message, batch)
+            await self._leave_out_locked(batch)
             fates = await records.readings.append(connection, batch.readings)
             for fate, new, message in zip(fates, batch.readings, batch.sources, strict=True):
                 if fate is Fate.REUSED:
@@ -329,6 +331,25 @@ class Ingest:
             batch.suspects[device, reason] = None
 
     # --- what belongs to the transaction ---------------------------------------------------------
+
+    async def _leave_out_locked(self, batch: _Batch) -> None:
+        """A patient whose key is gone must not stop the others; his messages wait, sealed."""
+        patients = {new.patient for new in batch.readings}
+        locked = await self._records.readings.locked(patients)
+        if not locked:
+            return
+        kept: list[tuple[NewReading, Message]] = []
+        told: set[int] = set()
+        for new, message in zip(batch.readings, batch.sources, strict=True):
+            if new.patient not in locked:
+                kept.append((new, message))
+            elif id(message) not in told:  # once for the message, which holds them all
+                told.add(id(message))
+                self._refuse(batch, NO_PATIENT_KEY, new.reading.device, message)
+        batch.readings = [new for new, _ in kept]
+        batch.sources = [message for _, message in kept]
+        for patient in sorted(locked):
+            log.critical("patient_key_missing", patient=patient)
 
     async def _settle(self, connection: Connection, batch: _Batch) -> tuple[Settlement, ...]:
         """Note which records of v2 monitors are settled now; the log's lock is held already."""

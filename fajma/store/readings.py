@@ -11,6 +11,7 @@ import itertools
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final, cast
@@ -18,11 +19,16 @@ from typing import Final, cast
 import asyncpg
 from mautrix.util.async_db import Connection
 
+from fajma.errors import BugError
 from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.keys import PatientKeys
+from fajma.store.tally import Tally
 from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 LOG: Final = "readings"
+UNREADABLE: Final = "unreadable"
+"""Counter of the rows that do not open."""
+
 _LAST: Final = 2**63 - 1
 
 _COLUMNS: Final = (
@@ -35,6 +41,9 @@ _COLUMNS: Final = (
     "sealed",
     "trace",
 )
+
+_UNREADABLE: Final = (BugError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
+"""What opening an altered row comes to."""
 
 _Row = tuple[DeviceId, bytes, PatientKey, int, int, bytes, bytes | None]
 """A row of the log without its position: the columns in their order."""
@@ -88,7 +97,11 @@ class SealedReading:
 
 
 class Readings:
-    """Repository of the readings log."""
+    """Repository of the readings log.
+
+    A row that does not open (it was altered, or the patient's key is gone) is an error where one
+    reading is asked for; ``open_all`` is for those who must go on with the others.
+    """
 
     def __init__(self, store: Store, keys: PatientKeys) -> None:
         self._store = store
@@ -174,29 +187,31 @@ class Readings:
         self, position: int, *, limit: int, patient: PatientKey | None = None
     ) -> list[LoggedReading]:
         """What follows a position, in order; of one patient only, if given."""
+        return [await self._logged(row) for row in await self._rows_after(position, limit, patient)]
+
+    async def _rows_after(
+        self, position: int, limit: int, patient: PatientKey | None
+    ) -> Sequence[Row]:
         if patient is None:
-            rows = await self._store.db.fetch(
+            return await self._store.db.fetch(
                 "SELECT * FROM reading WHERE position>$1 ORDER BY position LIMIT $2",
                 position,
                 limit,
             )
-        else:
-            rows = await self._store.db.fetch(
-                "SELECT * FROM reading WHERE patient_key=$1 AND position>$2"
-                " ORDER BY position LIMIT $3",
-                patient,
-                position,
-                limit,
-            )
-        return [await self._logged(row) for row in rows]
-
-    async def sealed_after(self, position: int, *, limit: int) -> list[SealedReading]:
-        """What follows a position, in order, not opened: one that does not open harms no other."""
-        rows = await self._store.db.fetch(
-            "SELECT * FROM reading WHERE position>$1 ORDER BY position LIMIT $2", position, limit
+        return await self._store.db.fetch(
+            "SELECT * FROM reading WHERE patient_key=$1 AND position>$2 ORDER BY position LIMIT $3",
+            patient,
+            position,
+            limit,
         )
+
+    async def sealed_after(
+        self, position: int, *, limit: int, patient: PatientKey | None = None
+    ) -> list[SealedReading]:
+        """What follows a position, in order, not opened: one that does not open harms no other."""
+        rows = await self._rows_after(position, limit, patient)
         await self._keys.have({PatientKey(row["patient_key"]) for row in rows})
-        return [SealedReading(row["position"], PatientKey(row["patient_key"]), row) for row in rows]
+        return [_sealed(row) for row in rows]
 
     async def sealed_between(
         self, patients: Collection[PatientKey], after: int, until: int
@@ -231,9 +246,54 @@ class Readings:
         """
         return await self._logged(sealed.row)
 
+    async def open_all(
+        self, sealed: Sequence[SealedReading]
+    ) -> tuple[list[LoggedReading], list[int]]:
+        """Open what opens.
+
+        Returns:
+            The readings, and the positions of the rows that do not open, both in order.
+        """
+        locked = await self._keys.missing({one.patient for one in sealed})
+        opened: list[LoggedReading] = []
+        unreadable: list[int] = []
+        for one in sealed:
+            try:
+                if one.patient not in locked:
+                    opened.append(await self._logged(one.row))
+                    continue
+            except _UNREADABLE:
+                pass
+            unreadable.append(one.position)
+        return opened, unreadable
+
+    async def note_unreadable(self, positions: Sequence[int], now: datetime) -> int:
+        """Remember rows that do not open; they are in the tally, each once.
+
+        Returns:
+            How many of them were not known yet.
+        """
+        async with self._store.transaction() as connection:
+            new = 0
+            for position in positions:
+                new += len(
+                    await connection.fetch(
+                        "INSERT INTO unreadable_reading (position, noted_at) VALUES ($1, $2)"
+                        " ON CONFLICT (position) DO NOTHING RETURNING position",
+                        position,
+                        to_ms(now),
+                    )
+                )
+            await Tally(self._store).add(connection, {UNREADABLE: new})
+        return new
+
+    async def locked(self, patients: Collection[PatientKey]) -> set[PatientKey]:
+        """Of which of these patients nothing can be sealed: their keys are gone or broken."""
+        return await self._keys.missing(patients)
+
     async def latest(
         self, patient: PatientKey, *, limit: int, until: int | None = None
-    ) -> list[LoggedReading]:
+    ) -> list[SealedReading]:
         """A patient's newest readings up to a position (the last one if none is given), in order.
 
         Args:
@@ -248,13 +308,13 @@ class Readings:
             _LAST if until is None else until,
             limit,
         )
-        return [await self._logged(row) for row in reversed(rows)]
+        return [_sealed(row) for row in reversed(rows)]
 
-    async def newest(self, *, limit: int, patient: PatientKey | None = None) -> list[LoggedReading]:
+    async def newest(self, *, limit: int, patient: PatientKey | None = None) -> list[SealedReading]:
         """The newest readings, in order; of one patient only, if given."""
         if patient is not None:
             return await self.latest(patient, limit=limit)
-        return await self.after(max(await self.head() - limit, 0), limit=limit)
+        return await self.sealed_after(max(await self.head() - limit, 0), limit=limit)
 
     async def head(self, patient: PatientKey | None = None) -> int:
         """Position of the last reading, of one patient if given; 0 if there is none."""
@@ -291,6 +351,10 @@ class Readings:
                 unusable=frozenset(map(Kind, content.get("unusable", ()))),
             ),
         )
+
+
+def _sealed(row: Row) -> SealedReading:
+    return SealedReading(row["position"], PatientKey(row["patient_key"]), row)
 
 
 async def lock_head(connection: Connection, log: str) -> int:

@@ -382,3 +382,19 @@ async def _v6(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v6, description="Facts, decisions, what is due")
+
+_V7 = (
+    # Which rows of the log did not open, so that each is counted and told once.
+    """CREATE TABLE unreadable_reading (
+        position BIGINT PRIMARY KEY,
+        noted_at BIGINT NOT NULL
+    )""",
+)
+
+
+async def _v7(connection: Connection, _: Scheme) -> None:
+    for statement in _V7:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v7, description="Readings that do not open")

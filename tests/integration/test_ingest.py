@@ -16,8 +16,9 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import UNKNOWN_DEVICE, Ingest, Message, Outcome
+from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, UNKNOWN_DEVICE, Ingest, Message, Outcome
 from bridges.mqtt_vitals.rate import BURST
+from console.readings import replay
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.quarantine import MAX_PAYLOAD_BYTES, Quarantine
@@ -189,6 +190,26 @@ async def test_a_reading_of_a_monitor_that_nobody_wears_is_kept_apart(
     assert await quarantined(records) == sorted(
         (UNKNOWN_DEVICE, one.topic, one.payload) for one in batch[:2]
     )
+
+
+async def test_a_patient_whose_key_is_gone_stops_nobody_and_his_readings_wait_for_it(
+    records: Records, admit: Admit
+) -> None:
+    other = DeviceId("A4CF12F03B7F")
+    mine, _ = await admit(records, DEVICE), await admit(records, other)
+    fetch = "SELECT wrapped FROM patient_key WHERE patient_key=$1"
+    wrapped = await records.store.db.fetchval(fetch, mine.patient)
+    await records.store.db.execute("DELETE FROM patient_key WHERE patient_key=$1", mine.patient)
+    afresh = Records(records.store, records.site_key)  # which has no key at hand
+    outcome = await Ingest(afresh).commit([good(0), good(1, device=other), good(2)])
+    assert outcome == Outcome(1, 0, Counter({NO_PATIENT_KEY: 2}))
+    assert await replay(afresh) == (0, 2)
+
+    await records.store.db.execute(
+        "INSERT INTO patient_key (patient_key, wrapped) VALUES ($1, $2)", mine.patient, wrapped
+    )
+    assert await replay(afresh) == (2, 0)
+    assert await afresh.readings.count() == 3
 
 
 async def test_a_reading_belongs_to_the_patient_who_wore_the_monitor_then(

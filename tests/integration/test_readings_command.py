@@ -208,3 +208,18 @@ def test_sqlite_syncs_each_commit(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     assert json.dumps(SQLITE_PRAGMAS).count("OFF") == 0
     connection.close()
+
+
+async def test_tail_and_count_tell_of_a_row_that_does_not_open(
+    sqlite_records: Records, admit: Admit, asked: Callable[..., Awaitable[str]]
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    await Ingest(sqlite_records).commit([message(n) for n in range(3)])
+    await sqlite_records.store.db.execute("UPDATE reading SET sealed=$1 WHERE position=2", b"\x01")
+    first, second, third = (await asked("tail")).splitlines()
+    assert second == "2  does not open"
+    assert "spo2" in first
+    assert "spo2" in third
+    await sqlite_records.readings.note_unreadable([2], NOON)
+    assert await sqlite_records.readings.note_unreadable([2], NOON) == 0
+    assert "unreadable 1" in (await asked("count")).splitlines()

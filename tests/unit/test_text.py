@@ -22,16 +22,8 @@ from bots.alerts.alarm_state import AlarmId, Trouble
 from bots.alerts.late import LateDecision
 from bots.alerts.limits import DEFAULT_LIMITS, Comparison, Limit, Priority
 from bots.alerts.open_alarms import AnyDecision
-from bots.alerts.technical import PRIORITIES, TechnicalDecision
-from bots.alerts.text import (
-    MAX_BED,
-    MAX_INITIALS,
-    Bedside,
-    Signal,
-    Text,
-    duty_time,
-    render,
-)
+from bots.alerts.technical import TechnicalDecision
+from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, duty_time, render
 from fajma.errors import BugError
 from fajma.language import DEFAULT_LANGUAGE, Language, translator
 from fajma.vitals import DeviceId, Kind
@@ -74,7 +66,7 @@ def say(
     zone: str = "Africa/Abidjan",
     signal: Signal | None = None,
 ) -> Text:
-    return render(told, Bedside(bed, initials, language, zone), signal=signal)
+    return render(told, bed=bed, initials=initials, language=language, zone=zone, signal=signal)
 
 
 class _Words(HTMLParser):
@@ -196,10 +188,8 @@ def test_a_value_below_its_limit_is_never_rounded_onto_it() -> None:
         (1, f"1{NB}s"),
         (59.4, f"59{NB}s"),
         (59.6, f"1{NB}min"),
-        (90, f"90{NB}s"),
         (170, f"3{NB}min"),
-        (7000, f"117{NB}min"),
-        (7200, f"2{NB}h"),
+        (7200, f"120{NB}min"),
     ],
 )
 def test_how_long_it_lasts_is_rounded_and_left_out_when_it_has_just_begun(
@@ -245,157 +235,200 @@ def test_a_decision_that_is_not_announced_has_no_words(reason: Reason) -> None:
         say(decision(reason=reason))
 
 
-# What follows a start, and what is about a sensor
+# What is said again, and ends that nobody saw
 
 
 @pytest.mark.parametrize(
-    ("reason", "french", "english"),
+    ("reason", "step", "french", "english"),
     [
         (
             Reason.RENOTIFIED,
-            f"Rappel{NB}: sans réponse depuis 3{NB}min",
-            f"Reminder: nobody has answered for 3{NB}min",
+            0,
+            f"rappel{NB}: personne n'a répondu",
+            "reminder: nobody has answered",
         ),
         (
             Reason.ESCALATED,
-            f"Sans réponse depuis 3{NB}min",
-            f"Nobody has answered for 3{NB}min",
+            1,
+            f"personne n'a répondu{NB}: palier 2",
+            "nobody has answered: step 2",
         ),
-        (Reason.SNOOZE_ENDED, "La pause est finie", "The snooze is over"),
-        (
-            Reason.SNOOZE_BROKEN,
-            f"Bien plus bas{NB}: la pause est rompue",
-            "Much worse: the snooze is broken",
-        ),
+        (Reason.SNOOZE_ENDED, 0, "fin de la pause", "the pause is over"),
+        (Reason.SNOOZE_BROKEN, 0, "aggravation pendant la pause", "worse during the pause"),
     ],
 )
-def test_what_is_told_again_says_why_and_begins_like_a_start(
-    reason: Reason, french: str, english: str
+def test_a_message_that_comes_again_says_why_after_what_is_wrong(
+    reason: Reason, step: int, french: str, english: str
 ) -> None:
-    told = decision(reason=reason, lasted=180)
+    told = replace(decision(reason=reason), step=step)
 
-    assert say(told).body.startswith("ALARME HAUTE · Lit 4 A.D. · SpO2 86")
-    assert say(told).body.split(" · ")[4:] == [french, "Voir le patient"]
-    assert say(told, language=ENGLISH).body.split(" · ")[4:] == [english, "See the patient"]
+    assert say(told).body == (
+        f"ALARME HAUTE · Lit 4 A.D. · SpO2 86{NB}% (<{NB}90 depuis 20{NB}s) · {french} · "
+        "14:02 UTC+0 · Voir le patient"
+    )
+    assert f" · {english} · 14:02" in say(told, language=ENGLISH).body
+
+
+def test_a_reminder_does_not_say_that_a_value_breaks_a_limit_it_does_not_break() -> None:
+    told = decision(value="93.04", reason=Reason.RENOTIFIED, lasted=300)
+
+    assert f"SpO2 93{NB}% (alarme <{NB}90 il y a 5{NB}min)" in say(told).body
+    assert f"SpO2 93{NB}% (alarm <{NB}90 5{NB}min ago)" in say(told, language=ENGLISH).body
+
+
+def test_an_age_that_nobody_entered_is_named() -> None:
+    told = render(
+        decision(), bed="4", initials="A.D.", language=FRENCH, zone="UTC", age_unknown=True
+    )
+
+    assert f" · âge inconnu{NB}: limites d'un adulte · 14:02" in told.body
+
+
+def test_the_end_of_monitoring_names_the_limit_of_the_alarm_that_was_open() -> None:
+    end = decision(reason=Reason.NOT_MONITORED)
+
+    assert say(end).body == (
+        f"FIN DE SURVEILLANCE · Lit 4 A.D. · une alarme était ouverte{NB}: "
+        f"SpO2 <{NB}90{NB}% · 14:02 UTC+0"
+    )
+
+
+def test_an_end_by_other_limits_says_so() -> None:
+    end = decision(reason=Reason.RULES_CHANGED)
+
+    assert say(end).body == (
+        f"FIN D'ALARME · Lit 4 A.D. · SpO2 <{NB}90{NB}% · les limites ont changé · 14:02 UTC+0"
+    )
+
+
+# Technical alarms and late breaches
+
+
+def trouble(
+    what: Trouble,
+    *,
+    reason: Reason = Reason.STARTED,
+    lasted: float = 90,
+    last: datetime | None = NOW,
+    priority: Priority = Priority.MEDIUM,
+) -> TechnicalDecision:
+    at = NOW + timedelta(seconds=lasted)
+    device = DeviceId("A4CF12F03B7E")
+    alarm_id = AlarmId(f"{what}-{device}-n1")
+    return TechnicalDecision(reason, what, device, priority, alarm_id, NOW, last, at)
 
 
 @pytest.mark.parametrize(
-    ("reason", "why"),
+    ("told", "text"),
     [
-        (Reason.RULES_CHANGED, "plus de limite"),
-        (Reason.NOT_MONITORED, "le patient ne porte plus de moniteur"),
+        (
+            trouble(Trouble.NO_READINGS),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · plus de mesures depuis 90{NB}s · "
+                "dernière 14:02 UTC+0 · Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.NO_READINGS, last=None, lasted=120),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · plus de mesures depuis 2{NB}min · "
+                "aucune encore · Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.NO_READINGS, reason=Reason.RENOTIFIED, lasted=700),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · plus de mesures depuis 12{NB}min · "
+                f"rappel{NB}: personne n'a répondu · dernière 14:02 UTC+0 · "
+                "Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.PROBE_OFF, lasted=30),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · capteur détaché ou sans signal depuis 30{NB}s · "
+                "dernière 14:02 UTC+0 · Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.UNKNOWN_AGE, lasted=60),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · mesures d'âge inconnu depuis 60{NB}s · "
+                "dernière 14:02 UTC+0 · Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.WRONG_CLOCK),
+            (
+                "ALARME TECHNIQUE · Lit 4 A.D. · l'horloge du moniteur est fausse · "
+                "14:04 UTC+0 · Régler l'horloge"
+            ),
+        ),
+        (
+            trouble(Trouble.NO_USABLE_PULSE, priority=Priority.HIGH),
+            (
+                "ALARME HAUTE · Lit 4 A.D. · pas de pouls exploitable · dernière 14:02 UTC+0 · "
+                "Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.PROBE_OFF, reason=Reason.RECOVERED),
+            "FIN D'ALARME TECHNIQUE · Lit 4 A.D. · le signal du pouls est revenu · 14:04 UTC+0",
+        ),
     ],
 )
-def test_an_end_that_is_no_recovery_says_so(reason: Reason, why: str) -> None:
-    assert say(decision(reason=reason)).body == (
-        f"FIN D'ALARME · Lit 4 A.D. · SpO2 86{NB}% · {why} · 14:02 UTC+0"
-    )
-
-
-def technical(
-    trouble: Trouble = Trouble.NO_READINGS,
-    *,
-    reason: Reason = Reason.STARTED,
-    last_good_at: datetime | None = NOW - timedelta(seconds=90),
-) -> TechnicalDecision:
-    return TechnicalDecision(
-        reason=reason,
-        trouble=trouble,
-        device=DeviceId("A4CF12F03B7E"),
-        priority=PRIORITIES[trouble],
-        alarm_id=AlarmId("no_readings-A4CF12F03B7E-n1"),
-        since=NOW - timedelta(seconds=90),
-        last_good_at=last_good_at,
-        at=NOW,
-    )
-
-
-def told(one: AnyDecision, language: Language = FRENCH) -> str:
-    return render(one, Bedside("4", "A.D.", language, "UTC")).body
-
-
-def test_a_silent_monitor_is_told_with_the_time_of_the_last_value() -> None:
-    assert told(technical()) == (
-        f"ALARME TECHNIQUE · Lit 4 A.D. · plus de mesures depuis 90{NB}s · "
-        "dernière valeur 14:01 UTC+0 · Voir le patient et le capteur"
-    )
-    assert "no value yet" in told(technical(last_good_at=None), ENGLISH)
-
-
-def test_a_pulse_that_cannot_be_used_has_high_priority() -> None:
-    assert told(technical(Trouble.NO_USABLE_PULSE)).startswith(
-        "ALARME HAUTE · Lit 4 A.D. · pas de pouls exploitable"
-    )
-
-
-@pytest.mark.parametrize("trouble", Trouble)
-@pytest.mark.parametrize("language", Language)
-def test_each_trouble_has_words_for_its_beginning_and_its_end(
-    trouble: Trouble, language: Language
+def test_a_technical_alarm_says_what_is_wrong_since_when_and_what_was_the_last(
+    told: TechnicalDecision, text: str
 ) -> None:
-    began = told(technical(trouble), language)
-    over = told(technical(trouble, reason=Reason.RECOVERED), language)
+    found = say(told)
 
-    assert len(began.split(" · ")) == 5
-    assert over.startswith({FRENCH: "FIN D'ALARME TECHNIQUE", ENGLISH: "END OF"}[language])
-    assert began.split(" · ")[2] != over.split(" · ")[2]
+    assert found.body == text
+    assert words_of(found.html).text == text
 
 
-def test_a_breach_found_late_names_its_span_and_its_worst_value() -> None:
+@pytest.mark.parametrize("what", Trouble)
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.announced])
+@pytest.mark.parametrize("language", Language)
+def test_every_announced_word_on_every_trouble_can_be_said(
+    what: Trouble, reason: Reason, language: Language
+) -> None:
+    assert " · " in say(trouble(what, reason=reason), language=language).body
+
+
+def late(first: timedelta, last: timedelta, reason: Reason = Reason.DURING_OUTAGE) -> LateDecision:
     limit = DEFAULT_LIMITS[Kind.SPO2][0][1]
-    late = LateDecision(
-        reason=Reason.DURING_OUTAGE,
-        kind=Kind.SPO2,
-        direction=limit.direction,
-        priority=limit.priority,
-        value=Decimal("84.26"),
-        measured_at=NOW - timedelta(minutes=15),
-        limit=limit,
-        alarm_id=AlarmId("late-spo2-low-7"),
-        first=NOW - timedelta(minutes=20),
-        last=NOW - timedelta(minutes=10),
-        at=NOW,
-    )
-
-    assert told(late) == (
-        f"PENDANT LA COUPURE · Lit 4 A.D. · SpO2 84,2{NB}% "
-        f"(<{NB}90 de 13:42 UTC+0 à 13:52 UTC+0) · Voir le patient"
-    )
-
-
-def test_a_breach_of_another_day_has_its_date() -> None:
-    limit = DEFAULT_LIMITS[Kind.SPO2][0][1]
-    two_days_ago = NOW - timedelta(days=2)
-    late = LateDecision(
-        reason=Reason.DURING_OUTAGE,
+    return LateDecision(
+        reason=reason,
         kind=Kind.SPO2,
         direction=limit.direction,
         priority=limit.priority,
         value=Decimal(84),
-        measured_at=two_days_ago,
+        measured_at=NOW - first,
         limit=limit,
-        alarm_id=AlarmId("late-spo2-low-7"),
-        first=two_days_ago,
-        last=two_days_ago,
+        alarm_id=AlarmId("late-spo2-low-4711"),
+        first=NOW - first,
+        last=NOW - last,
         at=NOW,
+        step=1,
     )
 
-    assert "de 27 févr. 14:02 UTC+0 à 27 févr. 14:02 UTC+0)" in told(late)
+
+def test_a_late_breach_says_its_worst_value_and_from_when_to_when() -> None:
+    told = late(timedelta(minutes=62), timedelta(minutes=57))
+
+    assert say(told).body == (
+        f"PENDANT LA COUPURE · ALARME HAUTE · Lit 4 A.D. · SpO2 84{NB}% (<{NB}90) · "
+        "13:00 à 13:05 UTC+0 · Voir le patient"
+    )
+    assert "13:00 to 13:05 UTC+0" in say(told, language=ENGLISH).body
 
 
-def test_a_reminder_does_not_say_that_a_value_breaks_a_limit_it_does_not_break() -> None:
-    better = decision(value="93.04", reason=Reason.RENOTIFIED, lasted=300)
+def test_a_late_breach_of_another_day_has_its_date_and_a_short_one_a_single_time() -> None:
+    two_days = timedelta(days=2)
 
-    assert f"SpO2 93{NB}% (alarme <{NB}90 il y a 5{NB}min)" in told(better)
-    assert f"SpO2 93{NB}% (alarm <{NB}90 5{NB}min ago)" in told(better, ENGLISH)
-
-
-def test_who_is_judged_by_a_guess_is_told_of_it_at_the_start_alone() -> None:
-    guessed = Bedside("4", "A.D.", FRENCH, "UTC", guessed=True)
-
-    assert render(decision(), guessed).body.endswith(f"âge inconnu{NB}: limites d'adulte")
-    again = render(decision(reason=Reason.RENOTIFIED), guessed).body
-    assert "âge inconnu" not in again
+    assert " · 27 févr. 14:02 UTC+0 · " in say(late(two_days, two_days)).body
+    reminder = say(late(two_days, two_days, Reason.ESCALATED)).body
+    assert f"(<{NB}90) · personne n'a répondu{NB}: palier 2 · 27 févr." in reminder
 
 
 # What staff typed is not trusted
