@@ -186,7 +186,7 @@ def over(
     ended = {key for key, run in runs.items() if at >= ends(run, live=live)}
     if not ended:
         return runs, []
-    found = [(key, run.found) for key, run in runs.items() if key in ended]
+    found = [(key, run.found) for key, run in sorted(runs.items()) if key in ended]
     left = {key: run for key, run in runs.items() if key not in ended}
     return left, [(key, breach) for key, breach in found if breach is not None]
 

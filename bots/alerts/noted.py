@@ -116,7 +116,7 @@ def _judge_by(state: PatientState, at: datetime, rules: SiteRules) -> _Taken:
     limited = {bands.key for bands in rules.of(state.standing).bands}
     out: list[AnyDecision] = []
     tracks = dict(state.tracks)
-    for key, track in state.tracks.items():
+    for key, track in sorted(state.tracks.items()):
         if key in limited:
             continue
         del tracks[key]
@@ -160,7 +160,7 @@ def _pass_time(state: PatientState, at: datetime, number: str, rules: SiteRules)
 
 
 def _end_snoozes(state: PatientState, at: datetime, out: list[AnyDecision]) -> PatientState:
-    for key, snooze in state.snoozes.items():
+    for key, snooze in sorted(state.snoozes.items()):
         if at < snooze.until:
             continue
         state = replace(state, snoozes=without(state.snoozes, key))

@@ -62,8 +62,12 @@ _CLOCK_SCHEDULE: Final = Schedule(technical.CLOCK_AGAIN)
 
 
 def open_alarms(state: PatientState, rules: SiteRules) -> Iterator[OpenAlarm]:
-    """All of them; ``say`` speaks of the state as it is here."""
-    for key, track in state.tracks.items():
+    """All of them; ``say`` speaks of the state as it is here.
+
+    In the order of their names, for a state that was stored has lost the order of its mappings,
+    and judging again must give the same decisions in the same order.
+    """
+    for key, track in sorted(state.tracks.items()):
         episode = track.episode
         if episode is not None:
             yield OpenAlarm(
@@ -81,7 +85,7 @@ def open_alarms(state: PatientState, rules: SiteRules) -> Iterator[OpenAlarm]:
             folded=_folded(state, one),
             of_clock=of_clock,
         )
-    for key, breach in state.late.items():
+    for key, breach in sorted(state.late.items()):
         priority = breach.limit.priority
         schedule = rules.schedules[priority]
         yield OpenAlarm(

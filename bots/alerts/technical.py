@@ -302,7 +302,7 @@ def judge_reading(
 
 def _lasting(heard: Heard, reading: Reading) -> Iterator[Trouble]:
     """The troubles that a reading shows and that have lasted long enough."""
-    for trouble, since in heard.bad_since.items():
+    for trouble, since in sorted(heard.bad_since.items()):
         bad = _is_bad(trouble, heard, reading)
         if bad and reading.received_at - since >= LASTING[trouble]:
             yield trouble
@@ -339,7 +339,7 @@ def silences(
     Those of which it was told are left out.
     """
     told = {one.device for one in troubles if one.trouble is Trouble.NO_READINGS}
-    for device, worn_since in standing.worn.items():
+    for device, worn_since in sorted(standing.worn.items()):
         if device in told:
             continue
         last = heard.get(device)

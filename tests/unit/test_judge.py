@@ -13,7 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from bots.alerts.alarm import Decision, ReadingFact, Reason
 from bots.alerts.alarm_state import PatientState
-from bots.alerts.judge import due, take
+from bots.alerts.judge import NotedFact, due, take
 from bots.alerts.limits import GAP, Limit, TrackKey
 from bots.alerts.open_alarms import AnyDecision, open_alarms
 from bots.alerts.site_rules import SiteRules
@@ -45,6 +45,16 @@ def test_facts_and_readings_have_places_of_their_own() -> None:
     assert (bedside.state.position, bedside.state.noted) == (9, 0)
     bedside.note(facts.HandedOver(bedside.now, BY))
     assert (bedside.state.position, bedside.state.noted) == (9, 1)
+
+
+def test_the_order_of_decisions_does_not_depend_on_what_storing_does_to_a_state() -> None:
+    bedside = Bedside(worn=False)
+    for kind, value in ((Kind.SPO2, 86), (Kind.HEART_RATE, 140)):
+        bedside.send({kind: value}, times=3)
+    stored = PatientState.from_json(bedside.state.to_json())
+    fact = NotedFact(bedside.state.noted + 1, facts.Acknowledged(bedside.now, BY, None))
+
+    assert take(stored, fact, bedside.rules) == take(bedside.state, fact, bedside.rules)
 
 
 # What is kept
@@ -433,6 +443,7 @@ class JudgeMachine(RuleBasedStateMachine):
     def pass_time(self) -> bool:
         """A fact may have made something due at once."""
         self.bedside.wait(0)
+        self.the_state_is_small_and_kept_where_it_must_be()
         at = due(self.bedside.state, self.bedside.rules)
         return at is None or at > self.bedside.now
 
