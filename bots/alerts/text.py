@@ -181,6 +181,7 @@ def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zon
         if last is None
         else ("", _("the last at {time}").format(time=clock_time(last, zone)))
     )
+    return [*parts, (_("See the patient and the sensor"), "")]
 
 
 def _of_late_breach(decision: LateDecision, where: str, language: Language, zone: str) -> _Parts:
@@ -257,11 +258,16 @@ def open_alarm(
 ) -> str:
     """An alarm that is not over, in one line, for who takes over: the limit, not a value."""
     _ = translator(language).gettext
-    label, unit = _label(kind, language)
     where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
     since = _("since {time}").format(time=clock_time(episode.since, zone))
-    limit = f"{label} {_written(episode.limit, kind, language)}{_NO_BREAK}{unit}"
+    limit = _named_limit(kind, episode.limit, language)
     return SEPARATOR.join((f"{where} {shown(initials, MAX_INITIALS)}", limit, since))
+
+
+def _named_limit(kind: Kind, limit: Limit, language: Language) -> str:
+    """``SpO2 < 90 %``."""
+    label, unit = _label(kind, language)
+    return f"{label} {_written(limit, kind, language)}{_NO_BREAK}{unit}"
 
 
 def limits_in_force(rules: Rules, language: Language) -> str:
@@ -284,8 +290,6 @@ def _broken_limit(decision: Decision, language: Language) -> str:
         return _("alarm {limit} {duration} ago").format(limit=limit, duration=duration)
     if lasted <= 0:
         return limit
-    if not decision.limit.broken_by(decision.value):  # a reminder, while it is getting better
-        return _("alarm {limit} {duration} ago").format(limit=limit, duration=duration)
     return _("{limit} for {duration}").format(limit=limit, duration=duration)
 
 
@@ -314,11 +318,15 @@ def _number(value: Decimal, kind: Kind, language: Language) -> str:
 def clock_time(moment: datetime, zone: str) -> str:
     """Time of day and offset, so that a partner hospital reads it right: ``14:02 UTC+0``."""
     local = moment.astimezone(_zone(zone))
+    return f"{local:%H:%M} {_offset(local)}"
+
+
+def _offset(local: datetime) -> str:
     minutes = round((local.utcoffset() or timedelta()) / timedelta(minutes=1))
     hours, rest = divmod(abs(minutes), 60)
     sign = "-" if minutes < 0 else "+"
     offset = f"{hours}:{rest:02}" if rest else f"{hours}"
-    return f"{local:%H:%M} UTC{sign}{offset}"
+    return f"UTC{sign}{offset}"
 
 
 def duty_time(moment: datetime, zone: str, language: Language, *, now: datetime) -> str:

@@ -58,7 +58,7 @@ def decision(
 
 
 def say(
-    told: Decision,
+    told: AnyDecision,
     *,
     bed: str = "4",
     initials: str = "A.D.",
