@@ -10,9 +10,10 @@ from typing import Final
 from benchmarks.alarm_ways import reading_of
 from benchmarks.patient_days import patient_day
 from benchmarks.record import record
-from bots.alerts.alarm import ReadingFact, step
+from bots.alerts.alarm import ReadingFact
 from bots.alerts.alarm_state import PatientState
-from bots.alerts.limits import default_rules
+from bots.alerts.judge import take
+from bots.alerts.site_rules import SiteRules
 
 PATIENTS: Final = 20
 FIRST_SEED: Final = 1
@@ -43,10 +44,10 @@ def judge(log: list[tuple[int, ReadingFact]], patients: int) -> int:
         How many decisions were announced.
     """
     states = [PatientState()] * patients
-    rules = default_rules()
+    rules = SiteRules()
     announced = 0
     for number, fact in log:
-        states[number], decisions = step(states[number], fact, rules)
+        states[number], decisions = take(states[number], fact, rules)
         for decision in decisions:
             announced += decision.announce
     return announced

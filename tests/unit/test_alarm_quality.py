@@ -209,7 +209,10 @@ def test_a_reading_is_what_the_log_would_hold():
     assert reading is not None
     assert reading.values == {Kind.SPO2: Decimal(92)}
     assert reading.age is Age.LATE
-    assert reading_of(Sent(5, 5, {Kind.HEART_RATE: Decimal(5)}, None, None)) is None
+    unusable = reading_of(Sent(5, 5, {Kind.HEART_RATE: Decimal(5)}, None, None))
+    assert unusable is not None
+    assert (unusable.values, unusable.unusable) == ({}, {Kind.HEART_RATE})
+    assert reading_of(Sent(5, 5, {Kind.TEMPERATURE: Decimal(5)}, None, None)) is None
     assert reading_of(Sent(5, 5, {}, contact=False, quality=0)) is not None
 
 
