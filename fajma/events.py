@@ -34,12 +34,13 @@ VERSION: Final = 1
 WATCH_RELATION: Final = "com.fajma.watch"
 """How a wish to watch refers to the day, in clear: so push rules know that it is for no phone."""
 
-EVERYONE_RELATION: Final = "com.fajma.everyone"
-"""How an alarm that nobody answered refers to the first message about it, in clear: so push rules
-make it ring for those off duty too."""
-
-QUIET_RELATION: Final = "com.fajma.quiet"
-"""How a message of the alert bot that need not ring refers to the last alarm of the patient."""
+RING: Final = "com.fajma.ring"
+"""Key beside the ciphertext of an alarm, in clear, for push rules: who hears it if not those on
+duty. It never says more."""
+EVERYONE: Final = "everyone"
+"""An alarm that nobody answered: it rings for those off duty too."""
+NOBODY: Final = "nobody"
+"""The end of an alarm."""
 
 MAX_WATCH_S: Final = 300
 """Longest wish to watch, s; who watches on wishes again."""

@@ -58,6 +58,7 @@ from vodozemac import MegolmMessage
 
 from bots.alerts.identity import Identity, OwnKeys, require
 from fajma.errors import BugError, DecodeError, InputError, UnavailableError
+from fajma.events import RING
 from fajma.store.pins import Audience, Pins
 from fajma.trust import (
     CrossSigningSeeds,
@@ -567,7 +568,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         Args:
             room_id: a joined, encrypted room.
             message_type: e.g. ``m.room.message``. Reactions are sent in clear, as everywhere.
-            content: plain content.
+            content: plain content; all of it is encrypted but ``fajma.events.RING``.
             tx_id: transaction id; the same for every attempt to send the same message.
             ignore_unverified_devices: must stay false.
 
@@ -583,7 +584,10 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         async with self._room_locks[room_id]:
             if message_type != "m.reaction":
                 await self._make_current(room_id)
-                message_type, content = self.encrypt(room_id, message_type, content)
+                inside = {key: value for key, value in content.items() if key != RING}
+                message_type, outside = self.encrypt(room_id, message_type, inside)
+                # Push rules see what stands beside the ciphertext, and nothing else.
+                content = outside | ({RING: content[RING]} if RING in content else {})
             method, path, data = Api.room_send(
                 self.access_token, room_id, message_type, content, tx_id or uuid4()
             )

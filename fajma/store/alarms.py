@@ -258,16 +258,6 @@ class Outbox:
         )
         return str(value) if value is not None else None
 
-    async def last_event_of(self, patient: PatientKey) -> str | None:
-        """The event of the newest alarm of a patient that is known to be in a room."""
-        value = await self._store.db.fetchval(
-            "SELECT event_id FROM outbox WHERE patient_key=$1 AND sender=$2"
-            " AND event_id IS NOT NULL ORDER BY position DESC LIMIT 1",
-            patient,
-            SentBy.ALERTS.value,
-        )
-        return str(value) if value is not None else None
-
     async def counts(self) -> tuple[int, int]:
         """How many deliveries were promised, and how many are in their rooms."""
         row = await self._store.db.fetchrow(
