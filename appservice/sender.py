@@ -33,6 +33,7 @@ from appservice.state import RoomState
 from fajma.errors import InputError, UnavailableError
 from fajma.events import ENCRYPTED, encrypted_state_key
 from fajma.sealing import SiteKey
+from fajma.store.away import is_outage
 from fajma.store.pins import Audience, Pins
 from fajma.trust import self_signed_devices
 
@@ -308,7 +309,10 @@ class Sender:
         """A message for our device."""
         try:
             await self.cryptographer.handle_as_to_device_event(event)
-        except Exception as error:  # noqa: BLE001 - one bad message must not stop the others
+        except Exception as error:
+            if is_outage(error):
+                raise  # it comes only once: who brings it waits
+            # One bad message must not stop the others.
             log.warning("to_device_refused", error=type(error).__name__)
 
     async def one_time_keys(

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
+from mautrix.errors import MatrixError
 
 from appservice.api import Services, Tokens, add_routes
 from appservice.consultations import ConsultationService
@@ -44,9 +45,10 @@ from console.files import only_here
 from console.leading import lead
 from console.sessions import require_certificates, serve
 from fajma.config import Settings, read_secret
-from fajma.errors import InputError
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records, Store
 from fajma.store.leases import Lease
+from fajma.store.away import AGAIN_S, is_outage
 from fajma.store.site import check_site_key_file, site_key
 from fajma.tasks import end, in_own_thread
 
@@ -214,19 +216,44 @@ async def _do(
     tell = partial(asyncio.get_running_loop().call_soon_threadsafe, started.set)
     if not part.alone or settings.database.is_sqlite:
         # On SQLite this is the only process, and a second connection would fail on its lock.
-        await part.work(settings, records, tell)
+        await _again(name, lambda: part.work(settings, records, tell), started)
         return
 
     async def under(lease: Lease) -> None:
         with contextlib.ExitStack() as stack:
             if part.has_device:
                 stack.enter_context(only_here(settings.secrets.directory, name))
-            if part.blocks:
-                await in_own_thread(_elsewhere(part, settings, lease, tell), name=name)
-            else:
-                await part.work(settings, records.under(lease), tell)
+
+            def work() -> Coroutine[Any, Any, None]:
+                if part.blocks:
+                    return in_own_thread(_elsewhere(part, settings, lease, tell), name=name)
+                return part.work(settings, records.under(lease), tell)
+
+            await _again(name, work, started)
 
     await lead(records.leases, name, length_s=settings.database.lease_s, part=under)
+
+
+async def _again(
+    name: str, work: Callable[[], Coroutine[Any, Any, None]], worked: asyncio.Event
+) -> None:
+    """Do a part; once it has worked, nothing that is away for a while ends it.
+
+    Before that, whoever starts FAJMA is told what is missing. Afterwards nobody is there to start
+    it again, and what is away comes back: a database that is restarted, and the homeserver with it.
+    A bug ends it all the same.
+    """
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            passes = isinstance(error, UnavailableError | MatrixError) or is_outage(error)
+            if not passes or not worked.is_set():
+                raise
+            log.error("part_begins_again", part=name, error=type(error).__name__, retry_s=AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
+        else:
+            return
 
 
 async def _elsewhere(part: _Part, settings: Settings, lease: Lease, tell: Started) -> None:

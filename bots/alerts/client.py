@@ -59,6 +59,7 @@ from vodozemac import MegolmMessage
 from bots.alerts.identity import Identity, OwnKeys, require
 from fajma.errors import BugError, DecodeError, InputError, UnavailableError
 from fajma.events import RING
+from fajma.store.away import AGAIN_S, is_outage
 from fajma.store.pins import Audience, Pins
 from fajma.trust import (
     CrossSigningSeeds,
@@ -685,9 +686,9 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     async def run_sync(self, *, poll_s: float = 30.0) -> NoReturn:
         """Receive for ever; cancel the task to stop.
 
-        While the homeserver is away, waits 1 s, then twice as long each time, at most a minute.
-        Any other exception, such as a bug in a callback, ends it; the batch in which it happened
-        is delivered again by the next call.
+        While the homeserver is away, waits 1 s, then twice as long each time, at most a minute;
+        while the database of our records is, 1 s each time. Any other exception, such as a bug in a
+        callback, ends it; the batch in which it happened is delivered again by the next call.
 
         Args:
             poll_s: how long the homeserver holds a request when there is nothing new.
@@ -711,6 +712,12 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 _log.warning("%s Next attempt in %.0f s (%s).", error, pause_s, error.code)
                 await asyncio.sleep(pause_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                _log.warning("The database is away (%s).", type(error).__name__)
+                await asyncio.sleep(AGAIN_S)
                 continue
             pause_s = 1.0
             self.ready.set()
