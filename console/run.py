@@ -31,7 +31,7 @@ from appservice.staff import StaffService
 from appservice.wards import WardService
 from appservice.watch import Watch
 from bots.alerts.alarm_state import FIRST_STANDING
-from bots.alerts.bot import AlertBot
+from bots.alerts.bot import REQUEST_TIMEOUT_S, AlertBot
 from bots.alerts.client import SignedClient
 from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.orders import Orders
@@ -384,6 +384,8 @@ async def _alert_bot(settings: Settings, records: Records, tell: Started) -> Non
             settings.secrets.directory / "fajma-alerts",
             pins=records.pins,
             audience=records.audience,
+            request_timeout_s=REQUEST_TIMEOUT_S,
+            tells_when_busy=True,
         )
         stack.push_async_callback(client.close)
         password = read_secret(

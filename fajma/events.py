@@ -27,6 +27,10 @@ VITALS_WATCH: Final = "com.fajma.vitals.watch"
 ALARM: Final = "com.fajma.alarm"
 """Key of the block for machines inside an ``m.room.message``."""
 
+DELIVERY: Final = "com.fajma.delivery"
+"""Key of the delivery id beside the ciphertext, in clear like the transaction id that it also is,
+so that a delivery is found in its room by a device that cannot decrypt what an earlier one sent."""
+
 ENCRYPTED: Final = "m.room.encrypted"
 MESSAGE: Final = "m.room.message"
 
