@@ -33,8 +33,11 @@ from appservice.watch import Watch
 from bots.alerts.alarm_state import FIRST_STANDING
 from bots.alerts.bot import REQUEST_TIMEOUT_S, AlertBot
 from bots.alerts.client import SignedClient
+from bots.alerts.deadman import DeadMan
 from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.orders import Orders
+from bots.alerts.signs import Pace, Signs, names_of
+from bots.alerts.watchdog import Watchdog
 from bots.alerts.watchers import Watchers
 from bots.alerts.webhook import Webhook, read_key
 from bridges.mqtt_vitals.broker import EmbeddedBroker
@@ -44,11 +47,13 @@ from bridges.mqtt_vitals.subscriber import Subscriber
 from console.files import only_here
 from console.leading import lead
 from console.sessions import require_certificates, serve
+from console.signs_of_life import give_signs
 from fajma.config import Settings, read_secret
 from fajma.errors import InputError, UnavailableError
 from fajma.store import Records, Store
-from fajma.store.leases import Lease
 from fajma.store.away import AGAIN_S, is_outage
+from fajma.store.heartbeats import ALARMS, APPSERVICE, ingest
+from fajma.store.leases import Lease
 from fajma.store.site import check_site_key_file, site_key
 from fajma.tasks import end, in_own_thread
 
@@ -302,15 +307,22 @@ async def _ingest(settings: Settings, records: Records, tell: Started, *, number
         works = asyncio.Event()
         if settings.database.is_sqlite:
             subscriber = Subscriber(settings.mqtt, Ingest(records))
-            taking, works = subscriber.run(), subscriber.subscribed
+            works = subscriber.subscribed
+            taking = {
+                "ingest": subscriber.run(),
+                "signs of life": give_signs(
+                    records,
+                    ingest(1),
+                    every_s=_pace(settings).beat_s,
+                    works=lambda: subscriber.is_working,
+                ),
+            }
         else:
             require_certificates(settings, number)
-            taking = serve(settings, records, number, started=works.set)
+            taking = {"ingest": serve(settings, records, number, started=works.set)}
         kept = timedelta(days=settings.mqtt.quarantine_days)
         await _together(
-            {"ingest": taking, "quarantine": forget_refused(records, after=kept)},
-            works=works,
-            tell=tell,
+            taking | {"quarantine": forget_refused(records, after=kept)}, works=works, tell=tell
         )
 
 
@@ -345,6 +357,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
                 "messenger": Messenger(records, matrix.host).run(),
                 "watch": watch.run(),
                 "publisher": publisher.run(),
+                "signs of life": give_signs(records, APPSERVICE, every_s=_pace(settings).beat_s),
             },
             works=works,
             tell=tell,
@@ -354,7 +367,10 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
 async def _alarms(settings: Settings, records: Records, tell: Started) -> None:
     """Readings into alarm states and promised messages."""
     webhook = _webhook(settings, records)
-    jobs = {"alarms": AlarmEngine(settings.alarms, records).run()}
+    jobs = {
+        "alarms": AlarmEngine(settings.alarms, records).run(),
+        "signs of life": give_signs(records, ALARMS, every_s=_pace(settings).beat_s),
+    }
     if webhook is not None:
         jobs["webhook"] = webhook.run()
     works = asyncio.Event()
@@ -395,12 +411,20 @@ async def _alert_bot(settings: Settings, records: Records, tell: Started) -> Non
         bot = AlertBot(client, records, host=host)
         rules = rules_from(settings.alarms).of(FIRST_STANDING)
         orders = Orders(client, records, rules, ours=(host, vitals, alerts))
-        await _together(
-            {
-                "alert bot": bot.run(),
-                "orders": orders.run(),
-                "watchers": Watchers(client, records).run(),
-            },
-            works=client.ready,
-            tell=tell,
-        )
+        pace = _pace(settings)
+        signs = Signs(client, records, names_of(settings), pace)
+        jobs = {
+            "alert bot": bot.run(),
+            "orders": orders.run(),
+            "watchers": Watchers(client, records).run(),
+            "dead man's switch": DeadMan(client, records, signs, pace).run(),
+        }
+        if settings.alarms.watchdog_url is not None:
+            every_s = settings.alarms.watchdog_every_s
+            watchdog = Watchdog(signs, settings.alarms.watchdog_url, every_s=every_s)
+            jobs["watchdog"] = watchdog.run()
+        await _together(jobs, works=client.ready, tell=tell)
+
+
+def _pace(settings: Settings) -> Pace:
+    return Pace(settings.alarms.silence_told_after_s)

@@ -630,6 +630,20 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             )
         return answer
 
+    async def encrypted(
+        self, room_id: str, message_type: str, content: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A content as it would be sent now, for whoever sends it later.
+
+        Raises:
+            InputError: as ``room_send``.
+            UnavailableError: as ``room_send``.
+        """
+        async with self._room_locks[room_id]:
+            await self._make_current(room_id)
+            _, sealed = self.encrypt(room_id, message_type, content)
+            return dict(sealed)
+
     async def share_group_session(
         self,
         room_id: str,

@@ -31,8 +31,8 @@ from mautrix.util.async_db import Connection, Database, Scheme, UpgradeTable
 
 from fajma.config import DatabaseSettings, read_secret
 from fajma.errors import InputError, UnavailableError
-from fajma.store.hints import Hints
 from fajma.store.away import DATABASE_UNAVAILABLE
+from fajma.store.hints import Hints
 from fajma.store.schema import upgrade_table
 
 

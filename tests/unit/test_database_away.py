@@ -12,8 +12,8 @@ import pytest
 
 from console.run import _again
 from fajma.errors import BugError, UnavailableError
-from fajma.store.leases import LeaseLostError
 from fajma.store.away import DATABASE_UNAVAILABLE, is_outage, outlast
+from fajma.store.leases import LeaseLostError
 
 Work = Callable[[], Coroutine[Any, Any, None]]
 
