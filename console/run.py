@@ -21,6 +21,7 @@ from typing import Any, Final
 import structlog
 
 from appservice.api import Services, Tokens, add_routes
+from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
 from appservice.messenger import Messenger
 from appservice.operator import Operator
@@ -29,10 +30,10 @@ from appservice.service import LOCALPARTS, SCHEMAS, MatrixService
 from appservice.staff import StaffService
 from appservice.wards import WardService
 from appservice.watch import Watch
-from bots.alerts.alarm_state import FIRST_STANDING
 from bots.alerts.bot import AlertBot
 from bots.alerts.client import SignedClient
 from bots.alerts.engine import AlarmEngine, rules_from
+from bots.alerts.illustrator import Illustrator
 from bots.alerts.orders import Orders
 from bots.alerts.watchers import Watchers
 from bots.alerts.webhook import Webhook, read_key
@@ -305,6 +306,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         services = Services(consultations, wards, staff, patients)
         add_routes(matrix.web, services, _tokens(settings))
         watch = Watch(settings.people, records, matrix, operator, staff)
+        illustrator = Illustrator(records, rules_from(settings.alarms))
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
         matrix.on_joined(consultations.greet)
@@ -316,6 +318,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         await _together(
             {
                 "messenger": Messenger(records, matrix.host).run(),
+                "charts": ChartSender(records, matrix.host, illustrator.draw).run(),
                 "watch": watch.run(),
                 "publisher": publisher.run(),
             },
@@ -364,8 +367,7 @@ async def _alert_bot(settings: Settings, records: Records, tell: Started) -> Non
         )
         await client.start_session(password)
         bot = AlertBot(client, records, host=host)
-        rules = rules_from(settings.alarms).of(FIRST_STANDING)
-        orders = Orders(client, records, rules, ours=(host, vitals, alerts))
+        orders = Orders(client, records, rules_from(settings.alarms), ours=(host, vitals, alerts))
         await _together(
             {
                 "alert bot": bot.run(),

@@ -398,3 +398,16 @@ async def _v7(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v7, description="Readings that do not open")
+
+_V8 = (
+    # Which delivery a reaction is to.
+    "CREATE INDEX outbox_of_event ON outbox (event_id) WHERE event_id IS NOT NULL",
+)
+
+
+async def _v8(connection: Connection, _: Scheme) -> None:
+    for statement in _V8:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v8, description="Answers to alarms")
