@@ -14,7 +14,7 @@ import structlog
 
 from bots.alerts.engine import FOLLOWER
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, UNKNOWN_DEVICE, Ingest, Message
+from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, RATE_LIMITED, UNKNOWN_DEVICE, Ingest, Message
 from console.people import config_option
 from console.run import opened
 from fajma.config import Settings, load
@@ -25,7 +25,7 @@ from fajma.vitals import MEASURES, Age
 PAGE: Final = 500
 POLL_S: Final = 1.0
 
-AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY)
+AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED)
 """Reasons that may be gone when a message is tried again."""
 
 
@@ -148,7 +148,7 @@ def quarantine_list(
 @_device
 @config_option
 def quarantine_replay(*, device: str | None, config_path: Path) -> None:
-    """Give what came before a monitor was linked to whoever wore it then; it counts as late."""
+    """Try again what came before a monitor was linked, or too fast; it counts as late."""
 
     async def work(records: Records, _: Settings) -> None:
         stored, waiting = await replay(records, device=device)
@@ -158,7 +158,7 @@ def quarantine_replay(*, device: str | None, config_path: Path) -> None:
 
 
 async def replay(records: Records, *, device: str | None = None) -> tuple[int, int]:
-    """Try again what was refused because nobody wore the monitor, or who wore it had no key.
+    """Try again what was refused for a reason that may be gone: see ``AGAIN``.
 
     Returns:
         How many readings are in the log now that were not, and how many messages still wait.

@@ -328,6 +328,22 @@ class Alarms(_Section):
         description="Where the last step of the ladder is posted, for SMS or calls "
         "([docs/alarms.md](alarms.md)).",
     )
+    silence_told_after_s: float = Field(
+        default=45,
+        ge=3,
+        le=300,
+        description="When FAJMA dies, the homeserver tells the wards so many seconds later. Longer "
+        "than a restart of FAJMA takes, and than three times `database.lease_s`.",
+    )
+    watchdog_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="Address of a dead-man service outside this host (docs/alarms.md), fetched "
+        "while all of FAJMA works; nothing is sent to it.",
+    )
+    watchdog_every_s: float = Field(
+        default=30, ge=1, le=3600, description="Seconds between two fetches of `watchdog_url`."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Alarms:

@@ -5,7 +5,7 @@ alarm that reached a step goes where that step goes:
 
 0. who is on duty, in the room in which his phone rings (docs/alarms.md, "Where");
 1. the ward's room, where everybody on duty hears it;
-2. the ward's room, and the phones of those off duty ring too (``EVERYONE_RELATION``);
+2. the ward's room, and the phones of those off duty ring too (``events.RING``);
 3. besides, the hospital's webhook.
 
 When nobody is on duty, or nobody on duty can be reached, the first message already goes where the
@@ -32,7 +32,7 @@ from bots.alerts.text import Signal, Text, render
 from bots.alerts.webhook import call
 from fajma.charts import ChartOrder
 from fajma.errors import BugError
-from fajma.events import ALARM, EVERYONE_RELATION, QUIET_RELATION, AlarmBlock
+from fajma.events import ALARM, EVERYONE, NOBODY, RING, AlarmBlock
 from fajma.facts import AgeBand
 from fajma.language import Language
 from fajma.store import Records
@@ -105,7 +105,7 @@ class Announcer:
             age_unknown=(patient.age_band is AgeBand.UNKNOWN and decision.reason is Reason.STARTED),
         )
         delivery_id = self._delivery_id(patient_key, decision)
-        content = await self._content(patient_key, decision, delivery_id, text, where)
+        content = self._content(patient_key, decision, delivery_id, text, where)
         now = self._now()
         made = [Delivery(delivery_id, where.room_id, patient_key, content, now)]
         if decision.priority is Priority.HIGH and decision.reason in _CHARTED:
@@ -191,14 +191,14 @@ class Announcer:
             "formatted_body": text.html,
         }
         if called is None:
-            content["m.relates_to"] = {"rel_type": QUIET_RELATION, "event_id": f"${delivery_id}"}
+            content[RING] = NOBODY
         else:
             content["m.mentions"] = {"user_ids": list(called)}
         return Delivery(delivery_id, ward.room_id or "", None, content, self._now())
 
     # --- one patient -----------------------------------------------------------------------------
 
-    async def _content(
+    def _content(
         self,
         patient: PatientKey,
         decision: AnyDecision,
@@ -214,13 +214,10 @@ class Announcer:
             "m.mentions": {"user_ids": list(where.called)},
             ALARM: _block(patient, decision, delivery_id).to_content(),
         }
-        relation = None if decision.rings else QUIET_RELATION
-        if decision.rings and where.everyone:
-            relation = EVERYONE_RELATION
-        if relation is not None:
-            # Push rules go by the relation alone; the event that it names is for nobody.
-            event = await self._records.outbox.last_event_of(patient) or f"${delivery_id}"
-            content["m.relates_to"] = {"rel_type": relation, "event_id": event}
+        if not decision.rings:
+            content[RING] = NOBODY
+        elif where.everyone:
+            content[RING] = EVERYONE
         return content
 
     async def _where(self, patient: Patient, ward: Ward | None, decision: AnyDecision) -> _Where:

@@ -35,7 +35,7 @@ from bots.alerts.judge import NotedFact, due, take
 from bots.alerts.limits import Confirmation, Priority
 from bots.alerts.site_rules import Schedule, SiteRules
 from fajma.config import Alarms
-from fajma.facts import Acknowledged, Fact, OutageEnded, OutageStarted, TimePassed
+from fajma.facts import Acknowledged, Fact, OutageEnded, OutageStarted, TimePassed, Worn
 from fajma.store import Records
 from fajma.store.alarms import Delivery, NewState, SentBy
 from fajma.store.decisions import KeptDecision
@@ -50,6 +50,9 @@ log = structlog.get_logger()
 
 FOLLOWER: Final = "alarms"
 FACTS_FOLLOWER: Final = "alarm-facts"
+ADOPTED: Final = "links-adopted"
+"""Not a place in a log: 1 once the links of before are facts."""
+
 MAX_STEP: Final = 500
 """Most readings judged in one transaction, and most facts."""
 
@@ -141,12 +144,27 @@ class AlarmEngine:
         """Follow the logs until cancelled."""
         while True:
             try:
+                await self.adopt()
                 while await self.advance() or await self.look_at_time():
                     pass
             except Exception as error:  # noqa: BLE001 - whatever it is, alarms must go on
                 log.error("alarm_engine_failed", error=type(error).__name__, retry_s=RETRY_S)
                 await asyncio.sleep(RETRY_S)
             await self._records.store.hints.wait(self._hint)
+
+    async def adopt(self) -> None:
+        """Tell of the monitors that were worn before links were facts; once for each site."""
+        records, now = self._records, self._now()
+        if await records.followers.position(ADOPTED):
+            return
+        worn = [
+            (patient, Worn(now, device))
+            for patient, devices in (await records.devices.worn()).items()
+            for device in devices
+        ]
+        async with records.store.transaction() as connection:
+            await records.facts.append_of(connection, worn)
+            await records.followers.move(connection, ADOPTED, 1)
 
     async def advance(self) -> int:
         """Judge what is new in the logs, at most ``MAX_STEP`` readings and as many facts.

@@ -182,6 +182,8 @@ def _acknowledge(state: PatientState, fact: Acknowledged, rules: SiteRules) -> _
         meant = fact.alarm_id is None or fact.alarm_id == alarm.alarm_id
         if not meant or care is None or care.acknowledged:
             continue
+        if care.told_at is None:
+            continue  # nobody answers what nobody was told: it is told when its snooze ends
         out.append(alarm.say(Reason.ACKNOWLEDGED, fact.at, step=care.step))
         if alarm.late is None:
             state = caring(state, alarm.alarm_id, replace(care, acknowledged=True))

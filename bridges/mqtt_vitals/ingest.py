@@ -121,13 +121,18 @@ class _Batch:
 
 
 class Ingest:
-    """Commits messages to the readings log. Knows nothing about MQTT connections."""
+    """Commits messages to the readings log. Knows nothing about MQTT connections.
 
-    def __init__(self, records: Records) -> None:
+    Args:
+        records: where to.
+        rates: what each monitor may send, if not the usual.
+    """
+
+    def __init__(self, records: Records, *, rates: Rates | None = None) -> None:
         self._records = records
         self._fleet: Fleet = records.devices.fleet()
         self._clocks = Clocks()
-        self._rates = Rates()
+        self._rates = rates or Rates()
         self._audited: dict[tuple[str, str], datetime] = {}
 
     async def commit(self, messages: Sequence[Message]) -> Outcome:
@@ -193,7 +198,8 @@ class Ingest:
     def _sort_v1(self, message: Message, batch: _Batch) -> None:
         device = wire.parse_topic(message.topic)
         if not message.replayed and not batch.rates.allows(device, message.arrival.mono_s):
-            self._refuse(batch, RATE_LIMITED, device, message, keep=False)
+            # Kept, for such a monitor does not send it again.
+            self._refuse(batch, RATE_LIMITED, device, message)
             return
         decoded = wire.decode_v1(message.topic, message.payload)
         for rejected in decoded.rejected:

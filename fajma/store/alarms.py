@@ -194,11 +194,19 @@ class Outbox:
             key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
         )
 
-    async def rooms_waiting(self, sender: SentBy = SentBy.ALERTS) -> list[str]:
-        """Rooms for which something is not yet known to be delivered, longest waiting first."""
+    async def rooms_waiting(
+        self, sender: SentBy = SentBy.ALERTS, *, about_patients: bool = False
+    ) -> list[str]:
+        """Rooms for which something is not yet known to be delivered, longest waiting first.
+
+        Args:
+            sender: whose messages.
+            about_patients: only where something about a patient waits, not notices alone.
+        """
+        only = " AND patient_key IS NOT NULL" if about_patients else ""
         rows = await self._store.db.fetch(
-            "SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1 GROUP BY room_id"
-            " ORDER BY MIN(position)",
+            f"SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1{only}"  # noqa: S608 - written by us
+            " GROUP BY room_id ORDER BY MIN(position)",
             sender.value,
         )
         return [row["room_id"] for row in rows]
@@ -253,6 +261,17 @@ class Outbox:
             sender.value,
         )
 
+    async def event_before(self, delivery_id: str) -> str | None:
+        """The event that the last delivery before this one became, in its room, by its sender."""
+        value = await self._store.db.fetchval(
+            "SELECT before.event_id FROM outbox AS one JOIN outbox AS before"
+            " ON before.room_id=one.room_id AND before.sender=one.sender"
+            " AND before.position<one.position WHERE one.delivery_id=$1"
+            " AND before.event_id IS NOT NULL ORDER BY before.position DESC LIMIT 1",
+            delivery_id,
+        )
+        return str(value) if value is not None else None
+
     async def event_of(self, delivery_id: str) -> str | None:
         """The event that a delivery became, once it is known to be in its room."""
         value = await self._store.db.fetchval(
@@ -270,16 +289,6 @@ class Outbox:
             "SELECT delivery_id FROM outbox WHERE event_id=$1", event_id
         )
         return None if delivery_id is None else await self.get(str(delivery_id))
-
-    async def last_event_of(self, patient: PatientKey) -> str | None:
-        """The event of the newest alarm of a patient that is known to be in a room."""
-        value = await self._store.db.fetchval(
-            "SELECT event_id FROM outbox WHERE patient_key=$1 AND sender=$2"
-            " AND event_id IS NOT NULL ORDER BY position DESC LIMIT 1",
-            patient,
-            SentBy.ALERTS.value,
-        )
-        return str(value) if value is not None else None
 
     async def counts(self) -> tuple[int, int]:
         """How many deliveries were promised, and how many are in their rooms."""

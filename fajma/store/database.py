@@ -31,6 +31,7 @@ from mautrix.util.async_db import Connection, Database, Scheme, UpgradeTable
 
 from fajma.config import DatabaseSettings, read_secret
 from fajma.errors import InputError, UnavailableError
+from fajma.store.away import DATABASE_UNAVAILABLE
 from fajma.store.hints import Hints
 from fajma.store.schema import upgrade_table
 
@@ -183,7 +184,7 @@ class Store:
                 await db.stop()
             raise UnavailableError(
                 f"the database does not open ({type(error).__name__}): check database.url",
-                code="database_unavailable",
+                code=DATABASE_UNAVAILABLE,
             ) from error
         return cls(db)
 

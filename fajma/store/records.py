@@ -10,12 +10,15 @@ from fajma.store.alarms import AlarmStates, Outbox
 from fajma.store.audit import Audit
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
+from fajma.store.deadman import Switches
 from fajma.store.decisions import Decisions
 from fajma.store.devices import Devices
 from fajma.store.facts import Facts
 from fajma.store.followers import Feeds, Followers
+from fajma.store.heartbeats import Heartbeats
 from fajma.store.keys import PatientKeys
 from fajma.store.leases import Lease, Leases
+from fajma.store.maintenance import Maintenances
 from fajma.store.orders import OrdersSeen
 from fajma.store.outages import Outages
 from fajma.store.patients import Patient, Patients
@@ -58,6 +61,9 @@ class Records:
         self.orders_seen = OrdersSeen(store)
         self.audit = Audit(store, site_key)
         self.leases = Leases(store)
+        self.heartbeats = Heartbeats(store)
+        self.switches = Switches(store)
+        self.maintenance = Maintenances(store, site_key)
 
     def under(self, lease: Lease) -> Records:
         """The same records for who works under a lease: once it is lost, nothing is committed.

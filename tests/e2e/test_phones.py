@@ -41,6 +41,7 @@ LOW_OXYGEN = values("80", "91")
 """Under 92 %: medium priority; `BREATHLESS` is the next band."""
 
 ALARMS_RULE = "com.fajma.alarms"
+BEFORE_IT = {".m.rule.master", "com.fajma.everyone", "com.fajma.endings"}
 
 numbers = itertools.count()
 
@@ -249,7 +250,7 @@ async def patient_with_phone(ward: Ward, gateway: PushGateway, bedside: Bedside)
 
 def alarms_rule(override: Rules) -> dict[str, Any] | None:
     """The rule that makes alarms ring or not, if it stands where it must."""
-    asked = [rule for rule in override if rule["rule_id"] != ".m.rule.master"]
+    asked = [rule for rule in override if rule["rule_id"] not in BEFORE_IT]
     return asked[0] if asked and asked[0]["rule_id"] == ALARMS_RULE else None
 
 

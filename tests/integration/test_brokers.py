@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.broker import INGEST, EmbeddedBroker, may
 from bridges.mqtt_vitals.ingest import Ingest, Message, Outcome
-from bridges.mqtt_vitals.rate import BURST
+from bridges.mqtt_vitals.rate import Rates
 from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
 from console.mosquitto import Mosquitto
 from console.pki import Credentials, issue_bridge, issue_device, issue_server
@@ -207,8 +207,8 @@ async def stored(records: Records) -> list[int]:
 class WatchedIngest(Ingest):
     """Tells after each batch that something was committed; can be made to fail."""
 
-    def __init__(self, records: Records) -> None:
-        super().__init__(records)
+    def __init__(self, records: Records, *, rates: Rates | None = None) -> None:
+        super().__init__(records, rates=rates)
         self.records = records
         self.failures: list[Exception] = []
         self.refused: Counter[str] = Counter()
@@ -674,10 +674,10 @@ async def test_an_oversized_and_a_garbled_message_are_counted_and_stop_nothing(
 async def test_a_monitor_that_floods_is_limited_and_no_other_loses_or_waits(
     broker: Site, records: Records
 ) -> None:
-    sent = int(BURST) + 1000
+    sent = 3000
     began_ms = int(datetime.now(UTC).timestamp() * 1000) - sent
     values = {Kind.HEART_RATE: Decimal(70), Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}
-    ingest = WatchedIngest(records)
+    ingest = WatchedIngest(records, rates=Rates(burst=2000, backlog=0))
     async with (
         subscribed(broker.settings, ingest),
         monitor(broker) as flooding,

@@ -286,6 +286,23 @@ async def test_the_memory_of_the_engine_is_bounded(
         assert len(await promised(sqlite_records, patient)) == 2
 
 
+async def test_monitors_that_were_worn_before_links_were_facts_are_watched_and_told_once(
+    records: Records, admit: Admit
+) -> None:
+    patient = (await admit(records, MINE)).patient
+    await records.store.db.execute("DELETE FROM fact")
+    await records.store.db.execute("UPDATE log_head SET position=0 WHERE log='facts'")
+    for _ in range(2):
+        engine = AlarmEngine(SETTINGS, records, now=lambda: NOON)
+        await engine.adopt()
+        await judge_all(records, engine=engine)
+
+    assert await records.facts.head() == 1
+    assert engine._states == {}
+    state = PatientState.from_json(await records.alarm_states.get(patient) or "")
+    assert state.standing.worn == {MINE: NOON}
+
+
 # --- identity ------------------------------------------------------------------------------------
 
 

@@ -16,13 +16,20 @@ import pytest
 from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, UNKNOWN_DEVICE, Ingest, Message, Outcome
-from bridges.mqtt_vitals.rate import BURST
+from bridges.mqtt_vitals.ingest import (
+    NO_PATIENT_KEY,
+    RATE_LIMITED,
+    UNKNOWN_DEVICE,
+    Ingest,
+    Message,
+    Outcome,
+)
+from bridges.mqtt_vitals.rate import BURST, Rates
 from console.readings import replay
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.quarantine import MAX_PAYLOAD_BYTES, Quarantine
-from fajma.vitals import Clock, DeviceId, Kind
+from fajma.vitals import Age, Clock, DeviceId, Kind
 from fajma.wire import V1_TOPIC, encode_v1
 
 Admit = Callable[..., Awaitable[Consultation]]
@@ -296,8 +303,8 @@ async def test_a_commit_that_fails_keeps_nothing_and_can_be_repeated(
 class PatientIngest(Ingest):
     """Fails after everything is written, so many times; then it is as good as any."""
 
-    def __init__(self, records: Records, *, failures: int) -> None:
-        super().__init__(records)
+    def __init__(self, records: Records, *, failures: int, rates: Rates | None = None) -> None:
+        super().__init__(records, rates=rates)
         self.failures = failures
 
     async def until_committed(self, batch: Sequence[Message]) -> Outcome:
@@ -319,8 +326,32 @@ async def test_what_waited_while_the_database_was_away_is_not_taken_for_a_flood(
     batch = [good(number) for number in range(500)]
     at_once = [one._replace(arrival=Arrival(one.arrival.at, 0.0)) for one in batch]
     attempts = int(BURST) // len(batch) + 1
-    outcome = await PatientIngest(sqlite_ward, failures=attempts).until_committed(at_once)
+    ingest = PatientIngest(sqlite_ward, failures=attempts, rates=Rates(backlog=0))
+    outcome = await ingest.until_committed(at_once)
     assert outcome == Outcome(500, 0, Counter())
+
+
+async def test_a_day_s_backlog_of_a_v1_monitor_is_stored_however_fast_it_comes(
+    sqlite_ward: Records,
+) -> None:
+    ingest, day = Ingest(sqlite_ward), 24 * 3600 // 5
+    assert (await ingest.commit([good(0)])).stored == 1
+    silent_until_s = good(0).arrival.mono_s + 24 * 3600
+    arrival = Arrival(NOON + timedelta(hours=24), silent_until_s)
+    backlog = [good(number)._replace(arrival=arrival) for number in range(1, day)]
+    outcome = await ingest.commit(backlog)
+    assert outcome == Outcome(day - 1, 0, Counter())
+
+
+async def test_what_a_v1_monitor_sends_too_fast_is_kept_and_can_be_stored_later(
+    sqlite_ward: Records,
+) -> None:
+    ingest = Ingest(sqlite_ward, rates=Rates(burst=10, backlog=0))
+    at_once = [one._replace(arrival=good(0).arrival) for one in map(good, range(15))]
+    assert await ingest.commit(at_once) == Outcome(10, 0, Counter({RATE_LIMITED: 5}))
+    assert await replay(sqlite_ward) == (5, 0)
+    readings = [one.reading for one in await sqlite_ward.readings.after(0, limit=100)]
+    assert [one.age for one in readings[10:]] == [Age.LATE] * 5
 
 
 async def test_what_smells_of_attack_is_audited_though_the_first_commit_failed(

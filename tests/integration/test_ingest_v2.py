@@ -14,7 +14,7 @@ import pytest
 
 from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import AUDIT_AGAIN, Ingest, Message
-from bridges.mqtt_vitals.rate import BURST
+from bridges.mqtt_vitals.rate import BURST, Rates
 from fajma.facts import Connection
 from fajma.store import Records
 from fajma.store.consultations import Consultation
@@ -424,7 +424,7 @@ async def test_a_monitor_that_floods_is_held_back_and_no_other_is_and_nothing_is
     records = sqlite_records
     await admit(records, DEVICE)
     keys = await records.devices.new_keys(DEVICE, now=NOON)
-    ingest = Ingest(records)
+    ingest = Ingest(records, rates=Rates(backlog=0))
     flood = [message(keys, pack(item(n))) for n in range(int(BURST) + 50)]
     same_time = Arrival(at(0), 5000.0)
     outcome = await ingest.commit([one._replace(arrival=same_time) for one in flood])

@@ -25,7 +25,7 @@ from appservice.operator import DEVICE, Operator
 from console.processes import free_port
 from console.synapse import OPERATOR, Synapse, SynapseSite
 from fajma.errors import InputError, UnavailableError
-from fajma.events import EVERYONE_RELATION, WATCH_RELATION
+from fajma.events import EVERYONE, NOBODY, RING, WATCH_RELATION
 from tests.conftest import run
 from tests.push_gateway import Notification, PushGateway, have_pusher
 
@@ -77,11 +77,17 @@ class Person:
             return answer
 
     async def say(
-        self, room_id: str, event_type: str = ENCRYPTED, *, about: dict[str, str] | None = None
+        self,
+        room_id: str,
+        event_type: str = ENCRYPTED,
+        *,
+        about: dict[str, str] | None = None,
+        ring: str | None = None,
     ) -> str:
         """Something that looks encrypted, and may refer to another event; its event id."""
         path = f"rooms/{quote(room_id)}/send/{event_type}/{next(numbers)}"
         content = ciphertext() | ({"m.relates_to": about} if about else {})
+        content |= {RING: ring} if ring else {}
         return str((await self.ask("PUT", path, content))["event_id"])
 
     async def set_state(self, room_id: str) -> str:
@@ -350,11 +356,22 @@ async def test_an_alarm_that_nobody_answered_rings_off_duty_and_others_do_not(
     room_id = await clinic.consultation(awa)
     await operator.ring(awa.mxid, rings=False)
     alarm = await clinic.alerts.say(room_id)
-    about = {"rel_type": EVERYONE_RELATION, "event_id": alarm}
-    unanswered = await clinic.alerts.say(room_id, about=about)
+    unanswered = await clinic.alerts.say(room_id, ring=EVERYONE)
     pushed = await came(gateway, awa, unanswered)
     assert pushed[-1] == unanswered
     assert alarm not in pushed
+
+
+async def test_the_end_of_an_alarm_reaches_no_phone_on_duty(
+    clinic: Clinic, operator: Operator, gateway: PushGateway, awa: Person
+) -> None:
+    room_id = await clinic.consultation(awa)
+    await operator.ring(awa.mxid, rings=True)
+    end = await clinic.alerts.say(room_id, ring=NOBODY)
+    alarm = await clinic.alerts.say(room_id)
+    pushed = await came(gateway, awa, alarm)
+    assert pushed[-1] == alarm
+    assert end not in pushed
 
 
 async def test_without_our_rules_telemetry_would_push(

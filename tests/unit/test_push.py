@@ -128,17 +128,13 @@ def test_an_alarm_of_any_hospital_rings_on_duty_and_is_silent_off_duty(server: s
 
 
 def test_the_end_of_an_alarm_is_silent() -> None:
-    end = message("@fajma-alerts:clinic.test") | {
-        "content.m\\.relates_to.rel_type": "com.fajma.quiet"
-    }
+    end = message("@fajma-alerts:clinic.test") | {"content.com\\.fajma\\.ring": "nobody"}
     assert effect(end) == ("com.fajma.endings", False, {})
 
 
 @pytest.mark.parametrize("rings", [True, False])
 def test_an_alarm_that_nobody_answered_rings_off_duty_too(*, rings: bool) -> None:
-    unanswered = message("@fajma-alerts:clinic.test") | {
-        "content.m\\.relates_to.rel_type": "com.fajma.everyone"
-    }
+    unanswered = message("@fajma-alerts:clinic.test") | {"content.com\\.fajma\\.ring": "everyone"}
     assert effect(unanswered, rings=rings) == ("com.fajma.everyone", True, RING)
 
 
