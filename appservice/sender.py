@@ -16,6 +16,7 @@ from mautrix.api import HTTPAPI, Method, PathBuilder
 from mautrix.api import Path as ApiPath
 from mautrix.client import Client
 from mautrix.crypto import PgCryptoStore
+from mautrix.crypto.attachments import encrypt_attachment
 from mautrix.errors import MatrixConnectionError, MatrixRequestError, MNotFound, MUserInUse
 from mautrix.types import (
     ASToDeviceEvent,
@@ -263,6 +264,22 @@ class Sender:
                 Method.GET, ApiPath.v3.rooms[room_id].messages, query_params=dict(query)
             )
         return answer
+
+    async def attach(self, data: bytes) -> dict[str, Any]:
+        """Encrypt a file and give it to the homeserver, which sees its size and no more.
+
+        Returns:
+            ``file`` of a message that shows it, with the key to it: only for encrypted messages.
+
+        Raises:
+            BusyError, MatrixError, TimeoutError: as ``send``.
+        """
+        ciphertext, file = encrypt_attachment(data)
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            file.url = await self.client.upload_media(
+                ciphertext, mime_type="application/octet-stream"
+            )
+        return dict(file.serialize())
 
     async def set_state(
         self, room_id: str, event_type: str, state_key: str, content: Mapping[str, Any]

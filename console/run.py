@@ -22,6 +22,7 @@ import structlog
 from mautrix.errors import MatrixError
 
 from appservice.api import Services, Tokens, add_routes
+from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
 from appservice.messenger import Messenger
 from appservice.operator import Operator
@@ -30,11 +31,11 @@ from appservice.service import LOCALPARTS, SCHEMAS, MatrixService
 from appservice.staff import StaffService
 from appservice.wards import WardService
 from appservice.watch import Watch
-from bots.alerts.alarm_state import FIRST_STANDING
 from bots.alerts.bot import REQUEST_TIMEOUT_S, AlertBot
 from bots.alerts.client import SignedClient
 from bots.alerts.deadman import DeadMan
 from bots.alerts.engine import AlarmEngine, rules_from
+from bots.alerts.illustrator import Illustrator
 from bots.alerts.orders import Orders
 from bots.alerts.signs import Pace, Signs, names_of
 from bots.alerts.watchdog import Watchdog
@@ -344,6 +345,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         services = Services(consultations, wards, staff, patients)
         add_routes(matrix.web, services, _tokens(settings))
         watch = Watch(settings.people, records, matrix, operator, staff)
+        illustrator = Illustrator(records, rules_from(settings.alarms))
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
         matrix.on_joined(consultations.greet)
@@ -355,6 +357,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         await _together(
             {
                 "messenger": Messenger(records, matrix.host).run(),
+                "charts": ChartSender(records, matrix.host, illustrator.draw).run(),
                 "watch": watch.run(),
                 "publisher": publisher.run(),
                 "signs of life": give_signs(records, APPSERVICE, every_s=_pace(settings).beat_s),
@@ -409,8 +412,7 @@ async def _alert_bot(settings: Settings, records: Records, tell: Started) -> Non
         )
         await client.start_session(password)
         bot = AlertBot(client, records, host=host)
-        rules = rules_from(settings.alarms).of(FIRST_STANDING)
-        orders = Orders(client, records, rules, ours=(host, vitals, alerts))
+        orders = Orders(client, records, rules_from(settings.alarms), ours=(host, vitals, alerts))
         pace = _pace(settings)
         signs = Signs(client, records, names_of(settings), pace)
         jobs = {

@@ -41,6 +41,8 @@ class SentBy(StrEnum):
     ALERTS = "fajma-alerts"
     WEBHOOK = "webhook"
     """None of them: it is posted to the hospital's webhook."""
+    CHARTS = "charts"
+    """``@fajma`` too, apart from its words, which never wait for a chart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +278,17 @@ class Outbox:
             "SELECT event_id FROM outbox WHERE delivery_id=$1", delivery_id
         )
         return str(value) if value is not None else None
+
+    async def delivery_of(self, event_id: str) -> Delivery | None:
+        """The delivery that became an event; ``None`` for an event that is none of ours.
+
+        Raises:
+            BugError: it does not open.
+        """
+        delivery_id = await self._store.db.fetchval(
+            "SELECT delivery_id FROM outbox WHERE event_id=$1", event_id
+        )
+        return None if delivery_id is None else await self.get(str(delivery_id))
 
     async def counts(self) -> tuple[int, int]:
         """How many deliveries were promised, and how many are in their rooms."""

@@ -161,7 +161,12 @@ class Store:
                 # moment.
                 "meow_exit_on_ice": False,
                 # A reading is acknowledged after its commit, so a commit must reach the disk.
-                "server_settings": {"synchronous_commit": "on"},
+                # A process that freezes inside a transaction must not hold its locks for ever:
+                # all others would wait.
+                "server_settings": {
+                    "synchronous_commit": "on",
+                    "idle_in_transaction_session_timeout": str(round(1000 * settings.lease_s)),
+                },
             }
             if settings.password_file is not None:
                 args["password"] = read_secret(settings.password_file, purpose="database password")

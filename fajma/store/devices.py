@@ -10,9 +10,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+import structlog
 from mautrix.util.async_db import Connection
 
 from fajma import facts
+from fajma.errors import FajmaError
 from fajma.facts import TakenOff, Worn
 from fajma.sealing import KEY_BYTES, SiteKey
 from fajma.sequence import Sequence
@@ -22,6 +24,8 @@ from fajma.store.facts import Facts
 from fajma.store.readings import lock_head, move_head
 from fajma.vitals import DeviceId, PatientKey
 from fajma.wire import PayloadKey
+
+log = structlog.get_logger()
 
 LOG: Final = "devices"
 """Counts the changes of links and keys, so that whoever keeps them in memory sees that they are
@@ -91,6 +95,7 @@ class Fleet:
         self._seen = -1
         self._worn: dict[DeviceId, _Worn] = {}
         self._keys: dict[tuple[DeviceId, int], KeyPair] = {}
+        self._v2: frozenset[DeviceId] = frozenset()
 
     async def refresh(self, connection: Connection) -> None:
         """Take in what has changed since the last time; one small query if nothing has."""
@@ -103,12 +108,18 @@ class Fleet:
         for row in rows:
             self._worn.setdefault(DeviceId(row["device_id"]), _Worn()).put(row)
         self._keys.clear()  # looked up again when they are needed
+        heard = await connection.fetch("SELECT device_id FROM device_sequence")
+        self._v2 = frozenset(DeviceId(row["device_id"]) for row in heard)
         self._seen = now
 
     def wearing(self, device: DeviceId, moment: datetime) -> Wearing | None:
         """Who wore a monitor at that moment."""
         worn = self._worn.get(device)
         return worn.at(to_ms(moment)) if worn is not None else None
+
+    def speaks_v2(self, device: DeviceId) -> bool:
+        """Whether something that a monitor sealed was settled before."""
+        return device in self._v2
 
     def keys(self, device: DeviceId, version: int) -> KeyPair | None:
         """A pair of keys that ``load_keys`` has brought."""
@@ -127,7 +138,11 @@ class Fleet:
             *missing,
         )
         for row in rows:
-            pair = _open(self._site_key, row)
+            try:
+                pair = _open(self._site_key, row)
+            except FajmaError as error:  # the device's trouble, not that of all others
+                log.critical("payload_key_unreadable", device=row["device_id"], code=error.code)
+                continue
             self._keys[DeviceId(row["device_id"]), pair.version] = pair
 
 
@@ -163,12 +178,13 @@ class Devices:
                 consultation,
             ):
                 return
-            change = await _new_change(connection)
             before = PatientKey(current["patient_key"]) if current is not None else None
             if before != patient:
                 if before is not None:
                     await self._facts.append(connection, before, TakenOff(now, device))
                 await self._facts.append(connection, patient, Worn(now, device))
+            # After the logs, which ingest locks first too.
+            change = await _new_change(connection)
             if current is not None:
                 await connection.execute(
                     "UPDATE device_link SET linked_to=$2, changed=$3"
@@ -297,6 +313,10 @@ class Devices:
             )
             for row in rows
         }
+
+    async def first_heard(self, connection: Connection) -> None:
+        """A v2 monitor was heard for the first time: whoever keeps them in memory looks again."""
+        await _new_change(connection)
 
     async def keep_sequences(
         self, connection: Connection, sequences: Mapping[DeviceId, Sequence]

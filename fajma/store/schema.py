@@ -444,3 +444,16 @@ async def _v8(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v8, description="Signs of life, delayed events, planned stops")
+
+_V9 = (
+    # Which delivery a reaction is to.
+    "CREATE INDEX outbox_of_event ON outbox (event_id) WHERE event_id IS NOT NULL",
+)
+
+
+async def _v9(connection: Connection, _: Scheme) -> None:
+    for statement in _V9:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v9, description="Answers to alarms")

@@ -23,8 +23,8 @@ from structlog.testing import capture_logs
 
 from bots.alerts.client import OnGap
 from bots.alerts.engine import AlarmEngine
-from bots.alerts.limits import default_rules
 from bots.alerts.orders import FRESH, TRIES, Orders
+from bots.alerts.site_rules import SiteRules
 from fajma.config import Alarms
 from fajma.duty import DRILL_LASTS, OFFER_VALID, Roster
 from fajma.errors import UnavailableError
@@ -106,7 +106,7 @@ class Scene:
         self.orders = Orders(
             self.client,  # type: ignore[arg-type]
             self.records,
-            default_rules(),
+            SiteRules(),
             ours=OURS,
             now=lambda: self.now,
         )
