@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import click
 import structlog
 
@@ -18,6 +20,7 @@ from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, RATE_LIMITED, UNKNOWN_DEV
 from console.people import config_option
 from console.run import opened
 from fajma.config import Settings, load
+from fajma.errors import UnavailableError
 from fajma.store import Records
 from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import MEASURES, Age
@@ -37,7 +40,11 @@ def readings() -> None:
 def with_records(
     config_path: Path, work: Callable[[Records, Settings], Coroutine[Any, Any, None]]
 ) -> None:
-    """Do something with the open records, in silence: what a command prints is its answer."""
+    """Do something with the open records, in silence: what a command prints is its answer.
+
+    Raises:
+        UnavailableError: the database is away, or another process does not let us write.
+    """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = load(config_path)
 
@@ -45,7 +52,14 @@ def with_records(
         async with opened(settings) as records:
             await work(records, settings)
 
-    asyncio.run(opened_first())
+    try:
+        asyncio.run(opened_first())
+    except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise UnavailableError(
+            f"the database did not do it ({type(error).__name__}): another process may keep it"
+            " busy; give the command again, what was done already is kept",
+            code="database_unavailable",
+        ) from error
 
 
 @readings.command("count")

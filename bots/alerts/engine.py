@@ -153,7 +153,7 @@ class AlarmEngine:
             await self._records.store.hints.wait(self._hint)
 
     async def adopt(self) -> None:
-        """Tell of the monitors that were worn before links were facts; once in the life of a site."""
+        """Tell of monitors that were worn before links were facts; once in the life of a site."""
         records, now = self._records, self._now()
         if await records.followers.position(ADOPTED):
             return

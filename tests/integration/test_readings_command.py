@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +19,7 @@ from bridges.mqtt_vitals.ingest import Ingest, Message
 from console import readings as command
 from console.readings import replay
 from fajma.config import DatabaseSettings
-from fajma.errors import InputError
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
 from fajma.store.database import SQLITE_PRAGMAS
@@ -155,6 +157,23 @@ async def test_count_tells_what_came_in_what_did_not_and_who_lags(
         "lag alarms 2",
         "lag publisher 2",
     ]
+
+
+async def test_a_database_that_another_process_keeps_busy_is_one_clear_line(
+    sqlite_records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def opened(_: object) -> AsyncIterator[Records]:
+        yield sqlite_records
+
+    async def work(*_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(command, "load", lambda _: Settings())
+    monkeypatch.setattr(command, "opened", opened)
+    with pytest.raises(UnavailableError, match="another process") as caught:
+        await asyncio.to_thread(command.with_records, tmp_path / "x.toml", work)
+    assert caught.value.code == "database_unavailable"
 
 
 async def test_tail_shows_the_newest_readings_of_all_or_of_one_patient(
