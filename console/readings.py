@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +31,13 @@ POLL_S: Final = 1.0
 
 AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED)
 """Reasons that may be gone when a message is tried again."""
+
+WHY: Final = {
+    UNKNOWN_DEVICE: "were measured when nobody wore the monitor"
+    " (fajma patient monitor NUMBER DEVICE --since TIME)",
+    NO_PATIENT_KEY: "are of a patient whose key is missing (FAJMA's log names the patient)",
+}
+"""Why messages stay; no limit on their rate applies when they are tried again."""
 
 
 @click.group("readings")
@@ -166,19 +174,22 @@ def quarantine_replay(*, device: str | None, config_path: Path) -> None:
 
     async def work(records: Records, _: Settings) -> None:
         stored, waiting = await replay(records, device=device)
-        click.echo(f"stored {stored} readings; {waiting} messages stay in the quarantine")
+        click.echo(f"stored {stored} readings")
+        for reason, number in sorted(waiting.items()):
+            click.echo(f"{number} messages stay in the quarantine: they {WHY.get(reason, reason)}")
 
     with_records(config_path, work)
 
 
-async def replay(records: Records, *, device: str | None = None) -> tuple[int, int]:
+async def replay(records: Records, *, device: str | None = None) -> tuple[int, Counter[str]]:
     """Try again what was refused for a reason that may be gone: see ``AGAIN``.
 
     Returns:
-        How many readings are in the log now that were not, and how many messages still wait.
+        How many readings are in the log now that were not, and for which reason how many messages
+        still wait.
     """
     ingest = Ingest(records)
-    stored, waiting = 0, 0
+    stored, waiting = 0, Counter[str]()
     kept = [
         one
         for reason in AGAIN
@@ -192,8 +203,9 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, i
         message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
         outcome = await ingest.commit([message])
         stored += outcome.stored
-        if any(outcome.refused[reason] for reason in AGAIN):
-            waiting += 1
+        reasons = [reason for reason in AGAIN if outcome.refused[reason]]
+        if reasons:
+            waiting[reasons[0]] += 1
         else:
             await records.quarantine.drop([one.id])
     return stored, waiting

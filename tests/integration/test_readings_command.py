@@ -74,10 +74,10 @@ async def test_what_was_refused_for_want_of_a_wearer_is_given_to_him_once_he_is_
 ) -> None:
     ingest = Ingest(records)
     await ingest.commit([message(0), message(1), message(2, device=OTHER)])
-    assert await replay(records) == (0, 3)  # nobody yet
+    assert await replay(records) == (0, {"unknown_device": 3})  # nobody yet
     await admit(records, DEVICE)
-    assert await replay(records, device=DEVICE) == (2, 0)
-    assert await replay(records) == (0, 1)
+    assert await replay(records, device=DEVICE) == (2, {})
+    assert await replay(records) == (0, {"unknown_device": 1})
     stored = [one.reading for one in await records.readings.after(0, limit=10)]
     assert [(one.age, one.measured_at) for one in stored] == [
         (Age.LATE, NOON),
