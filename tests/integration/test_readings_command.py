@@ -88,6 +88,22 @@ async def test_what_was_refused_for_want_of_a_wearer_is_given_to_him_once_he_is_
     assert [one.device for one in await records.quarantine.listed()] == [OTHER]
 
 
+async def test_what_is_tried_again_is_not_counted_as_refused_again(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    bad = encode_v1(DEVICE, int(NOON.timestamp() * 1000), {Kind.SPO2: Decimal(97)})
+    await Ingest(records).commit([message(0, payload=bad), message(1, device=OTHER)])
+    counted = await records.quarantine.counts()
+    kept = await records.quarantine.listed()
+    await replay(records)
+    assert await records.quarantine.counts() == counted
+    assert await records.quarantine.listed() == kept
+    await admit(records, DEVICE)
+    assert await replay(records) == (1, {"unknown_device": 1})
+    assert await records.quarantine.counts() == counted
+
+
 async def test_what_is_kept_expires_and_its_count_remains(records: Records) -> None:
     old, new = message(0, payload=b"{"), message(10, payload=b"{")
     await Ingest(records).commit([old, new])
