@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import click
 import structlog
 
@@ -19,7 +22,7 @@ from console.people import config_option
 from console.refusals import MESSAGES, REASONS
 from console.run import opened
 from fajma.config import Settings, load
-from fajma.errors import InputError
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
 from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import MEASURES, Age
@@ -33,6 +36,12 @@ AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED)
 
 NOBODYS: Final = "unknown"
 """Whose messages are that name no monitor."""
+WHY: Final = {
+    UNKNOWN_DEVICE: "were measured when nobody wore the monitor"
+    " (fajma patient monitor NUMBER DEVICE --since TIME)",
+    NO_PATIENT_KEY: "are of a patient whose key is missing (FAJMA's log names the patient)",
+}
+"""Why messages stay; no limit on their rate applies when they are tried again."""
 
 
 @click.group("readings")
@@ -43,7 +52,11 @@ def readings() -> None:
 def with_records(
     config_path: Path, work: Callable[[Records, Settings], Coroutine[Any, Any, None]]
 ) -> None:
-    """Do something with the open records, in silence: what a command prints is its answer."""
+    """Do something with the open records, in silence: what a command prints is its answer.
+
+    Raises:
+        UnavailableError: the database is away, or another process does not let us write.
+    """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = load(config_path)
 
@@ -51,7 +64,14 @@ def with_records(
         async with opened(settings) as records:
             await work(records, settings)
 
-    asyncio.run(opened_first())
+    try:
+        asyncio.run(opened_first())
+    except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise UnavailableError(
+            f"the database did not do it ({type(error).__name__}): another process may keep it"
+            " busy; give the command again, what was done already is kept",
+            code="database_unavailable",
+        ) from error
 
 
 @readings.command("count")
@@ -180,19 +200,22 @@ def quarantine_replay(*, device: str | None, config_path: Path) -> None:
 
     async def work(records: Records, _: Settings) -> None:
         stored, waiting = await replay(records, device=device)
-        click.echo(f"stored {stored} readings; {waiting} messages stay in the quarantine")
+        click.echo(f"stored {stored} readings")
+        for reason, number in sorted(waiting.items()):
+            click.echo(f"{number} messages stay in the quarantine: they {WHY.get(reason, reason)}")
 
     with_records(config_path, work)
 
 
-async def replay(records: Records, *, device: str | None = None) -> tuple[int, int]:
+async def replay(records: Records, *, device: str | None = None) -> tuple[int, Counter[str]]:
     """Try again what was refused for a reason that may be gone: see ``AGAIN``.
 
     Returns:
-        How many readings are in the log now that were not, and how many messages still wait.
+        How many readings are in the log now that were not, and for which reason how many messages
+        still wait.
     """
     ingest = Ingest(records)
-    stored, waiting = 0, 0
+    stored, waiting = 0, Counter[str]()
     kept = [
         one
         for reason in AGAIN
@@ -206,8 +229,9 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, i
         message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
         outcome = await ingest.commit([message])
         stored += outcome.stored
-        if any(outcome.refused[reason] for reason in AGAIN):
-            waiting += 1
+        reasons = [reason for reason in AGAIN if outcome.refused[reason]]
+        if reasons:
+            waiting[reasons[0]] += 1
         else:
             await records.quarantine.drop([one.id])
     return stored, waiting

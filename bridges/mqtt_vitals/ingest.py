@@ -202,7 +202,9 @@ class Ingest:
                 for device, (online, at) in batch.online.items()
             ]
             settled = await self._settle(connection, batch)
-            await records.quarantine.keep(connection, batch.refused)
+            # What comes from the quarantine was counted and is kept: see Message.replayed.
+            first = [one for one in batch.refused if not one.again]
+            await records.quarantine.keep(connection, first)
             counts = Counter(fate.value for fate in fates if fate is not Fate.REUSED)
             if batch.lost:
                 counts["lost_at_device"] = batch.lost
@@ -390,6 +392,7 @@ class Ingest:
                 message.arrival.at,
                 device=device,
                 keep=keep,
+                again=message.replayed,
             )
         )
         if reason in SUSPICIOUS:

@@ -14,13 +14,14 @@ import structlog
 from mautrix.util.async_db import Connection
 
 from fajma import facts
-from fajma.errors import FajmaError
+from fajma.errors import FajmaError, InputError
 from fajma.facts import TakenOff, Worn
 from fajma.sealing import KEY_BYTES, SiteKey
 from fajma.sequence import Sequence
 from fajma.store.consultations import ConsultationId
 from fajma.store.database import Row, Store, to_ms
 from fajma.store.facts import Facts
+from fajma.store.readings import LOG as READINGS
 from fajma.store.readings import lock_head, move_head
 from fajma.vitals import DeviceId, PatientKey
 from fajma.wire import PayloadKey
@@ -167,9 +168,32 @@ class Devices:
         consultation: ConsultationId | None,
         *,
         now: datetime,
+        since: datetime | None = None,
     ) -> None:
-        """From now on this patient wears the monitor; whoever wore it until now does not."""
+        """From now on this patient wears the monitor; whoever wore it until now does not.
+
+        Args:
+            device: the monitor.
+            patient: who wears it.
+            consultation: in which consultation, if in one.
+            now: aware UTC time.
+            since: when the patient really began to wear it, in the past: what was measured since
+                is the patient's. The engine watches from now on all the same.
+
+        Raises:
+            InputError: somebody else wore it since (``monitor_worn_by_another``).
+        """
         async with self._store.transaction() as connection:
+            change = await _lock(connection) + 1
+            begins = to_ms(now)
+            if since is not None:
+                begins = await self._backdate(
+                    connection,
+                    device,
+                    Wearing(patient, consultation),
+                    (to_ms(since), begins),
+                    change,
+                )
             current = await connection.fetchrow(
                 "SELECT * FROM device_link WHERE device_id=$1 AND linked_to IS NULL", device
             )
@@ -183,25 +207,60 @@ class Devices:
                 if before is not None:
                     await self._facts.append(connection, before, TakenOff(now, device))
                 await self._facts.append(connection, patient, Worn(now, device))
-            # After the logs, which ingest locks first too.
             change = await _new_change(connection)
             if current is not None:
-                await connection.execute(
-                    "UPDATE device_link SET linked_to=$2, changed=$3"
-                    " WHERE device_id=$1 AND linked_to IS NULL",
-                    device,
-                    to_ms(now),
-                    change,
-                )
-            await connection.execute(
-                "INSERT INTO device_link (device_id, consultation_id, patient_key, linked_from,"
-                " changed) VALUES ($1, $2, $3, $4, $5)",
-                device,
-                consultation,
-                patient,
-                to_ms(now),
-                change,
+                await _end_link(connection, device, to_ms(now), change)
+            await _add_link(
+                connection, device, Wearing(patient, consultation), (begins, None), change
             )
+
+    async def _backdate(
+        self,
+        connection: Connection,
+        device: DeviceId,
+        who: Wearing,
+        span: tuple[int, int],
+        change: int,
+    ) -> int:
+        """Fill what is free between two moments (ms), up to what comes last.
+
+        Returns:
+            When the link begins that is still to be made: where the last one ends.
+        """
+        since, now = span
+        rows = await connection.fetch(
+            "SELECT * FROM device_link WHERE device_id=$1 AND linked_from<=$3"
+            " AND (linked_to IS NULL OR linked_to>$2) ORDER BY linked_from",
+            device,
+            since,
+            now,
+        )
+        if any(row["patient_key"] != who.patient for row in rows):
+            raise InputError(
+                "another patient wore this monitor since then: state when this one got it",
+                code="monitor_worn_by_another",
+            )
+        for row in rows:
+            if row["linked_from"] > since:
+                await _add_link(connection, device, who, (since, row["linked_from"]), change)
+                await move_head(connection, LOG, change)
+            since = now if row["linked_to"] is None else row["linked_to"]
+        return since
+
+    async def unlink(self, device: DeviceId, patient: PatientKey, *, now: datetime) -> bool:
+        """The patient wears the monitor no more; returns false if he did not."""
+        async with self._store.transaction() as connection:
+            change = await _lock(connection) + 1
+            worn_by = await connection.fetchval(
+                "SELECT patient_key FROM device_link WHERE device_id=$1 AND linked_to IS NULL",
+                device,
+            )
+            if worn_by != patient:
+                return False
+            await move_head(connection, LOG, change)
+            await self._facts.append(connection, patient, TakenOff(now, device))
+            await _end_link(connection, device, to_ms(now), change)
+        return True
 
     async def wearing(self, device: DeviceId, at: datetime) -> Wearing | None:
         """Who wore the monitor at that moment."""
@@ -330,6 +389,39 @@ class Devices:
                 for device, sequence in sequences.items()
             ],
         )
+
+
+async def _end_link(connection: Connection, device: DeviceId, now: int, change: int) -> None:
+    await connection.execute(
+        "UPDATE device_link SET linked_to=$2, changed=$3 WHERE device_id=$1 AND linked_to IS NULL",
+        device,
+        now,
+        change,
+    )
+
+
+async def _add_link(
+    connection: Connection,
+    device: DeviceId,
+    who: Wearing,
+    span: tuple[int, int | None],
+    change: int,
+) -> None:
+    await connection.execute(
+        "INSERT INTO device_link (device_id, consultation_id, patient_key, linked_from, linked_to,"
+        " changed) VALUES ($1, $2, $3, $4, $5, $6)",
+        device,
+        who.consultation,
+        who.patient,
+        *span,
+        change,
+    )
+
+
+async def _lock(connection: Connection) -> int:
+    """Lock what a change of a link will lock, in the order in which ingest does."""
+    await lock_head(connection, READINGS)
+    return await lock_head(connection, LOG)
 
 
 async def _new_change(connection: Connection) -> int:
