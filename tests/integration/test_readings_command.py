@@ -188,7 +188,8 @@ async def test_a_monitor_may_be_written_as_people_write_it(
     [line] = (await asked("quarantine", "list", "--device", "a4:cf:12:f0:3b:7e")).splitlines()
     assert DEVICE in line
     said = await asked("quarantine", "replay", "--device", "A4-CF-12-F0-3B-7E")
-    assert said == "stored 0 readings; 1 messages stay in the quarantine"
+    assert said.startswith("stored 0 readings")
+    assert "1 messages stay" in said
     assert await asked("quarantine", "list", "--device", "unknown") == ""
 
 
