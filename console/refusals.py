@@ -6,6 +6,7 @@ from typing import Final
 
 from bridges.mqtt_vitals.ingest import (
     BUG,
+    DOWNGRADED,
     NO_PATIENT_KEY,
     RATE_LIMITED,
     SEQUENCE_REUSED,
@@ -17,7 +18,8 @@ from fajma.wire.values import REQUIRED, Reason
 
 MESSAGES: Final = frozenset(
     {
-        *{UNKNOWN_DEVICE, UNKNOWN_KEY, NO_PATIENT_KEY, RATE_LIMITED, SEQUENCE_REUSED, BUG},
+        *{UNKNOWN_DEVICE, UNKNOWN_KEY, NO_PATIENT_KEY, RATE_LIMITED, SEQUENCE_REUSED},
+        *{DOWNGRADED, BUG},
         *{"bad_topic", "bad_device", "wrong_device", "too_large", "too_deep", "duplicate_key"},
         *{"not_utf8", "not_json", "not_object", "bad_timestamp", "no_usable_value"},
         *{"not_cose", "not_cbor", "wrong_algorithm", "bad_key_id", "not_authentic"},

@@ -47,6 +47,7 @@ def test_the_reasons_that_are_known_are_those_that_can_occur() -> None:
         ingest.SEQUENCE_REUSED,
         ingest.UNKNOWN_KEY,
         ingest.NO_PATIENT_KEY,
+        ingest.DOWNGRADED,
         ingest.BUG,
     }
     assert set(codes_raised()) | ours == MESSAGES
@@ -82,3 +83,16 @@ def test_the_page_lists_every_counter() -> None:
 def test_the_page_names_what_is_noted_in_the_audit_log() -> None:
     paragraph = next(text for text in PAGE.split("\n\n") if "smell of attack" in text)
     assert {reason for reason in MESSAGES if f"`{reason}`" in paragraph} == ingest.SUSPICIOUS
+
+
+def test_the_page_names_what_can_be_tried_again() -> None:
+    [_, said] = PAGE.split("`replay` tries again")
+    sentence = said[: said.index(".")]
+    assert {reason for reason in MESSAGES if f"`{reason}`" in sentence} == ingest.REPLAYABLE
+
+
+def test_the_first_page_and_the_navigation_list_every_decision() -> None:
+    decisions = {f"adr/{path.name}" for path in (ROOT / "docs" / "adr").glob("*.md")}
+    for page in (ROOT / "docs" / "index.md", ROOT / "mkdocs.yml"):
+        text = page.read_text(encoding="utf-8")
+        assert {decision for decision in decisions if decision not in text} == set()
