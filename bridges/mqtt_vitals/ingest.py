@@ -129,6 +129,8 @@ class _Batch:
     kept: set[int] = field(default_factory=set)
     """Identities of the messages that go to the quarantine."""
     lost: int = 0
+    missing: int = 0
+    """Records that v2 monitors hold no more and that never came."""
 
 
 class Ingest:
@@ -208,6 +210,8 @@ class Ingest:
             counts = Counter(fate.value for fate in fates if fate is not Fate.REUSED)
             if batch.lost:
                 counts["lost_at_device"] = batch.lost
+            if batch.missing:
+                counts["records_missing"] = batch.missing
             await records.tally.add(connection, counts)
             await self._audit(connection, batch)
         self._clocks.keep(batch.clocks)
@@ -432,6 +436,7 @@ class Ingest:
             missing = before.missing_below(pack.oldest)
             if missing:
                 # We were set back to an older backup, or the monitor deleted what we never had.
+                batch.missing += missing
                 log.error("records_missing", device=pack.device, count=missing)
             after = before.begin_at(pack.oldest)
             for item in pack.items:

@@ -276,6 +276,32 @@ async def test_a_clock_that_is_steadily_behind_is_placed_by_arrival(sqlite_ward:
     assert stored[2].reading.measured_at == batch[2].arrival.at
 
 
+async def test_a_clock_that_jumps_six_years_and_back_costs_no_reading_of_a_link_of_today(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    six_years = timedelta(days=6 * 365 + 1)
+    jumped = message(
+        encode_v1(
+            DEVICE,
+            int((good(1).arrival.at + six_years).timestamp() * 1000),
+            {Kind.SPO2: Decimal(97)},
+        ),
+        received_at=good(1).arrival.at,
+    )
+    ingest = Ingest(sqlite_records)
+    for one in (good(0), jumped, good(2), good(3)):
+        await ingest.commit([one])
+    stored = [one.reading for one in await sqlite_records.readings.after(0, limit=10)]
+    assert [(one.measured_at, one.clock, one.age) for one in stored] == [
+        (good(0).arrival.at, Clock.DEVICE, Age.LIVE),
+        (good(1).arrival.at, Clock.WRONG, Age.LIVE),
+        (good(2).arrival.at, Clock.WRONG, Age.LATE),
+        (good(3).arrival.at, Clock.DEVICE, Age.LIVE),
+    ]
+    assert UNKNOWN_DEVICE not in await sqlite_records.quarantine.counts()
+
+
 # --- when the database fails ---------------------------------------------------------------------
 
 
