@@ -16,6 +16,7 @@ from mautrix.api import HTTPAPI, Method, PathBuilder
 from mautrix.api import Path as ApiPath
 from mautrix.client import Client
 from mautrix.crypto import PgCryptoStore
+from mautrix.crypto.attachments import encrypt_attachment
 from mautrix.errors import MatrixConnectionError, MatrixRequestError, MNotFound, MUserInUse
 from mautrix.types import (
     ASToDeviceEvent,
@@ -32,6 +33,7 @@ from appservice.state import RoomState
 from fajma.errors import BusyError, InputError, UnavailableError
 from fajma.events import DELIVERY, ENCRYPTED, encrypted_state_key
 from fajma.sealing import SiteKey
+from fajma.store.away import is_outage
 from fajma.store.pins import Audience, Pins
 from fajma.trust import self_signed_devices
 
@@ -263,6 +265,22 @@ class Sender:
             )
         return answer
 
+    async def attach(self, data: bytes) -> dict[str, Any]:
+        """Encrypt a file and give it to the homeserver, which sees its size and no more.
+
+        Returns:
+            ``file`` of a message that shows it, with the key to it: only for encrypted messages.
+
+        Raises:
+            BusyError, MatrixError, TimeoutError: as ``send``.
+        """
+        ciphertext, file = encrypt_attachment(data)
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            file.url = await self.client.upload_media(
+                ciphertext, mime_type="application/octet-stream"
+            )
+        return dict(file.serialize())
+
     async def set_state(
         self, room_id: str, event_type: str, state_key: str, content: Mapping[str, Any]
     ) -> str:
@@ -322,7 +340,10 @@ class Sender:
         """A message for our device."""
         try:
             await self.cryptographer.handle_as_to_device_event(event)
-        except Exception as error:  # noqa: BLE001 - one bad message must not stop the others
+        except Exception as error:
+            if is_outage(error):
+                raise  # it comes only once: who brings it waits
+            # One bad message must not stop the others.
             log.warning("to_device_refused", error=type(error).__name__)
 
     async def one_time_keys(

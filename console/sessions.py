@@ -14,12 +14,15 @@ from typing import Final
 
 import structlog
 
+from bots.alerts.signs import Pace
 from bridges.mqtt_vitals.ingest import Ingest
 from bridges.mqtt_vitals.subscriber import Subscriber
 from console.leading import lead
+from console.signs_of_life import give_signs
 from fajma.config import Settings
 from fajma.errors import InputError
 from fajma.store import Records
+from fajma.store.heartbeats import ingest
 from fajma.store.leases import Lease
 from fajma.tasks import end
 
@@ -66,13 +69,21 @@ async def serve(
         subscriber = Subscriber(settings.mqtt, Ingest(records), number=one)
         running = asyncio.create_task(subscriber.run())
         telling = asyncio.create_task(_when(subscriber.subscribed, started))
+        living = asyncio.create_task(
+            give_signs(
+                records,
+                ingest(one),
+                every_s=Pace(settings.alarms.silence_told_after_s).beat_s,
+                works=lambda: subscriber.is_working,
+            )
+        )
         try:
             async with asyncio.timeout(None if one == number else GIVE_BACK_AFTER_S):
                 await running
         except TimeoutError:
             log.info("session_given_back", session=one)
         finally:
-            await end([telling, running])
+            await end([telling, living, running])
 
     async def own() -> None:
         await lead(records.leases, _lease(number), length_s=length_s, part=partial(session, number))

@@ -60,7 +60,8 @@ from vodozemac import MegolmMessage
 from bots.alerts.identity import Identity, OwnKeys, require
 from fajma.deliveries import left_alone_s
 from fajma.errors import BugError, BusyError, DecodeError, InputError, UnavailableError
-from fajma.events import DELIVERY
+from fajma.events import DELIVERY, RING
+from fajma.store.away import AGAIN_S, is_outage
 from fajma.store.pins import Audience, Pins
 from fajma.trust import (
     CrossSigningSeeds,
@@ -640,7 +641,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         Args:
             room_id: a joined, encrypted room.
             message_type: e.g. ``m.room.message``. Reactions are sent in clear, as everywhere.
-            content: plain content.
+            content: plain content; all of it is encrypted but ``fajma.events.RING``.
             tx_id: transaction id; the same for every attempt to send the same message. It stands
                 beside the ciphertext too, so that the message can be found (``fajma.deliveries``).
             ignore_unverified_devices: must stay false.
@@ -658,7 +659,10 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         async with self._room_locks[room_id]:
             if message_type != "m.reaction":
                 await self._make_current(room_id)
-                message_type, content = self.encrypt(room_id, message_type, content)
+                inside = {key: value for key, value in content.items() if key != RING}
+                message_type, outside = self.encrypt(room_id, message_type, inside)
+                # Push rules see what stands beside the ciphertext, and nothing else.
+                content = outside | ({RING: content[RING]} if RING in content else {})
                 if tx_id is not None:
                     content = {**content, DELIVERY: tx_id}
             method, path, data = Api.room_send(
@@ -680,6 +684,20 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 code="messages_refused",
             )
         return answer
+
+    async def encrypted(
+        self, room_id: str, message_type: str, content: dict[str, Any]
+    ) -> dict[str, Any]:
+        """A content as it would be sent now, for whoever sends it later.
+
+        Raises:
+            InputError: as ``room_send``.
+            UnavailableError: as ``room_send``.
+        """
+        async with self._room_locks[room_id]:
+            await self._make_current(room_id)
+            _, sealed = self.encrypt(room_id, message_type, content)
+            return dict(sealed)
 
     async def share_group_session(
         self,
@@ -784,9 +802,9 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     async def run_sync(self, *, poll_s: float = 30.0) -> NoReturn:
         """Receive for ever; cancel the task to stop.
 
-        While the homeserver is away, waits 1 s, then twice as long each time, at most a minute.
-        Any other exception, such as a bug in a callback, ends it; the batch in which it happened
-        is delivered again by the next call.
+        While the homeserver is away, waits 1 s, then twice as long each time, at most a minute;
+        while the database of our records is, 1 s each time. Any other exception, such as a bug in a
+        callback, ends it; the batch in which it happened is delivered again by the next call.
 
         Args:
             poll_s: how long the homeserver holds a request when there is nothing new.
@@ -812,6 +830,12 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 _log.warning("%s Next attempt in %.0f s (%s).", error, wait_s, error.code)
                 await asyncio.sleep(wait_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                _log.warning("The database is away (%s).", type(error).__name__)
+                await asyncio.sleep(AGAIN_S)
                 continue
             pause_s = 1.0
             self.ready.set()
