@@ -445,6 +445,7 @@ async def test_an_alarm_is_told_once_at_whichever_call_the_process_is_killed(wor
     cases = [
         (f"{call} {answer=}", is_killed_at_call(world, call, answer=answer))
         for call in calls
+        if call.number == 1 or call.name == SEND.name  # what comes again does not always
         for answer in ((False, True) if call.name in CHANGES else (False,))
     ]
     assert await failures(cases) == []
