@@ -10,6 +10,7 @@ import pytest
 from bridges.mqtt_vitals import ingest as ingest_module
 from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import BUG, DOWNGRADED, LOST_MOST, Ingest, Message
+from console.readings import replay
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.devices import KeyPair
@@ -165,3 +166,18 @@ async def test_a_pack_on_a_topic_of_ours_is_not_believed(records: Records, keys:
     outcome = await Ingest(records).commit([message(keys, pack(item(0)), topic=topic)])
 
     assert (outcome.stored, dict(outcome.refused)) == (0, {"bad_topic": 1})
+
+
+async def test_what_cannot_be_stored_when_it_is_tried_again_stays_in_the_quarantine(
+    records: Records, admit: Admit
+) -> None:
+    """The monitor deleted it, since it was told that it is safe here."""
+    old = await records.devices.new_keys(DEVICE, now=NOON)
+    outcome = await Ingest(records).commit([message(old, pack(item(0)))])
+    assert acknowledged(outcome) == [0]
+    new = await records.devices.new_keys(DEVICE, now=NOON)
+    await records.devices.retire_keys(DEVICE, before=new.version, now=NOON)
+    await admit(records, DEVICE)
+
+    assert await replay(records) == (0, {"unknown_key": 1})
+    assert len(await records.quarantine.listed()) == 1
