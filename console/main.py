@@ -14,6 +14,7 @@ from console.demo import demo
 from console.device import device
 from console.keys import keys
 from console.logs import configure
+from console.maintenance import maintenance
 from console.people import config_option, patient, staff, ward
 from console.readings import readings
 from console.run import INGESTS_MAX, Role, run
@@ -94,6 +95,7 @@ def config_show(config_path: Path) -> None:
 
 cli.add_command(readings)
 cli.add_command(keys)
+cli.add_command(maintenance)
 cli.add_command(ward)
 cli.add_command(staff)
 cli.add_command(patient)

@@ -19,12 +19,14 @@ from bots.alerts.engine import FOLLOWER
 from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, RATE_LIMITED, UNKNOWN_DEVICE, Ingest, Message
 from console.people import config_option
+from console.refusals import MESSAGES, REASONS
 from console.run import opened
 from fajma.config import Settings, load
-from fajma.errors import UnavailableError
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
 from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import MEASURES, Age
+from fajma.wire import parse_device_id
 
 PAGE: Final = 500
 POLL_S: Final = 1.0
@@ -32,6 +34,8 @@ POLL_S: Final = 1.0
 AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED)
 """Reasons that may be gone when a message is tried again."""
 
+NOBODYS: Final = "unknown"
+"""Whose messages are that name no monitor."""
 WHY: Final = {
     UNKNOWN_DEVICE: "were measured when nobody wore the monitor"
     " (fajma patient monitor NUMBER DEVICE --since TIME)",
@@ -145,12 +149,34 @@ def quarantine() -> None:
     """Messages that did not become readings."""
 
 
-_device = click.option("--device", help="Only of this monitor (twelve hex digits).")
+def _one_device(_: click.Context, __: click.Parameter, address: str | None) -> str | None:
+    return address if address in {None, NOBODYS} else parse_device_id(address)
+
+
+def _one_reason(_: click.Context, __: click.Parameter, reason: str | None) -> str | None:
+    if reason is None or reason in REASONS:
+        return reason
+    raise InputError(
+        f"nothing is refused for this reason; a message is for {', '.join(sorted(MESSAGES))}; "
+        "a value for its kind and what is wrong with it, e.g. spo2_implausible_low",
+        code="unknown_reason",
+    )
+
+
+_device = click.option(
+    "--device",
+    callback=_one_device,
+    help=f"Only of this monitor (its MAC address; {NOBODYS} where no monitor is named).",
+)
 
 
 @quarantine.command("list")
 @_device
-@click.option("--reason", help="Only what was refused for this reason, e.g. unknown_device.")
+@click.option(
+    "--reason",
+    callback=_one_reason,
+    help="Only what was refused for this reason, e.g. unknown_device.",
+)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 @config_option
 def quarantine_list(

@@ -15,12 +15,15 @@ from typing import Final
 
 import structlog
 
+from bots.alerts.signs import Pace
 from bridges.mqtt_vitals.ingest import Ingest
 from bridges.mqtt_vitals.subscriber import Subscriber
 from console.leading import lead
+from console.signs_of_life import give_signs
 from fajma.config import Settings
 from fajma.errors import InputError
 from fajma.store import Records
+from fajma.store.heartbeats import ingest
 from fajma.store.leases import Lease
 from fajma.tasks import end
 
@@ -70,6 +73,14 @@ async def serve(
         returning = (
             [] if one == number else [asyncio.create_task(_returned(records, one, length_s))]
         )
+        living = asyncio.create_task(
+            give_signs(
+                records,
+                ingest(one),
+                every_s=Pace(settings.alarms.silence_told_after_s).beat_s,
+                works=lambda: subscriber.is_working,
+            )
+        )
         try:
             await asyncio.wait([running, *returning], return_when=asyncio.FIRST_COMPLETED)
             if running.done():
@@ -77,7 +88,7 @@ async def serve(
             else:
                 log.info("session_given_back", session=one)
         finally:
-            await end([telling, *returning, running])
+            await end([telling, *returning, living, running])
 
     async def own() -> None:
         await lead(records.leases, _lease(number), length_s=length_s, part=partial(session, number))

@@ -328,6 +328,22 @@ class Alarms(_Section):
         description="Where the last step of the ladder is posted, for SMS or calls "
         "([docs/alarms.md](alarms.md)).",
     )
+    silence_told_after_s: float = Field(
+        default=45,
+        ge=3,
+        le=300,
+        description="When FAJMA dies, the homeserver tells the wards so many seconds later. Longer "
+        "than a restart of FAJMA takes, and than three times `database.lease_s`.",
+    )
+    watchdog_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://\S+$",
+        description="Address of a dead-man service outside this host (docs/alarms.md), fetched "
+        "while all of FAJMA works; nothing is sent to it.",
+    )
+    watchdog_every_s: float = Field(
+        default=30, ge=1, le=3600, description="Seconds between two fetches of `watchdog_url`."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Alarms:
@@ -513,12 +529,16 @@ SECRET_FILES: Final = frozenset(
 
 
 def files_named(settings: Settings) -> Iterator[tuple[str, Path]]:
-    """Every file that the settings name, with its key."""
+    """Every file that the settings name, with its key, and those of further ingests."""
     for key, _, _ in keys():
         section, name = key.split(".")
         value = getattr(getattr(settings, section), name)
         if name.endswith("_file") and value is not None:
             yield key, value
+    for number in range(2, settings.mqtt.ingests + 1):
+        cert_file, key_file = settings.mqtt.certificate(number)
+        yield f"mqtt.cert_file of ingest {number}", cert_file
+        yield f"mqtt.key_file of ingest {number}", key_file
 
 
 def _problems(error: ValidationError) -> str:

@@ -27,6 +27,13 @@ VITALS_WATCH: Final = "com.fajma.vitals.watch"
 ALARM: Final = "com.fajma.alarm"
 """Key of the block for machines inside an ``m.room.message``."""
 
+DELIVERY: Final = "com.fajma.delivery"
+"""Key of the delivery id beside the ciphertext, in clear like the transaction id that it also is,
+so that a delivery is found in its room by a device that cannot decrypt what an earlier one sent."""
+
+MONITORING: Final = "com.fajma.monitoring"
+"""The same for messages about the monitoring itself, which concern no patient."""
+
 ENCRYPTED: Final = "m.room.encrypted"
 MESSAGE: Final = "m.room.message"
 
@@ -492,6 +499,48 @@ class AlarmBlock:
             )
         except _MALFORMED as error:
             raise DecodeError(f"not a {ALARM} block", code="bad_event") from error
+
+
+class Monitoring(StrEnum):
+    """What a message says about the monitoring itself."""
+
+    SILENT = "silent"
+    """No sign of life from all of it; the homeserver says so."""
+    PART_SILENT = "part_silent"
+    """No sign of life from a part of it."""
+    STOPPING = "stopping"
+    """It stops as planned."""
+    BACK = "back"
+
+
+@dataclass(frozen=True, slots=True)
+class MonitoringBlock:
+    """The ``com.fajma.monitoring`` block of a message, for machines: a technical alarm or its end.
+
+    Attributes:
+        state: what it says.
+        priority: ``high``, or ``low`` once monitoring is back (IEC 60601-1-8).
+    """
+
+    state: Monitoring
+    priority: str
+
+    def to_content(self) -> dict[str, Any]:
+        """The block."""
+        return {"version": VERSION, "state": self.state.value, "priority": self.priority}
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any]) -> MonitoringBlock:
+        """Read a block.
+
+        Raises:
+            DecodeError: it is not one.
+        """
+        try:
+            _require_version(content)
+            return cls(Monitoring(content["state"]), str(content["priority"]))
+        except _MALFORMED as error:
+            raise DecodeError(f"not a {MONITORING} block", code="bad_event") from error
 
 
 _MALFORMED = (KeyError, TypeError, ValueError, AttributeError, OverflowError)

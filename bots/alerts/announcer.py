@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
@@ -25,11 +25,12 @@ from typing import Any, Final
 from bots.alerts import outage
 from bots.alerts.alarm import Decision, Reason
 from bots.alerts.late import LateDecision
-from bots.alerts.limits import Limit
+from bots.alerts.limits import Limit, Priority
 from bots.alerts.open_alarms import AnyDecision
 from bots.alerts.technical import TechnicalDecision
 from bots.alerts.text import Signal, Text, render
 from bots.alerts.webhook import call
+from fajma.charts import ChartOrder
 from fajma.errors import BugError
 from fajma.events import ALARM, EVERYONE, NOBODY, RING, AlarmBlock
 from fajma.facts import AgeBand
@@ -45,6 +46,11 @@ _LOOK_BACK: Final = 8  # readings, among which is the one that decided
 
 GOOD_FROM: Final = 50
 """Quality of the pulse wave, in %, from which a signal is called good. FAJMA default."""
+
+CHARTED: Final = timedelta(hours=1)
+"""What the chart of a high priority alarm shows."""
+
+_CHARTED: Final = frozenset({Reason.STARTED, Reason.WORSENED, Reason.DURING_OUTAGE})
 
 WARD_STEP: Final = 1
 EVERYONE_STEP: Final = 2
@@ -102,6 +108,15 @@ class Announcer:
         content = self._content(patient_key, decision, delivery_id, text, where)
         now = self._now()
         made = [Delivery(delivery_id, where.room_id, patient_key, content, now)]
+        if decision.priority is Priority.HIGH and decision.reason in _CHARTED:
+            order = ChartOrder(
+                since=decision.at - CHARTED,
+                until=decision.at,
+                language=where.language,
+                zone=where.time_zone,
+                after=delivery_id,
+            )
+            made.append(order.delivery(f"{delivery_id}-chart", where.room_id, patient_key, now=now))
         escalated = decision.reason is Reason.ESCALATED and decision.step >= WEBHOOK_STEP
         if self._has_webhook and escalated:
             made.append(

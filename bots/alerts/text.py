@@ -118,7 +118,7 @@ def _of_end(decision: Decision, where: str, language: Language, zone: str) -> _P
         time = clock_time(decision.measured_at, zone)
         value = _measured(decision, language)
         return [(_("END OF ALARM"), ""), ("", where), (value, ""), ("", time)]
-    limit = _named_limit(decision.kind, decision.limit, language)
+    limit = named_limit(decision.kind, decision.limit, language)
     time = clock_time(decision.at, zone)
     if decision.reason is Reason.NOT_MONITORED:
         title, why = _("END OF MONITORING"), _("an alarm was open: {limit}")
@@ -135,6 +135,7 @@ def _note(decision: AnyDecision, language: Language) -> _Parts:
         Reason.ESCALATED: _("nobody has answered: step {step}").format(step=decision.step + 1),
         Reason.SNOOZE_ENDED: _("the pause is over"),
         Reason.SNOOZE_BROKEN: _("worse during the pause"),
+        Reason.WORSE_SINCE_ANSWERED: _("much worse since it was answered"),
     }
     note = notes.get(decision.reason)
     return [] if note is None else [("", note)]
@@ -187,7 +188,7 @@ def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zon
 def _of_late_breach(decision: LateDecision, where: str, language: Language, zone: str) -> _Parts:
     _ = translator(language).gettext
     limit = _written(decision.limit, decision.kind, language)
-    local = decision.last.astimezone(_zone(zone))
+    local = decision.last.astimezone(zone_of(zone))
     first, last = (
         duty_time(moment, zone, language, now=decision.at)
         for moment in (decision.first, decision.last)
@@ -232,16 +233,16 @@ def _measured(decision: Decision | LateDecision, language: Language) -> str:
     The abbreviations are those of monitors and charts, which are read faster than words. Blood
     pressure is spelled out: the French "PAS" for systolic pressure also means "not".
     """
-    label, unit = _label(decision.kind, language)
+    label, unit = label_of(decision.kind, language)
     rounding = ROUND_HALF_EVEN
     if decision.limit.broken_by(decision.value):
         # Away from the limit, so that no text ever says "38.5 °C (> 38.5)".
         rounding = ROUND_FLOOR if decision.direction is Direction.LOW else ROUND_CEILING
-    value = _number(decision.value.quantize(_TENTH, rounding), decision.kind, language)
+    value = number_of(decision.value.quantize(_TENTH, rounding), decision.kind, language)
     return f"{label} {value}{_NO_BREAK}{unit}"
 
 
-def _label(kind: Kind, language: Language) -> tuple[str, str]:
+def label_of(kind: Kind, language: Language) -> tuple[str, str]:
     """Abbreviation and unit of a kind, as on a monitor."""
     _ = translator(language).gettext
     return {
@@ -260,13 +261,13 @@ def open_alarm(
     _ = translator(language).gettext
     where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
     since = _("since {time}").format(time=clock_time(episode.since, zone))
-    limit = _named_limit(kind, episode.limit, language)
+    limit = named_limit(kind, episode.limit, language)
     return SEPARATOR.join((f"{where} {shown(initials, MAX_INITIALS)}", limit, since))
 
 
-def _named_limit(kind: Kind, limit: Limit, language: Language) -> str:
+def named_limit(kind: Kind, limit: Limit, language: Language) -> str:
     """``SpO2 < 90 %``."""
-    label, unit = _label(kind, language)
+    label, unit = label_of(kind, language)
     return f"{label} {_written(limit, kind, language)}{_NO_BREAK}{unit}"
 
 
@@ -276,7 +277,7 @@ def limits_in_force(rules: Rules, language: Language) -> str:
     for bands in rules.bands:
         parts.setdefault(bands.kind, []).append(_written(bands.limits[0], bands.kind, language))
     return SEPARATOR.join(
-        f"{_label(kind, language)[0]} {' '.join(limits)}" for kind, limits in parts.items()
+        f"{label_of(kind, language)[0]} {' '.join(limits)}" for kind, limits in parts.items()
     )
 
 
@@ -306,18 +307,18 @@ def _in_seconds(duration: timedelta) -> str:
 
 
 def _written(limit: Limit, kind: Kind, language: Language) -> str:
-    return f"{limit.comparison}{_NO_BREAK}{_number(limit.threshold, kind, language)}"
+    return f"{limit.comparison}{_NO_BREAK}{number_of(limit.threshold, kind, language)}"
 
 
-def _number(value: Decimal, kind: Kind, language: Language) -> str:
-    # Clinicians write temperatures with one decimal, also when it is zero.
+def number_of(value: Decimal, kind: Kind, language: Language) -> str:
+    """A value as clinicians write it: temperatures have one decimal, also when it is zero."""
     pattern = "0.0###" if kind is Kind.TEMPERATURE else "0.####"
     return format_decimal(value, format=pattern, locale=language.value)
 
 
 def clock_time(moment: datetime, zone: str) -> str:
     """Time of day and offset, so that a partner hospital reads it right: ``14:02 UTC+0``."""
-    local = moment.astimezone(_zone(zone))
+    local = moment.astimezone(zone_of(zone))
     return f"{local:%H:%M} {_offset(local)}"
 
 
@@ -331,13 +332,14 @@ def _offset(local: datetime) -> str:
 
 def duty_time(moment: datetime, zone: str, language: Language, *, now: datetime) -> str:
     """Time of day in the ward, whose clock everybody there goes by; with the date after a day."""
-    local = moment.astimezone(_zone(zone))
+    local = moment.astimezone(zone_of(zone))
     if now - moment < timedelta(days=1):
         return f"{local:%H:%M}"
     return format_datetime(local, "d MMM HH:mm", locale=language.value)
 
 
-def _zone(name: str) -> tzinfo:
+def zone_of(name: str) -> tzinfo:
+    """The zone of a name; UTC for one that is unknown."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # what zoneinfo raises for names that are none

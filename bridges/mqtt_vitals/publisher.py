@@ -28,7 +28,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from appservice.sender import BusyError, SealedState, Sender
+from appservice.sender import SealedState, Sender
 from bridges.mqtt_vitals.budget import HOMESERVER_PAUSES_S, ROOM_PAUSES_S, Budget, Pause
 from bridges.mqtt_vitals.cadence import (
     ALARMING_FOR,
@@ -43,6 +43,7 @@ from bridges.mqtt_vitals.history import LASTS, Thinned
 from bridges.mqtt_vitals.snapshot import Snapshot
 from bridges.mqtt_vitals.trouble import Whose, is_refusal, whose
 from fajma.config import Publish
+from fajma.errors import BusyError
 from fajma.events import VITALS, VITALS_BATCH, VITALS_DAY, VitalsBatch
 from fajma.store import Records, to_ms
 from fajma.store.consultations import ConsultationId, OpenRoom

@@ -61,6 +61,9 @@ UNSUPPORTED_VERSION: Final = 0x84
 RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses between attempts to commit or to connect, the last one repeated."""
 
+COMMIT_WITHIN_S: Final = 10.0
+"""A message that waits longer means that nothing can be committed."""
+
 READ_AT_ONCE: Final = 256
 """Messages read before others get their turn in the event loop."""
 
@@ -102,6 +105,12 @@ class Subscriber:
         self._lost = asyncio.Event()
         self._greeting = _Greeting.UNANSWERED
         self.subscribed = asyncio.Event()
+
+    @property
+    def is_working(self) -> bool:
+        """Whether the broker gives us messages, and none of them has waited long for its commit."""
+        oldest = self._waiting[0].arrival.mono_s if self._waiting else time.monotonic()
+        return self.subscribed.is_set() and time.monotonic() - oldest < COMMIT_WITHIN_S
 
     async def run(self) -> None:
         """Take messages until cancelled."""

@@ -41,6 +41,8 @@ class SentBy(StrEnum):
     ALERTS = "fajma-alerts"
     WEBHOOK = "webhook"
     """None of them: it is posted to the hospital's webhook."""
+    CHARTS = "charts"
+    """``@fajma`` too, apart from its words, which never wait for a chart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +194,19 @@ class Outbox:
             key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
         )
 
-    async def rooms_waiting(self, sender: SentBy = SentBy.ALERTS) -> list[str]:
-        """Rooms for which something is not yet known to be delivered, longest waiting first."""
+    async def rooms_waiting(
+        self, sender: SentBy = SentBy.ALERTS, *, about_patients: bool = False
+    ) -> list[str]:
+        """Rooms for which something is not yet known to be delivered, longest waiting first.
+
+        Args:
+            sender: whose messages.
+            about_patients: only where something about a patient waits, not notices alone.
+        """
+        only = " AND patient_key IS NOT NULL" if about_patients else ""
         rows = await self._store.db.fetch(
-            "SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1 GROUP BY room_id"
-            " ORDER BY MIN(position)",
+            f"SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1{only}"  # noqa: S608 - written by us
+            " GROUP BY room_id ORDER BY MIN(position)",
             sender.value,
         )
         return [row["room_id"] for row in rows]
@@ -251,12 +261,34 @@ class Outbox:
             sender.value,
         )
 
+    async def event_before(self, delivery_id: str) -> str | None:
+        """The event that the last delivery before this one became, in its room, by its sender."""
+        value = await self._store.db.fetchval(
+            "SELECT before.event_id FROM outbox AS one JOIN outbox AS before"
+            " ON before.room_id=one.room_id AND before.sender=one.sender"
+            " AND before.position<one.position WHERE one.delivery_id=$1"
+            " AND before.event_id IS NOT NULL ORDER BY before.position DESC LIMIT 1",
+            delivery_id,
+        )
+        return str(value) if value is not None else None
+
     async def event_of(self, delivery_id: str) -> str | None:
         """The event that a delivery became, once it is known to be in its room."""
         value = await self._store.db.fetchval(
             "SELECT event_id FROM outbox WHERE delivery_id=$1", delivery_id
         )
         return str(value) if value is not None else None
+
+    async def delivery_of(self, event_id: str) -> Delivery | None:
+        """The delivery that became an event; ``None`` for an event that is none of ours.
+
+        Raises:
+            BugError: it does not open.
+        """
+        delivery_id = await self._store.db.fetchval(
+            "SELECT delivery_id FROM outbox WHERE event_id=$1", event_id
+        )
+        return None if delivery_id is None else await self.get(str(delivery_id))
 
     async def counts(self) -> tuple[int, int]:
         """How many deliveries were promised, and how many are in their rooms."""

@@ -32,6 +32,7 @@ from mautrix.util.async_db.aiosqlite import in_transaction
 
 from fajma.config import DatabaseSettings, read_secret
 from fajma.errors import InputError, UnavailableError
+from fajma.store.away import DATABASE_UNAVAILABLE
 from fajma.store.hints import Hints
 from fajma.store.schema import upgrade_table
 
@@ -161,7 +162,12 @@ class Store:
                 # moment.
                 "meow_exit_on_ice": False,
                 # A reading is acknowledged after its commit, so a commit must reach the disk.
-                "server_settings": {"synchronous_commit": "on"},
+                # A process that freezes inside a transaction must not hold its locks for ever:
+                # all others would wait.
+                "server_settings": {
+                    "synchronous_commit": "on",
+                    "idle_in_transaction_session_timeout": str(round(1000 * settings.lease_s)),
+                },
             }
             if settings.password_file is not None:
                 args["password"] = read_secret(settings.password_file, purpose="database password")
@@ -184,7 +190,7 @@ class Store:
                 await db.stop()
             raise UnavailableError(
                 f"the database does not open ({type(error).__name__}): check database.url",
-                code="database_unavailable",
+                code=DATABASE_UNAVAILABLE,
             ) from error
         return cls(db)
 

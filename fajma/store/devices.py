@@ -10,19 +10,23 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+import structlog
 from mautrix.util.async_db import Connection
 
 from fajma import facts
-from fajma.errors import InputError
+from fajma.errors import FajmaError, InputError
 from fajma.facts import TakenOff, Worn
 from fajma.sealing import KEY_BYTES, SiteKey
 from fajma.sequence import Sequence
 from fajma.store.consultations import ConsultationId
 from fajma.store.database import Row, Store, to_ms
 from fajma.store.facts import Facts
+from fajma.store.readings import LOG as READINGS
 from fajma.store.readings import lock_head, move_head
 from fajma.vitals import DeviceId, PatientKey
 from fajma.wire import PayloadKey
+
+log = structlog.get_logger()
 
 LOG: Final = "devices"
 """Counts the changes of links and keys, so that whoever keeps them in memory sees that they are
@@ -92,6 +96,7 @@ class Fleet:
         self._seen = -1
         self._worn: dict[DeviceId, _Worn] = {}
         self._keys: dict[tuple[DeviceId, int], KeyPair] = {}
+        self._v2: frozenset[DeviceId] = frozenset()
 
     async def refresh(self, connection: Connection) -> None:
         """Take in what has changed since the last time; one small query if nothing has."""
@@ -104,12 +109,18 @@ class Fleet:
         for row in rows:
             self._worn.setdefault(DeviceId(row["device_id"]), _Worn()).put(row)
         self._keys.clear()  # looked up again when they are needed
+        heard = await connection.fetch("SELECT device_id FROM device_sequence")
+        self._v2 = frozenset(DeviceId(row["device_id"]) for row in heard)
         self._seen = now
 
     def wearing(self, device: DeviceId, moment: datetime) -> Wearing | None:
         """Who wore a monitor at that moment."""
         worn = self._worn.get(device)
         return worn.at(to_ms(moment)) if worn is not None else None
+
+    def speaks_v2(self, device: DeviceId) -> bool:
+        """Whether something that a monitor sealed was settled before."""
+        return device in self._v2
 
     def keys(self, device: DeviceId, version: int) -> KeyPair | None:
         """A pair of keys that ``load_keys`` has brought."""
@@ -128,7 +139,11 @@ class Fleet:
             *missing,
         )
         for row in rows:
-            pair = _open(self._site_key, row)
+            try:
+                pair = _open(self._site_key, row)
+            except FajmaError as error:  # the device's trouble, not that of all others
+                log.critical("payload_key_unreadable", device=row["device_id"], code=error.code)
+                continue
             self._keys[DeviceId(row["device_id"]), pair.version] = pair
 
 
@@ -169,7 +184,7 @@ class Devices:
             InputError: somebody else wore it since (``monitor_worn_by_another``).
         """
         async with self._store.transaction() as connection:
-            change = await lock_head(connection, LOG) + 1
+            change = await _lock(connection) + 1
             begins = to_ms(now)
             if since is not None:
                 begins = await self._backdate(
@@ -187,12 +202,12 @@ class Devices:
                 consultation,
             ):
                 return
-            await move_head(connection, LOG, change)
             before = PatientKey(current["patient_key"]) if current is not None else None
             if before != patient:
                 if before is not None:
                     await self._facts.append(connection, before, TakenOff(now, device))
                 await self._facts.append(connection, patient, Worn(now, device))
+            change = await _new_change(connection)
             if current is not None:
                 await _end_link(connection, device, to_ms(now), change)
             await _add_link(
@@ -235,7 +250,7 @@ class Devices:
     async def unlink(self, device: DeviceId, patient: PatientKey, *, now: datetime) -> bool:
         """The patient wears the monitor no more; returns false if he did not."""
         async with self._store.transaction() as connection:
-            change = await lock_head(connection, LOG) + 1
+            change = await _lock(connection) + 1
             worn_by = await connection.fetchval(
                 "SELECT patient_key FROM device_link WHERE device_id=$1 AND linked_to IS NULL",
                 device,
@@ -358,6 +373,10 @@ class Devices:
             for row in rows
         }
 
+    async def first_heard(self, connection: Connection) -> None:
+        """A v2 monitor was heard for the first time: whoever keeps them in memory looks again."""
+        await _new_change(connection)
+
     async def keep_sequences(
         self, connection: Connection, sequences: Mapping[DeviceId, Sequence]
     ) -> None:
@@ -397,6 +416,12 @@ async def _add_link(
         *span,
         change,
     )
+
+
+async def _lock(connection: Connection) -> int:
+    """Lock what a change of a link will lock, in the order in which ingest does."""
+    await lock_head(connection, READINGS)
+    return await lock_head(connection, LOG)
 
 
 async def _new_change(connection: Connection) -> int:

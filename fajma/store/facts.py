@@ -121,6 +121,15 @@ class Facts:
         )
         return sorted((_sealed(row) for row in rows), key=lambda one: one.position)
 
+    async def newest(self, patient: PatientKey, *, limit: int) -> list[SealedFact]:
+        """The last facts about a patient, newest first."""
+        rows = await self._store.db.fetch(
+            "SELECT * FROM fact WHERE patient_key=$1 ORDER BY position DESC LIMIT $2",
+            patient,
+            limit,
+        )
+        return [_sealed(row) for row in rows]
+
     async def open(self, sealed: SealedFact) -> Fact:
         """Open one of them.
 

@@ -398,3 +398,62 @@ async def _v7(connection: Connection, _: Scheme) -> None:
 
 
 upgrade_table.register(_v7, description="Readings that do not open")
+
+_V8 = (
+    # When each part of ours last said that it works; trouble: why it does not, for operators.
+    """CREATE TABLE heartbeat (
+        name TEXT PRIMARY KEY,
+        at BIGINT NOT NULL,
+        trouble TEXT
+    )""",
+    # The parts of whose silence the rooms were told.
+    """CREATE TABLE silent_part (
+        name TEXT PRIMARY KEY,
+        told_at BIGINT NOT NULL
+    )""",
+    # The delayed event that the homeserver holds for a room. Mark: what was fixed when it was
+    # scheduled, so that a change is seen; maintenance_id: the planned stop that it waits out.
+    """CREATE TABLE dead_man (
+        room_id TEXT PRIMARY KEY,
+        delay_id TEXT NOT NULL,
+        mark TEXT NOT NULL,
+        maintenance_id TEXT,
+        alive_at BIGINT NOT NULL
+    )""",
+    # Rooms that were told of a silence, since when, and are owed the word that it is over.
+    """CREATE TABLE silence (
+        room_id TEXT PRIMARY KEY,
+        since BIGINT NOT NULL
+    )""",
+    # Planned stops of the monitoring.
+    """CREATE TABLE maintenance (
+        maintenance_id TEXT PRIMARY KEY,
+        started_at BIGINT NOT NULL,
+        until BIGINT NOT NULL,
+        ended_at BIGINT,
+        told_at BIGINT,
+        closed_at BIGINT,
+        sealed BYTEA NOT NULL
+    )""",
+)
+
+
+async def _v8(connection: Connection, _: Scheme) -> None:
+    for statement in _V8:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v8, description="Signs of life, delayed events, planned stops")
+
+_V9 = (
+    # Which delivery a reaction is to.
+    "CREATE INDEX outbox_of_event ON outbox (event_id) WHERE event_id IS NOT NULL",
+)
+
+
+async def _v9(connection: Connection, _: Scheme) -> None:
+    for statement in _V9:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v9, description="Answers to alarms")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -149,8 +150,11 @@ async def test_a_sample_is_stored_or_counted_kept_and_explained(
     assert await records.quarantine.counts() == dict(expected)
     # One line for each refusal, and none for what is in order.
     assert [entry["log_level"] for entry in logged] == ["warning"] * expected.total()
-    kept = (one.topic, one.payload[:MAX_PAYLOAD_BYTES])
-    assert await quarantined(records) == sorted((reason, *kept) for reason in expected)
+    # Kept once, under the first reason.
+    assert [rest for _, *rest in await quarantined(records)] == [
+        [one.topic, one.payload[:MAX_PAYLOAD_BYTES]] for _ in [1] if expected
+    ]
+    assert {reason for reason, *_ in await quarantined(records)} <= set(expected)
 
 
 async def test_bad_messages_do_not_hold_up_the_good_ones_of_their_batch(
@@ -301,7 +305,7 @@ async def test_a_clock_that_jumps_six_years_and_back_costs_no_reading_of_a_link_
 # --- when the database fails ---------------------------------------------------------------------
 
 
-class DiskFullError(Exception):
+class DiskFullError(sqlite3.OperationalError):
     """What the quarantine fails with."""
 
 

@@ -12,10 +12,9 @@ import pytest
 from mautrix.errors import MatrixConnectionError, MatrixUnknownRequestError, MForbidden
 from structlog.testing import capture_logs
 
-from appservice.sender import BusyError
 from bridges.mqtt_vitals.budget import HOMESERVER_PAUSES_S, ROOM_PAUSES_S
 from bridges.mqtt_vitals.publisher import MAX_BATCH_READINGS, PLACES
-from fajma.errors import UnavailableError
+from fajma.errors import BusyError, UnavailableError
 from fajma.events import VITALS, VITALS_BATCH, VITALS_DAY
 from fajma.store import Records
 from fajma.store.consultations import Consultation, ConsultationId

@@ -216,6 +216,32 @@ async def test_the_list_of_the_quarantine_shows_no_value(
     assert "97" not in said.split(DEVICE)[1]
 
 
+async def test_a_monitor_may_be_written_as_people_write_it(
+    sqlite_records: Records, asked: Callable[..., Awaitable[str]]
+) -> None:
+    await Ingest(sqlite_records).commit([message(0), message(1, device=OTHER)])
+    [line] = (await asked("quarantine", "list", "--device", "a4:cf:12:f0:3b:7e")).splitlines()
+    assert DEVICE in line
+    said = await asked("quarantine", "replay", "--device", "A4-CF-12-F0-3B-7E")
+    assert "1 messages stay in the quarantine" in said
+    assert await asked("quarantine", "list", "--device", "unknown") == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["list", "--device", "monitor 3"], "twelve hex digits"),
+        (["replay", "--device", "A4CF12F03B7"], "twelve hex digits"),
+        (["list", "--reason", "to_large"], "too_deep, too_large, unknown_device"),
+        (["list", "--reason", "systolic_missing"], "spo2_implausible_low"),
+    ],
+)
+def test_what_can_be_nothing_in_the_quarantine_is_refused(arguments: list[str], told: str) -> None:
+    error = CliRunner().invoke(command.readings, ["quarantine", *arguments]).exception
+    assert isinstance(error, InputError)  # exit code 2
+    assert told in str(error)
+
+
 # --- a database that would lose what it has committed --------------------------------------------
 
 
