@@ -63,7 +63,11 @@ def settings(mosquitto: Mosquitto, tmp_path: Path) -> Any:
         key_file=tmp_path / "bridge.key",
         ingests=2,
     )
-    return SimpleNamespace(mqtt=mqtt, database=SimpleNamespace(lease_s=LEASE_S))
+    return SimpleNamespace(
+        mqtt=mqtt,
+        database=SimpleNamespace(lease_s=LEASE_S),
+        alarms=SimpleNamespace(silence_told_after_s=60),
+    )
 
 
 @contextlib.asynccontextmanager
