@@ -790,11 +790,27 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 await self._claim_missing(room.room_id)
 
     async def keys_upload(self) -> Any:
-        """As nio's, but what we publish is on disk first, so that a crash cannot lose it."""
+        """As nio's, but what we publish is on disk first, so that a crash cannot lose it.
+
+        And with a new fallback key each time, which nio does not know: the homeserver gives it out
+        once the one-time keys are used up, whereupon it asks us for more.
+        """
         content = self.olm.share_keys()
+        account = self.olm.account._account  # noqa: SLF001 - nio hides what vodozemac can do
+        if not account.fallback_key:  # otherwise one is not published yet
+            account.generate_fallback_key()
+        content["fallback_keys"] = {
+            f"signed_curve25519:{key_id}": self._signed_fallback(key.to_base64())
+            for key_id, key in account.fallback_key.items()
+        }
         self.olm.save_account()
         method, path, data = Api.keys_upload(self.access_token, content)
         return await self._send(KeysUploadResponse, method, path, data)
+
+    def _signed_fallback(self, key: str) -> dict[str, Any]:
+        bare = {"key": key, "fallback": True}
+        signature = self.olm.sign_json(bare)
+        return {**bare, "signatures": {self.user_id: {f"ed25519:{self.device_id}": signature}}}
 
     async def _handle_sync(self, response: SyncResponse) -> None:
         """Handle a batch completely, then remember it; nio remembers it first and loses it."""
