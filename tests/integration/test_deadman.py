@@ -512,9 +512,11 @@ async def test_a_planned_stop_is_told_and_holds_the_message_until_a_minute_after
     assert "un arrêt prévu devait finir à 12:30 UTC+0" in held.body
     # FAJMA stops and starts; a part is not there for a while: nobody is rung.
     before = dict(scene.client.held)
+    scene.client.put_off.clear()
     scene.born()
     scene.working.clear()
     await scene.look(20)
+    assert scene.client.put_off == []  # it would come later than a minute after the end
     assert await scene.told() == []
     assert {held.delay_s for held in scene.client.held.values()} == {held.delay_s}
     assert scene.client.held == before
