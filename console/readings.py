@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import click
 import structlog
 
@@ -16,17 +19,29 @@ from bots.alerts.engine import FOLLOWER
 from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, RATE_LIMITED, UNKNOWN_DEVICE, Ingest, Message
 from console.people import config_option
+from console.refusals import MESSAGES, REASONS
 from console.run import opened
 from fajma.config import Settings, load
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
 from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import MEASURES, Age
+from fajma.wire import parse_device_id
 
 PAGE: Final = 500
 POLL_S: Final = 1.0
 
 AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED)
 """Reasons that may be gone when a message is tried again."""
+
+NOBODYS: Final = "unknown"
+"""Whose messages are that name no monitor."""
+WHY: Final = {
+    UNKNOWN_DEVICE: "were measured when nobody wore the monitor"
+    " (fajma patient monitor NUMBER DEVICE --since TIME)",
+    NO_PATIENT_KEY: "are of a patient whose key is missing (FAJMA's log names the patient)",
+}
+"""Why messages stay; no limit on their rate applies when they are tried again."""
 
 
 @click.group("readings")
@@ -37,7 +52,11 @@ def readings() -> None:
 def with_records(
     config_path: Path, work: Callable[[Records, Settings], Coroutine[Any, Any, None]]
 ) -> None:
-    """Do something with the open records, in silence: what a command prints is its answer."""
+    """Do something with the open records, in silence: what a command prints is its answer.
+
+    Raises:
+        UnavailableError: the database is away, or another process does not let us write.
+    """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = load(config_path)
 
@@ -45,7 +64,14 @@ def with_records(
         async with opened(settings) as records:
             await work(records, settings)
 
-    asyncio.run(opened_first())
+    try:
+        asyncio.run(opened_first())
+    except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise UnavailableError(
+            f"the database did not do it ({type(error).__name__}): another process may keep it"
+            " busy; give the command again, what was done already is kept",
+            code="database_unavailable",
+        ) from error
 
 
 @readings.command("count")
@@ -123,12 +149,34 @@ def quarantine() -> None:
     """Messages that did not become readings."""
 
 
-_device = click.option("--device", help="Only of this monitor (twelve hex digits).")
+def _one_device(_: click.Context, __: click.Parameter, address: str | None) -> str | None:
+    return address if address in {None, NOBODYS} else parse_device_id(address)
+
+
+def _one_reason(_: click.Context, __: click.Parameter, reason: str | None) -> str | None:
+    if reason is None or reason in REASONS:
+        return reason
+    raise InputError(
+        f"nothing is refused for this reason; a message is for {', '.join(sorted(MESSAGES))}; "
+        "a value for its kind and what is wrong with it, e.g. spo2_implausible_low",
+        code="unknown_reason",
+    )
+
+
+_device = click.option(
+    "--device",
+    callback=_one_device,
+    help=f"Only of this monitor (its MAC address; {NOBODYS} where no monitor is named).",
+)
 
 
 @quarantine.command("list")
 @_device
-@click.option("--reason", help="Only what was refused for this reason, e.g. unknown_device.")
+@click.option(
+    "--reason",
+    callback=_one_reason,
+    help="Only what was refused for this reason, e.g. unknown_device.",
+)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 @config_option
 def quarantine_list(
@@ -152,19 +200,25 @@ def quarantine_replay(*, device: str | None, config_path: Path) -> None:
 
     async def work(records: Records, _: Settings) -> None:
         stored, waiting = await replay(records, device=device)
-        click.echo(f"stored {stored} readings; {waiting} messages stay in the quarantine")
+        click.echo(f"stored {stored} readings")
+        for reason, number in sorted(waiting.items()):
+            click.echo(
+                f"{number} messages stay in the quarantine: they "
+                f"{WHY.get(reason, f'were refused again ({reason})')}"
+            )
 
     with_records(config_path, work)
 
 
-async def replay(records: Records, *, device: str | None = None) -> tuple[int, int]:
+async def replay(records: Records, *, device: str | None = None) -> tuple[int, Counter[str]]:
     """Try again what was refused for a reason that may be gone: see ``AGAIN``.
 
     Returns:
-        How many readings are in the log now that were not, and how many messages still wait.
+        How many readings are in the log now that were not, and for which reason how many messages
+        still wait.
     """
     ingest = Ingest(records)
-    stored, waiting = 0, 0
+    stored, waiting = 0, Counter[str]()
     kept = [
         one
         for reason in AGAIN
@@ -178,8 +232,12 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, i
         message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
         outcome = await ingest.commit([message])
         stored += outcome.stored
-        if any(outcome.refused[reason] for reason in AGAIN):
-            waiting += 1
+        reasons = [reason for reason in AGAIN if outcome.refused[reason]]
+        settled = outcome.stored + outcome.repeated > 0 or not outcome.refused
+        if reasons:
+            waiting[reasons[0]] += 1
+        elif not settled:  # its key was retired, or a fault of ours: nothing of it is in the log
+            waiting[next(iter(sorted(outcome.refused)))] += 1
         else:
             await records.quarantine.drop([one.id])
     return stored, waiting

@@ -529,12 +529,16 @@ SECRET_FILES: Final = frozenset(
 
 
 def files_named(settings: Settings) -> Iterator[tuple[str, Path]]:
-    """Every file that the settings name, with its key."""
+    """Every file that the settings name, with its key, and those of further ingests."""
     for key, _, _ in keys():
         section, name = key.split(".")
         value = getattr(getattr(settings, section), name)
         if name.endswith("_file") and value is not None:
             yield key, value
+    for number in range(2, settings.mqtt.ingests + 1):
+        cert_file, key_file = settings.mqtt.certificate(number)
+        yield f"mqtt.cert_file of ingest {number}", cert_file
+        yield f"mqtt.key_file of ingest {number}", key_file
 
 
 def _problems(error: ValidationError) -> str:

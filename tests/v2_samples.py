@@ -600,6 +600,21 @@ def partial_samples() -> dict[str, dict[str, Any]]:
             ),
             reading(*VALUES, n("diastolic", 80), n("systolic", 80)),
         ),
+        "partial_pressure_in_kilopascal": sample(
+            "A blood pressure in kPa, without unit: the diastolic value looks plausible, but not "
+            "beside such a systolic one.",
+            pack(
+                item(
+                    rejected=rejected(systolic="implausible_low", diastolic="inconsistent"),
+                )
+            ),
+            reading(*VALUES, n("systolic", 16), n("diastolic", Decimal("10.6"))),
+        ),
+        "partial_diastolic_alone": sample(
+            "A diastolic pressure that nothing can be compared with is not believed.",
+            pack(item(rejected=rejected(diastolic="inconsistent"))),
+            reading(*VALUES, n("diastolic", 76)),
+        ),
         "partial_no_usable_value": sample(
             "Nothing of the first item can be believed: it is refused by itself, with its reasons; "
             "the second stays.",

@@ -55,6 +55,8 @@ class Reason(StrEnum):
     """Announced: the snooze is over and the episode is not."""
     SNOOZE_BROKEN = "snooze_broken"
     """Announced: within its band the episode got so much worse that the snooze ends early."""
+    WORSE_SINCE_ANSWERED = "worse_since_answered"
+    """Announced: within its band the episode got so much worse that the answer no longer holds."""
     RECOVERED = "recovered"
     """Announced, without ringing: the episode is over (hysteresis and dwell are met)."""
     RULES_CHANGED = "rules_changed"
@@ -105,6 +107,7 @@ _RINGING: Final = frozenset(
         Reason.ESCALATED,
         Reason.SNOOZE_ENDED,
         Reason.SNOOZE_BROKEN,
+        Reason.WORSE_SINCE_ANSWERED,
     }
 )
 _ENDING: Final = frozenset({Reason.RECOVERED, Reason.RULES_CHANGED, Reason.NOT_MONITORED})

@@ -125,6 +125,8 @@ class Care:
         told_at: when the last message that rings was decided on; ``None`` if there was none, since
             the alarm began during a snooze or an outage.
         acknowledged: whether somebody takes care of it.
+        value: the last one before the answer, in the unit of the kind; ``None`` if none counts.
+        drops: samples in a row that lie so far below ``value`` that the answer no longer holds.
     """
 
     priority: Priority
@@ -132,6 +134,8 @@ class Care:
     step_at: datetime
     told_at: datetime | None
     acknowledged: bool = False
+    value: Decimal | None = None
+    drops: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,8 @@
    its turn, until somebody acknowledges. A message of any of these restarts the wait for the next
    reminder. When time was lost (we were down), the steps still keep their distance.
 2. An acknowledgement holds until the episode gets worse: then it is told like a start, to everybody
-   up to the step that was reached, and the way up the ladder goes on from there.
+   up to the step that was reached, and the way up the ladder goes on from there. In the worst band
+   worse is ``DROP`` below the last value before the answer: who answered 88 % knows of no 70 %.
 3. Nobody of a step can be reached: the next step is told at once.
 4. A snooze holds for one kind and direction, and for at most ``SNOOZE_AT_MOST``. It silences
    reminders, the ladder, and whatever begins, up to the band it was said in; said while nothing is
@@ -103,6 +104,21 @@ def _next_step_at(care: Care, schedule: Schedule) -> datetime | None:
 
 def _climbed(care: Care, at: datetime) -> Care:
     return replace(care, step=care.step + 1, step_at=at, told_at=at)
+
+
+def answered(care: Care, value: Decimal | None) -> Care:
+    """After somebody acknowledged, who saw this value at most."""
+    return replace(care, acknowledged=True, value=value, drops=0)
+
+
+def watched(care: Care, track: TrackKey, value: Decimal, *, breaks_limit: bool) -> Care | None:
+    """What was answered, after a live sample; ``None`` when the answer no longer holds."""
+    drop = DROP.get(track)
+    if drop is None or care.value is None or not care.acknowledged:
+        return care
+    if not breaks_limit or value > care.value - drop:
+        return care if care.drops == 0 else replace(care, drops=0)
+    return None if care.drops + 1 >= DROPS_NEEDED else replace(care, drops=care.drops + 1)
 
 
 # Snoozes

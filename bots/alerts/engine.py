@@ -244,6 +244,12 @@ class AlarmEngine:
         patients = await self._records.alarm_states.due(now, limit=MAX_STEP)
         await self._load(patients, await self._place())
         behind = await self._all_behind()
+        # In a planned stop, of which the wards know, silence is no news; nor right after our start,
+        # since nobody could be heard while we were down.
+        stop = await self._records.maintenance.current(now) if patients else None
+        quiet_until = max(
+            self._grace_until, stop.until + START_GRACE if stop else self._grace_until
+        )
         due_now: list[PatientKey] = []
         later: dict[PatientKey, datetime | None] = {}
         for patient in patients:
@@ -255,8 +261,8 @@ class AlarmEngine:
             at = due(held.state, self._rules)
             if at is None or at > now:
                 later[patient] = at
-            elif now < self._grace_until and self._is_silent(held, now):
-                later[patient] = self._grace_until  # nobody could be heard while we were down
+            elif now < quiet_until and self._is_silent(held, now):
+                later[patient] = quiet_until
             else:
                 due_now.append(patient)
         return due_now, later

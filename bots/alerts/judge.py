@@ -45,7 +45,7 @@ from bots.alerts.open_alarms import (
 )
 from bots.alerts.site_rules import SiteRules
 from fajma.facts import Fact
-from fajma.vitals import Age, Reading
+from fajma.vitals import Age, Kind, Reading
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +145,8 @@ def _take_reading(
     decisions: list[AnyDecision] = []
     for decision in of_values:
         after = _attend(after, decision, decisions)
+    if after.care and reading.age is Age.LIVE:
+        after = _watch_answered(after, fact, rules, decisions)
     if after.snoozes and reading.age is Age.LIVE:
         after = _sample_snoozes(after, fact, rules, decisions)
     if in_trouble:
@@ -202,6 +204,35 @@ def _attend(state: PatientState, decision: Decision, out: list[AnyDecision]) -> 
 
 
 _CHANGES: Final = frozenset({Reason.STARTED, Reason.WORSENED, Reason.RECOVERED, Reason.IMPROVED})
+
+
+def _watch_answered(
+    state: PatientState, fact: ReadingFact, rules: SiteRules, out: list[AnyDecision]
+) -> PatientState:
+    """Tell again of what fell too far since somebody answered."""
+    reading = fact.reading
+    for key in attention.DROP:
+        episode = episode_of(state, key)
+        care = None if episode is None else state.care.get(episode.alarm_id)
+        if episode is None or care is None or not care.acknowledged or key in state.snoozes:
+            continue
+        value = reading.values.get(Kind(key.removesuffix(f"-{episode.limit.direction}")))
+        if value is None:
+            continue
+        limits = next(one.limits for one in rules.of(state.standing).bands if one.key == key)
+        if episode.limit.priority < limits[-1].priority:
+            continue  # the next band tells it
+        after = attention.watched(care, key, value, breaks_limit=limits[0].broken_by(value))
+        if after is care:
+            continue
+        if after is not None:
+            state = caring(state, episode.alarm_id, after)
+            continue
+        care = attention.told_again(care, reading.received_at)
+        state = caring(state, episode.alarm_id, care)
+        reason = Reason.WORSE_SINCE_ANSWERED
+        out.append(vital(state, key, episode, reason, reading.received_at, step=care.step))
+    return state
 
 
 def _sample_snoozes(

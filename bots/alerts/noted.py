@@ -186,7 +186,9 @@ def _acknowledge(state: PatientState, fact: Acknowledged, rules: SiteRules) -> _
             continue  # nobody answers what nobody was told: it is told when its snooze ends
         out.append(alarm.say(Reason.ACKNOWLEDGED, fact.at, step=care.step))
         if alarm.late is None:
-            state = caring(state, alarm.alarm_id, replace(care, acknowledged=True))
+            last = None if alarm.kind is None else last_value(state, alarm.kind)
+            care = attention.answered(care, None if last is None else last[0])
+            state = caring(state, alarm.alarm_id, care)
         else:  # an answer is all that it waits for
             state = replace(
                 state,

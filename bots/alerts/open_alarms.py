@@ -47,6 +47,7 @@ class OpenAlarm:
         late: the kind and direction, where it is a late breach.
         folded: whether an outage is told in its place.
         of_clock: whether it is about a wrong clock.
+        kind: what is measured, where it is about live values.
     """
 
     alarm_id: AlarmId
@@ -56,6 +57,7 @@ class OpenAlarm:
     late: TrackKey | None = None
     folded: bool = False
     of_clock: bool = False
+    kind: Kind | None = None
 
 
 _CLOCK_SCHEDULE: Final = Schedule(technical.CLOCK_AGAIN)
@@ -75,6 +77,7 @@ def open_alarms(state: PatientState, rules: SiteRules) -> Iterator[OpenAlarm]:
                 rules.schedules[episode.limit.priority],
                 partial(vital, state, key, episode),
                 snooze=state.snoozes.get(key),
+                kind=Kind(key.removesuffix(f"-{episode.limit.direction}")),
             )
     for one in state.troubles:
         of_clock = one.trouble is Trouble.WRONG_CLOCK

@@ -135,6 +135,7 @@ def _note(decision: AnyDecision, language: Language) -> _Parts:
         Reason.ESCALATED: _("nobody has answered: step {step}").format(step=decision.step + 1),
         Reason.SNOOZE_ENDED: _("the pause is over"),
         Reason.SNOOZE_BROKEN: _("worse during the pause"),
+        Reason.WORSE_SINCE_ANSWERED: _("much worse since it was answered"),
     }
     note = notes.get(decision.reason)
     return [] if note is None else [("", note)]

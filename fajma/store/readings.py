@@ -30,6 +30,8 @@ UNREADABLE: Final = "unreadable"
 """Counter of the rows that do not open."""
 
 _LAST: Final = 2**63 - 1
+ASKED_AT_ONCE: Final = 5000
+"""Readings looked for in one query: some builds of SQLite take no more than 32 766 variables."""
 
 _COLUMNS: Final = (
     "position",
@@ -161,13 +163,16 @@ class Readings:
         if not rows:
             return {}
         if self._store.is_sqlite:
-            asked = ", ".join(f"(${2 * n + 1}, ${2 * n + 2})" for n in range(len(rows)))
-            found = await connection.fetch(
-                f"WITH asked (device_id, record) AS (VALUES {asked})"  # noqa: S608 - placeholders
-                " SELECT device_id, record, trace"
-                " FROM asked JOIN reading USING (device_id, record)",
-                *itertools.chain.from_iterable(row[:2] for row in rows),
-            )
+            found = []
+            for start in range(0, len(rows), ASKED_AT_ONCE):
+                part = rows[start : start + ASKED_AT_ONCE]
+                asked = ", ".join(f"(${2 * n + 1}, ${2 * n + 2})" for n in range(len(part)))
+                found += await connection.fetch(
+                    f"WITH asked (device_id, record) AS (VALUES {asked})"  # noqa: S608
+                    " SELECT device_id, record, trace"
+                    " FROM asked JOIN reading USING (device_id, record)",
+                    *itertools.chain.from_iterable(row[:2] for row in part),
+                )
         else:
             found = await connection.fetch(
                 "SELECT device_id, record, trace"

@@ -32,7 +32,8 @@ class Reason(StrEnum):
     WRONG_UNIT = "wrong_unit"
     """The message states another unit than ours (v2 only; v1 states none)."""
     INCONSISTENT = "inconsistent"
-    """Systolic is not above diastolic, so neither can be believed."""
+    """Systolic is not above diastolic, so neither can be believed; or diastolic has no systolic
+    beside it that can be: a pressure in kPa betrays itself by its systolic value only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ def part(
     if isinstance(systolic, Decimal) and isinstance(diastolic, Decimal) and systolic <= diastolic:
         unbelievable = dict.fromkeys((Kind.SYSTOLIC, Kind.DIASTOLIC), Reason.INCONSISTENT)
         judged = {**judged, **unbelievable}
+    elif isinstance(diastolic, Decimal) and not isinstance(systolic, Decimal):
+        judged = {**judged, Kind.DIASTOLIC: Reason.INCONSISTENT}
     values: dict[Kind, Decimal] = {}
     rejected: list[Rejected] = []
     for kind in _KINDS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import re
+import sqlite3
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime, timedelta
@@ -149,8 +150,11 @@ async def test_a_sample_is_stored_or_counted_kept_and_explained(
     assert await records.quarantine.counts() == dict(expected)
     # One line for each refusal, and none for what is in order.
     assert [entry["log_level"] for entry in logged] == ["warning"] * expected.total()
-    kept = (one.topic, one.payload[:MAX_PAYLOAD_BYTES])
-    assert await quarantined(records) == sorted((reason, *kept) for reason in expected)
+    # Kept once, under the first reason.
+    assert [rest for _, *rest in await quarantined(records)] == [
+        [one.topic, one.payload[:MAX_PAYLOAD_BYTES]] for _ in [1] if expected
+    ]
+    assert {reason for reason, *_ in await quarantined(records)} <= set(expected)
 
 
 async def test_bad_messages_do_not_hold_up_the_good_ones_of_their_batch(
@@ -210,12 +214,12 @@ async def test_a_patient_whose_key_is_gone_stops_nobody_and_his_readings_wait_fo
     afresh = Records(records.store, records.site_key)  # which has no key at hand
     outcome = await Ingest(afresh).commit([good(0), good(1, device=other), good(2)])
     assert outcome == Outcome(1, 0, Counter({NO_PATIENT_KEY: 2}))
-    assert await replay(afresh) == (0, 2)
+    assert await replay(afresh) == (0, {NO_PATIENT_KEY: 2})
 
     await records.store.db.execute(
         "INSERT INTO patient_key (patient_key, wrapped) VALUES ($1, $2)", mine.patient, wrapped
     )
-    assert await replay(afresh) == (2, 0)
+    assert await replay(afresh) == (2, {})
     assert await afresh.readings.count() == 3
 
 
@@ -272,10 +276,36 @@ async def test_a_clock_that_is_steadily_behind_is_placed_by_arrival(sqlite_ward:
     assert stored[2].reading.measured_at == batch[2].arrival.at
 
 
+async def test_a_clock_that_jumps_six_years_and_back_costs_no_reading_of_a_link_of_today(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    six_years = timedelta(days=6 * 365 + 1)
+    jumped = message(
+        encode_v1(
+            DEVICE,
+            int((good(1).arrival.at + six_years).timestamp() * 1000),
+            {Kind.SPO2: Decimal(97)},
+        ),
+        received_at=good(1).arrival.at,
+    )
+    ingest = Ingest(sqlite_records)
+    for one in (good(0), jumped, good(2), good(3)):
+        await ingest.commit([one])
+    stored = [one.reading for one in await sqlite_records.readings.after(0, limit=10)]
+    assert [(one.measured_at, one.clock, one.age) for one in stored] == [
+        (good(0).arrival.at, Clock.DEVICE, Age.LIVE),
+        (good(1).arrival.at, Clock.WRONG, Age.LIVE),
+        (good(2).arrival.at, Clock.WRONG, Age.LATE),
+        (good(3).arrival.at, Clock.DEVICE, Age.LIVE),
+    ]
+    assert UNKNOWN_DEVICE not in await sqlite_records.quarantine.counts()
+
+
 # --- when the database fails ---------------------------------------------------------------------
 
 
-class DiskFullError(Exception):
+class DiskFullError(sqlite3.OperationalError):
     """What the quarantine fails with."""
 
 
@@ -349,7 +379,7 @@ async def test_what_a_v1_monitor_sends_too_fast_is_kept_and_can_be_stored_later(
     ingest = Ingest(sqlite_ward, rates=Rates(burst=10, backlog=0))
     at_once = [one._replace(arrival=good(0).arrival) for one in map(good, range(15))]
     assert await ingest.commit(at_once) == Outcome(10, 0, Counter({RATE_LIMITED: 5}))
-    assert await replay(sqlite_ward) == (5, 0)
+    assert await replay(sqlite_ward) == (5, {})
     readings = [one.reading for one in await sqlite_ward.readings.after(0, limit=100)]
     assert [one.age for one in readings[10:]] == [Age.LATE] * 5
 

@@ -161,6 +161,17 @@ async def test_a_replay_a_reordering_and_a_new_packing_of_the_same_records_count
     assert await numbers(records) == [2, 3, 0, 1, 4]
 
 
+async def test_records_that_a_monitor_deleted_though_they_never_came_are_counted_once(
+    records: Records, keys: KeyPair
+) -> None:
+    ingest = Ingest(records)
+    await ingest.commit([message(keys, pack(item(0)))])
+    jumped = message(keys, pack(item(9), oldest=5))
+    await ingest.commit([jumped])
+    await ingest.commit([jumped])
+    assert (await records.tally.all())["records_missing"] == 4  # 1 to 4; 5 to 8 may still come
+
+
 async def test_a_gap_is_waited_for_until_the_monitor_says_that_it_will_never_come(
     records: Records, keys: KeyPair
 ) -> None:

@@ -138,3 +138,21 @@ async def test_after_our_own_start_monitors_have_time_to_be_heard(site: Site) ->
     await site.seconds_pass(60, sending=PATIENTS)
 
     assert await site.told() == []
+
+
+async def test_a_planned_stop_raises_no_storm_and_hides_nobody_afterwards(site: Site) -> None:
+    await site.seconds_pass(60, sending=PATIENTS)
+    async with site.records.store.transaction() as connection:
+        await site.records.maintenance.start(
+            connection,
+            now=site.now,
+            until=site.now + timedelta(minutes=5),
+            reason="upgrade",
+        )
+    await site.seconds_pass(5 * 60, sending=0)
+    assert await site.told() == []
+
+    await site.seconds_pass(20, sending=PATIENTS - 1)
+    await site.seconds_pass(60, sending=PATIENTS - 1)
+    assert await site.about_patients() == ["no_readings"]
+    assert "Lit 4" in (await site.told())[-1]

@@ -210,6 +210,24 @@ async def test_a_statement_that_fails_undoes_the_transaction_and_the_store_goes_
     assert await append(records, [new(1, patient)]) == 1
 
 
+async def test_what_a_transaction_has_read_nobody_changes_before_it_writes(
+    sqlite_records: Records, tmp_path: Path
+) -> None:
+    """Another process that commits in between would make SQLite refuse our write at once."""
+    records = sqlite_records
+    other = sqlite3.connect(tmp_path / "store" / "fajma.db", timeout=0, isolation_level=None)
+    write = "INSERT INTO tally (name, count) VALUES ('{}', 1)"
+    async with records.store.transaction() as connection:
+        await connection.fetch("SELECT * FROM tally")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute(write.format("theirs"))
+        async with records.store.transaction() as nested:  # part of the one that is open
+            await nested.execute(write.format("ours"))
+    other.execute(write.format("theirs"))
+    other.close()
+    assert await records.tally.all() == {"ours": 1, "theirs": 1}
+
+
 # --- cancellation --------------------------------------------------------------------------------
 
 

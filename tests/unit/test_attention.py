@@ -22,6 +22,21 @@ def with_alarm(value: float = 88) -> Bedside:
     return bedside
 
 
+def test_who_answered_is_called_again_when_the_value_falls_on_within_the_worst_band() -> None:
+    bedside = with_alarm(88)
+    bedside.acknowledge()
+    bedside.send(spo2(86), times=6)
+    assert loud(bedside.decisions) == []
+
+    bedside.send(spo2(85), times=1)
+    bedside.send(spo2(86), times=1)
+    bedside.send(spo2(70), times=2)
+    assert told(bedside.decisions) == [Reason.WORSE_SINCE_ANSWERED]
+    bedside.decisions.clear()
+    bedside.wait(130)
+    assert told(bedside.decisions) == [Reason.ESCALATED]
+
+
 # Reminders and the ladder
 
 

@@ -68,7 +68,7 @@ def values(draw: st.DrawFn) -> dict[Kind, Decimal]:
         for kind in Kind
         if (places := draw(st.sampled_from([None, None, 0, 1, 4]))) is not None
     }
-    if found.get(Kind.SYSTOLIC, Decimal(301)) <= found.get(Kind.DIASTOLIC, Decimal(0)):
+    if found.get(Kind.SYSTOLIC, Decimal(0)) <= found.get(Kind.DIASTOLIC, Decimal(-1)):
         del found[Kind.DIASTOLIC]
     return found
 
