@@ -17,7 +17,14 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import structlog
 from aiohttp import web
 from mautrix.errors import MatrixError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from appservice.consultations import ConsultationService
@@ -25,8 +32,9 @@ from appservice.patients import PatientService
 from appservice.staff import USER_ID, StaffService
 from appservice.wards import WardService
 from fajma.errors import FajmaError, InputError
+from fajma.facts import AgeBand
 from fajma.language import Language
-from fajma.store.patients import AgeBand, Patient
+from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff
 from fajma.store.wards import Ward
 from fajma.vitals import DeviceId
@@ -178,10 +186,26 @@ class PatientAccount(_Strict):
 
 
 class PatientMonitor(_Strict):
-    """Body of ``POST /fajma/v1/patients/monitor``."""
+    """Body of ``POST /fajma/v1/patients/monitor``.
+
+    Attributes:
+        number: of the patient.
+        device: the monitor.
+        since: when the patient began to wear it, if that is past: ``14:05`` today in the ward's
+            time zone, or an ISO 8601 time.
+        off: the patient wears it no more; not with ``since``.
+    """
 
     number: Text
     device: DeviceText
+    since: Annotated[str, Field(min_length=1, max_length=40)] | None = None
+    off: bool = False
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> PatientMonitor:
+        if self.off and self.since is not None:
+            raise ValueError("off: a monitor is taken off now, not since some time")
+        return self
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +398,13 @@ class _Api:
 
     async def patient_monitor(self, request: web.Request) -> Any:
         body = await _body(request, PatientMonitor)
-        patient, before = await self._patients.wear(body.number, DeviceId(body.device), now=_now())
+        device = DeviceId(body.device)
+        if body.off:
+            patient = await self._patients.take_off(body.number, device, now=_now())
+            return _patient(patient) | {"worn_before_by": None}
+        patient, before = await self._patients.wear(
+            body.number, device, now=_now(), since=body.since
+        )
         return _patient(patient) | {"worn_before_by": before.number if before else None}
 
 
@@ -473,10 +503,10 @@ _TROUBLES: Final[Mapping[str, str]] = {
 
 def _in_words(problem: ErrorDetails) -> str:
     """A refused field in the words of the clinic; the validator's own are for programmers."""
-    if problem["type"] == "json_invalid" or not problem["loc"]:
-        return "the body is not a JSON object of the fields that are documented"
     if problem["type"] == "value_error":
         return str(problem["ctx"]["error"])  # raised by ourselves, above
+    if problem["type"] == "json_invalid" or not problem["loc"]:
+        return "the body is not a JSON object of the fields that are documented"
     field = str(problem["loc"][0])
     if (field, problem["type"]) == ("device", "string_pattern_mismatch"):
         return "device: a monitor is twelve hex digits, e.g. A4CF12F03B7E"

@@ -216,5 +216,6 @@ def welcome(language: Language) -> str:
     return _(
         "This consultation is end-to-end encrypted. Vitals and alarms that appear here are a"
         " secondary, investigational notification, not a certified medical device: never rely on"
-        " them as the only monitoring."
+        " them as the only monitoring. Oximeters overestimate SpO2 in dark skin and with poor"
+        " perfusion."
     )

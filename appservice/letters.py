@@ -206,6 +206,15 @@ def outage(language: Language, *, ward: str, on_duty: bool) -> str:
     return text.format(ward=ward)
 
 
+def undeliverable(language: Language, *, room_id: str) -> str:
+    """To the operators: a room to which alarms do not get through."""
+    _ = translator(language).gettext
+    return _(
+        "Alarms do not get through to the room {room}: the homeserver or the room refuses them."
+        " Look whether @fajma-alerts is still in it, and at the log of FAJMA."
+    ).format(room=room_id)
+
+
 def drill(language: Language, *, ward: str) -> str:
     """To the operators: their channel is tried with every drill."""
     _ = translator(language).gettext

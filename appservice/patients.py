@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import replace
-from datetime import datetime
+from datetime import UTC, datetime, time, tzinfo
 from typing import Any, Final
+from zoneinfo import ZoneInfo
 
 import structlog
 from mautrix.util.async_db import Connection
@@ -15,10 +17,11 @@ from appservice.operator import Operator
 from appservice.service import MatrixService
 from appservice.wards import WardService
 from fajma.errors import InputError
+from fajma.facts import AgeBand
 from fajma.language import Language, hides_something
 from fajma.store import Records
 from fajma.store.audit import OPERATOR
-from fajma.store.patients import AgeBand, Patient
+from fajma.store.patients import Patient
 from fajma.store.pins import new_epoch
 from fajma.vitals import DeviceId, PatientKey
 
@@ -26,6 +29,8 @@ log = structlog.get_logger()
 
 MAX_INITIALS: Final = 4
 """Letters. FAJMA default: two first names and a double family name."""
+
+_CLOCK: Final = re.compile(r"[0-9]{2}:[0-9]{2}")
 
 
 class PatientService:
@@ -190,33 +195,59 @@ class PatientService:
         return changed
 
     async def wear(
-        self, number: str, device: DeviceId, *, now: datetime
+        self, number: str, device: DeviceId, *, now: datetime, since: str | None = None
     ) -> tuple[Patient, Patient | None]:
-        """From now on the patient wears this monitor.
+        """From now on, or since a moment in the past, the patient wears this monitor.
+
+        Args:
+            number: of the patient.
+            device: the monitor.
+            now: aware UTC time.
+            since: see ``moment``; the time zone is the ward's.
 
         Returns:
             The patient, and who wore the monitor until now, if it was another one.
 
         Raises:
-            InputError: no such patient, or nowhere for the alarms to go.
+            InputError: no such patient, nowhere for the alarms to go, a moment that cannot be, or
+                somebody else wore the monitor since then.
         """
         patient = await self._get(number)
         ward = await self._records.wards.responsible(patient.key)
-        if await self._room(patient) is None and (ward is None or ward.room_id is None):
+        consultation = await self._records.consultations.of_patient(patient.key)
+        in_room = consultation is not None and consultation.room_id is not None
+        if not in_room and (ward is None or ward.room_id is None):
             raise InputError(
                 "nobody would get this patient's alarms: give the patient a ward"
                 " (`fajma patient change --ward`) or open a consultation first",
                 code="patient_without_room",
             )
+        place = ward or consultation
+        began = moment(since, ZoneInfo(place.time_zone), now) if since and place else None
         before = await self._records.devices.wearing(device, now)
-        consultation = await self._records.consultations.of_patient(patient.key)
         await self._records.devices.link(
-            device, patient.key, consultation.id if consultation else None, now=now
+            device, patient.key, consultation.id if consultation else None, now=now, since=began
         )
-        await self._note("patient.wear", patient, now, device=device)
+        detail = {"since": began.isoformat(timespec="seconds")} if began else {}
+        await self._note("patient.wear", patient, now, device=device, **detail)
         if before is None or before.patient == patient.key:
             return patient, None
         return patient, await self._records.patients.get(before.patient)
+
+    async def take_off(self, number: str, device: DeviceId, *, now: datetime) -> Patient:
+        """From now on the patient does not wear this monitor: its silence is no alarm any more.
+
+        Raises:
+            InputError: there is no such patient, or the patient does not wear it.
+        """
+        patient = await self._get(number)
+        if not await self._records.devices.unlink(device, patient.key, now=now):
+            raise InputError(
+                "the patient does not wear this monitor: see `fajma patient list`",
+                code="monitor_not_worn",
+            )
+        await self._note("patient.take_off", patient, now, device=device)
+        return patient
 
     async def _room(self, patient: Patient) -> str | None:
         consultation = await self._records.consultations.of_patient(patient.key)
@@ -241,6 +272,35 @@ class PatientService:
             connection, actor=OPERATOR, action=action, subject=patient.key, now=now, **detail
         )
         log.info(action.replace(".", "_"), patient=patient.key)
+
+
+def moment(stated: str, zone: tzinfo, now: datetime) -> datetime:
+    """A moment in the past, as people write it.
+
+    Args:
+        stated: ``14:05`` (today), ``2026-03-02T14:05``, or that with an offset from UTC.
+        zone: of a time without offset.
+        now: aware UTC time.
+
+    Raises:
+        InputError: it is none, or is not past.
+    """
+    try:
+        if _CLOCK.fullmatch(stated):
+            at = datetime.combine(now.astimezone(zone), time.fromisoformat(stated))
+        else:
+            at = datetime.fromisoformat(stated)
+        at = (at if at.tzinfo else at.replace(tzinfo=zone)).astimezone(UTC)
+    except (ValueError, OverflowError) as error:
+        raise InputError(
+            "since: write the time as 14:05 or 2026-03-02T14:05", code="since_invalid"
+        ) from error
+    if at > now:
+        raise InputError(
+            "since: this is in the future; if it was yesterday, write the date too",
+            code="since_in_future",
+        )
+    return at
 
 
 def checked_number(number: str) -> str:

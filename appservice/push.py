@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal
 from urllib.parse import quote
 
-from fajma.events import WATCH_RELATION
+from fajma.events import EVERYONE, NOBODY, RING, WATCH_RELATION
 
 OURS: Final = "com.fajma."
 """What the ids of our rules begin with; of these no others are left standing."""
@@ -63,6 +63,7 @@ class Rule:
         invited: a user id; then the rule is about invitations of this user only.
         relation: how an event refers to another, which stands in clear; then the rule is about
             such events only.
+        ring: who hears an event (``fajma.events.RING``); then the rule is about such events only.
     """
 
     rule_id: str
@@ -70,6 +71,7 @@ class Rule:
     actions: tuple[Action, ...]
     invited: str | None = None
     relation: str | None = None
+    ring: str | None = None
 
     def conditions(self) -> list[dict[str, str]]:
         """When it matches, as in the specification."""
@@ -84,6 +86,8 @@ class Rule:
         if self.relation is not None:
             # Dots within a name are escaped ("event_match").
             wanted |= {"content.m\\.relates_to.rel_type": self.relation}
+        if self.ring is not None:
+            wanted["content." + RING.replace(".", "\\.")] = self.ring
         return [
             {"kind": "event_match", "key": key, "pattern": pattern}
             for key, pattern in wanted.items()
@@ -118,6 +122,10 @@ def rules(mxid: str, *, rings: bool) -> tuple[Rule, ...]:
             (off duty, a patient) they are silent.
     """
     return (
+        # An alarm that nobody answered. It is sent to a ward's room only, where no patient is.
+        Rule("com.fajma.everyone", "@fajma-alerts:*", _RING, ring=EVERYONE),
+        # The end of an alarm: good news can wait for the morning.
+        Rule("com.fajma.endings", "@fajma-alerts:*", _SILENT, ring=NOBODY),
         Rule("com.fajma.alarms", "@fajma-alerts:*", _RING if rings else _SILENT),
         Rule("com.fajma.telemetry", "@fajma-vitals:*", _SILENT),
         # Alarms of a room reach only those who accepted its invitation, so it must be seen; it
@@ -135,7 +143,7 @@ def changes(current: Mapping[str, Any], mxid: str, *, rings: bool) -> tuple[Chan
     """What to send, in this order, so that the user's rules are as they should be.
 
     Only what must be put is put. What would go wrong in between is harmless: our rules never match
-    the same event, except the two of ``@fajma``.
+    the same event, except the two of ``@fajma`` and the three of ``@fajma-alerts``.
 
     Args:
         current: the answer to ``GET /_matrix/client/v3/pushrules/``, of any shape.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from mautrix.api import HTTPAPI, Method, PathBuilder
 from mautrix.api import Path as ApiPath
 from mautrix.client import Client
 from mautrix.crypto import PgCryptoStore
+from mautrix.crypto.attachments import encrypt_attachment
 from mautrix.errors import MatrixConnectionError, MatrixRequestError, MNotFound, MUserInUse
 from mautrix.types import (
     ASToDeviceEvent,
@@ -30,9 +30,10 @@ from mautrix.types import (
 
 from appservice.cryptographer import Cryptographer, TrustChanged
 from appservice.state import RoomState
-from fajma.errors import InputError, UnavailableError
-from fajma.events import ENCRYPTED, encrypted_state_key
+from fajma.errors import BusyError, InputError, UnavailableError
+from fajma.events import DELIVERY, ENCRYPTED, encrypted_state_key
 from fajma.sealing import SiteKey
+from fajma.store.away import is_outage
 from fajma.store.pins import Audience, Pins
 from fajma.trust import self_signed_devices
 
@@ -48,18 +49,6 @@ SYNC_FILTER: Final = (
 
 SEND_TIMEOUT_S: Final = 20.0
 """How long a send may take before its outcome counts as unknown."""
-
-
-class BusyError(UnavailableError):
-    """The homeserver answers 429: it takes nothing for a while.
-
-    Attributes:
-        retry_after_s: how long it asks for, ``None`` if it does not say.
-    """
-
-    def __init__(self, retry_after_s: float | None) -> None:
-        super().__init__("the homeserver asks us to slow down", code="homeserver_busy")
-        self.retry_after_s = retry_after_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,12 +220,25 @@ class Sender:
                 return
 
     async def send(
-        self, room_id: str, event_type: str, content: Mapping[str, Any], *, transaction_id: str
+        self,
+        room_id: str,
+        event_type: str,
+        content: Mapping[str, Any],
+        *,
+        transaction_id: str,
+        is_delivery: bool = False,
     ) -> str:
         """Send an encrypted event into a room.
 
         The transaction id makes a repetition harmless: the homeserver remembers it for our device
         and answers with the event that it already has.
+
+        Args:
+            room_id: an encrypted room.
+            event_type: of the event inside.
+            content: plain.
+            transaction_id: the same for every attempt.
+            is_delivery: whether it stands beside the ciphertext too, for ``fajma.deliveries``.
 
         Returns:
             The event id.
@@ -247,7 +249,37 @@ class Sender:
             UnavailableError: there is no room key now.
         """
         encrypted = await self.cryptographer.encrypt(room_id, event_type, content)
+        if is_delivery:
+            encrypted |= {DELIVERY: transaction_id}
         return await self._put(ApiPath.v3.rooms[room_id].send[ENCRYPTED][transaction_id], encrypted)
+
+    async def messages(self, room_id: str, query: Mapping[str, str]) -> Mapping[str, Any]:
+        """A page of a room as the homeserver has it, nothing decrypted.
+
+        Raises:
+            BusyError, MatrixError, TimeoutError: as ``send``.
+        """
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            answer: Mapping[str, Any] = await self._api.request(
+                Method.GET, ApiPath.v3.rooms[room_id].messages, query_params=dict(query)
+            )
+        return answer
+
+    async def attach(self, data: bytes) -> dict[str, Any]:
+        """Encrypt a file and give it to the homeserver, which sees its size and no more.
+
+        Returns:
+            ``file`` of a message that shows it, with the key to it: only for encrypted messages.
+
+        Raises:
+            BusyError, MatrixError, TimeoutError: as ``send``.
+        """
+        ciphertext, file = encrypt_attachment(data)
+        async with asyncio.timeout(SEND_TIMEOUT_S):
+            file.url = await self.client.upload_media(
+                ciphertext, mime_type="application/octet-stream"
+            )
+        return dict(file.serialize())
 
     async def set_state(
         self, room_id: str, event_type: str, state_key: str, content: Mapping[str, Any]
@@ -308,7 +340,10 @@ class Sender:
         """A message for our device."""
         try:
             await self.cryptographer.handle_as_to_device_event(event)
-        except Exception as error:  # noqa: BLE001 - one bad message must not stop the others
+        except Exception as error:
+            if is_outage(error):
+                raise  # it comes only once: who brings it waits
+            # One bad message must not stop the others.
             log.warning("to_device_refused", error=type(error).__name__)
 
     async def one_time_keys(
@@ -333,17 +368,11 @@ def _state_path(sealed: SealedState) -> PathBuilder:
 
 
 async def _refuse_when_busy(response: ClientResponse) -> None:
-    """Take out of a 429 what mautrix drops: how long to wait.
-
-    The header counts before the older key of the body (client-server API, "Rate limiting").
-    """
+    """Take out of a 429 what mautrix drops: how long to wait."""
     if response.status != HTTPStatus.TOO_MANY_REQUESTS:
         return
     try:
-        retry_after_s = float(response.headers["Retry-After"])
-    except (KeyError, ValueError):
-        try:
-            retry_after_s = float((await response.json())["retry_after_ms"]) / 1000
-        except (KeyError, TypeError, ValueError, ClientError):
-            raise BusyError(None) from None
-    raise BusyError(retry_after_s if 0 <= retry_after_s < math.inf else None)
+        body = await response.json()
+    except (ValueError, ClientError):
+        body = None
+    raise BusyError.of(response.headers.get("Retry-After"), body)

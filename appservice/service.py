@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,6 +41,7 @@ from appservice.state import RoomState
 from fajma.config import Settings, read_secret
 from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
+from fajma.store.away import outlast
 from fajma.tasks import end
 
 log = structlog.get_logger()
@@ -322,17 +324,17 @@ class MatrixService:
         await self._started.wait()
         for sender in self._senders:
             if event.to_user_id == sender.mxid:
-                await sender.to_device(event)
+                await outlast(partial(sender.to_device, event), what="to_device")
 
     async def _on_one_time_keys(self, counts: dict[UserID, dict[DeviceID, DeviceOTKCount]]) -> None:
         await self._started.wait()
         for sender in self._senders:
-            await sender.one_time_keys(counts)
+            await outlast(partial(sender.one_time_keys, counts), what="one_time_keys")
 
     async def _on_device_lists(self, lists: DeviceLists) -> None:
         await self._started.wait()
         for sender in self._senders:
-            self._in_background(sender.device_lists(lists))
+            self._in_background(outlast(partial(sender.device_lists, lists), what="device_lists"))
 
     async def _on_event(self, event: Event) -> None:
         if not isinstance(event, StateEvent):
@@ -362,7 +364,7 @@ class MatrixService:
         await self._tell(room_id)
         if user not in {self.host.mxid, self.vitals.mxid, self.alerts_mxid}:
             for callback in self._joined:
-                self._in_background(callback(room_id, str(user)))
+                self._in_background(outlast(partial(callback, room_id, str(user)), what="joined"))
 
     def _resync_soon(self, room_id: str) -> None:
         """Look at a room until it worked; until then nothing is sent there."""

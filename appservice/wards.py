@@ -159,6 +159,7 @@ def topic(language: Language) -> str:
 def greeting(language: Language, person: Staff | None, account: str) -> str:
     """The first message that somebody reads in a ward's room."""
     _ = translator(language).gettext
-    return _("Welcome {who}. What can be typed here: {help}").format(
-        who=named(person, account), help=usage(Action.HELP, language)
-    )
+    return _(
+        "Welcome {who}. What can be typed here: {help}. Oximeters overestimate SpO2 in dark skin"
+        " and with poor perfusion."
+    ).format(who=named(person, account), help=usage(Action.HELP, language))

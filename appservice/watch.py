@@ -44,8 +44,16 @@ TELL_AGAIN: Final = timedelta(hours=1)
 """A ward that nobody watches is announced again until somebody does."""
 
 TO_OPERATORS: Final = frozenset(
-    {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE, About.STRANGER, About.DRILL}
+    {
+        About.NOBODY_ON_DUTY,
+        About.NOBODY_REACHABLE,
+        About.STRANGER,
+        About.DRILL,
+        About.UNDELIVERABLE,
+    }
 )
+
+OF_ROOM: Final = (About.STRANGER, About.UNDELIVERABLE)
 
 OF_DUTY: Final = (About.DEVICE, About.MUTED)
 """What is told of somebody because he is on duty, and is over when duty is."""
@@ -358,6 +366,8 @@ class Watch:
             return await self._words(one, language)
         if one.kind is About.DRILL:
             return letters.drill(language, ward=one.subject)
+        if one.kind is About.UNDELIVERABLE:
+            return letters.undeliverable(language, room_id=one.subject)
         return letters.outage(
             language, ward=one.subject, on_duty=one.kind is About.NOBODY_REACHABLE
         )
@@ -366,11 +376,8 @@ class Watch:
         """Whose team must hear it."""
         if one.kind in {About.NOBODY_ON_DUTY, About.NOBODY_REACHABLE}:
             return await self._records.wards.get(WardId(one.subject))
-        if one.kind is About.STRANGER:
-            consultation = await self._records.consultations.in_room(one.subject)
-            if consultation is None:
-                return await self._records.wards.in_room(one.subject)
-            return await self._records.wards.responsible(consultation.patient)
+        if one.kind in OF_ROOM:
+            return await self._ward_of_room(one)
         person = await self._records.people.get(one.subject)
         if person is not None:
             at_work = person.ward is not None and person.is_active
@@ -379,8 +386,32 @@ class Watch:
             return await self._records.wards.responsible(consultation.patient)
         return None
 
+    async def _ward_of_room(self, one: Warn) -> Ward | None:
+        consultation = await self._records.consultations.in_room(one.subject)
+        if consultation is not None:
+            return await self._records.wards.responsible(consultation.patient)
+        if one.kind is About.UNDELIVERABLE:
+            return None  # the ward's own room refuses: only the operators can be told
+        return await self._records.wards.in_room(one.subject)
+
+    async def _words_of_room(self, one: Warn, language: Language) -> str:
+        _ = translator(language).gettext
+        if one.kind is About.STRANGER:
+            return _(
+                "SECURITY · {who} is in a room without belonging there and gets no keys · tell the"
+                " operator"
+            ).format(who=shown(one.mark, MAX_ACCOUNT))
+        consultation = await self._records.consultations.in_room(one.subject)
+        patient = consultation and await self._records.patients.get(consultation.patient)
+        return _(
+            "ALARMS DO NOT GET THROUGH · the room of the consultation for bed {bed} refuses them ·"
+            " see the patient · tell the operator"
+        ).format(bed=shown(patient.bed, MAX_NAME) if patient else "?")
+
     async def _words(self, one: Warn, language: Language) -> str:
         """What the ward reads."""
+        if one.kind in OF_ROOM:
+            return await self._words_of_room(one, language)
         _ = translator(language).gettext
         person = await self._records.people.get(one.subject)
         who = named(person, one.subject)
@@ -407,11 +438,6 @@ class Watch:
                 "SECURITY · {who}, on duty, has a device that is not confirmed: {device} · it gets"
                 " nothing until {who} confirms it in Element"
             ).format(who=who, device=shown(one.mark.split(" ", 1)[0], MAX_NAME))
-        if one.kind is About.STRANGER:
-            return _(
-                "SECURITY · {who} is in a room without belonging there and gets no keys · tell the"
-                " operator"
-            ).format(who=shown(one.mark, MAX_ACCOUNT))
         return (
             _("{who} is on duty and the phone cannot ring: all notifications are off in Element")
             if one.mark == MASTER_MUTED

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
-from benchmarks.alarm_latency import alarm_latency_idle
+from benchmarks.alarm_engine import alarm_engine
+from benchmarks.alarm_latency import alarm_latency, alarm_latency_loaded
+from benchmarks.alarm_quality import alarm_quality
+from benchmarks.alarm_quality_real import alarm_quality_real
 from benchmarks.alternative import ingest_alternative
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
 from benchmarks.fleet import fleet_10k
@@ -16,12 +19,16 @@ ALL = {
     for one in (
         demo_first_vital_s,
         run_memory_mb,
-        alarm_latency_idle,
+        alarm_latency,
+        alarm_latency_loaded,
         ingest,
         ingest_alternative,
         fleet_10k,
         publish_100,
         patient_day_bytes,
+        alarm_engine,
+        alarm_quality,
+        alarm_quality_real,
     )
 }
 

@@ -66,7 +66,7 @@ class Scene:
 
 
 @asynccontextmanager
-async def _postgres() -> AsyncIterator[Postgres]:
+async def postgres() -> AsyncIterator[Postgres]:
     directory = Path(tempfile.mkdtemp(prefix="fajma-pg-"))
     server = Postgres(directory)
     try:
@@ -106,8 +106,8 @@ async def _broker() -> AsyncIterator[tuple[Mosquitto, int]]:
 
 @asynccontextmanager
 async def scene() -> AsyncIterator[Scene]:
-    async with _postgres() as postgres, _broker() as (mosquitto, loader_port):
-        yield Scene(mosquitto, loader_port, postgres)
+    async with postgres() as server, _broker() as (mosquitto, loader_port):
+        yield Scene(mosquitto, loader_port, server)
 
 
 def payloads(count: int) -> list[tuple[str, bytes]]:

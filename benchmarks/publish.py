@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -245,12 +245,16 @@ async def _patient_day_bytes() -> None:
 
 
 def _minute_of(device: DeviceId, minute: datetime) -> list[Reading]:
-    """Twelve readings, not quite five seconds apart, as monitors send them."""
+    """Twelve readings, not quite five seconds apart, as monitors of our firmware send them."""
     return [
-        _reading(
-            device,
-            minute + timedelta(seconds=5 * number, milliseconds=secrets.randbelow(20)),
-            90 + secrets.randbelow(9),
+        replace(
+            _reading(
+                device,
+                minute + timedelta(seconds=5 * number, milliseconds=secrets.randbelow(20)),
+                90 + secrets.randbelow(9),
+            ),
+            quality=secrets.choice((30, *[90] * 11)),  # one is poor, in most minutes
+            contact=True,
         )
         for number in range(12)
     ]

@@ -302,6 +302,11 @@ class Judge:
         alarm = started[0]
         block = alarm.content
         assert isinstance(block, AlarmBlock)  # noqa: S101 - _is_alarm said so
+        if block.value is None or block.measured_at is None:
+            return [
+                Check("alarm_arrives_once", passed=False, figure=1, unit="alarms",
+                      detail="it is about a sensor, not about a value")
+            ]  # fmt: skip
         sent = {one.at_ms: one for one in self._sent[PATIENT.device]}
         cause = sent.get(_ms(block.measured_at))
         shown = alarm.body.replace("\N{NO-BREAK SPACE}", " ")

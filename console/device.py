@@ -1,4 +1,4 @@
-"""``fajma device``: keys for monitors, and monitors that are simulated."""
+"""``fajma device``: certificates and keys for monitors, and monitors that are simulated."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from typing import Literal, NoReturn, cast
 
 import click
 
+from bridges.mqtt_vitals.subscriber import client_id
 from console import monitor_v1
 from console.device_keys import DeviceKeys, as_text
 from console.journal_files import CAPACITY, JournalFiles
 from console.monitor_v2 import Broker, Monitor, play, run_while
 from console.people import config_option
+from console.pki import Credentials, issue_bridge, issue_device
 from console.readings import with_records
+from console.run import INGESTS_MAX
 from console.simulation import SCENARIOS, Options, pace, tls_context, told
 from fajma.config import Settings
 from fajma.errors import InputError
@@ -35,7 +38,7 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
 
 @click.group()
 def device() -> None:
-    """Monitors: their keys, and trying them out."""
+    """Monitors: their certificates and keys, and trying them out."""
 
 
 @device.command("simulate")
@@ -240,3 +243,38 @@ def keys_command(*, address: str, out: Path, config_path: Path) -> None:
         click.echo(f"{out}: version {pair.version} of the keys of {name}")
 
     with_records(config_path, work)
+
+
+@device.command("certificate")
+@click.argument("who", metavar="DEVICE")
+@click.option(
+    "--ca-cert",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="PEM: the authority that the broker trusts (mqtt.ca_file).",
+)
+@click.option(
+    "--ca-key",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="PEM: its private key, without passphrase.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    required=True,
+    help="The folder for DEVICE.crt and DEVICE.key.",
+)
+def certificate_command(*, who: str, ca_cert: Path, ca_key: Path, out: Path) -> None:
+    """Make the client certificate of DEVICE, a MAC address or fajma-ingest, fajma-ingest-2, ...
+
+    One that is there and good for 30 days more stays; otherwise there is a new one.
+    """
+    if not out.is_dir():
+        raise InputError(f"the folder {out} does not exist", code="no_folder")
+    authority = Credentials(ca_cert, ca_key)
+    if who in {client_id(number) for number in range(1, INGESTS_MAX + 1)}:
+        made = issue_bridge(out, who, authority=authority)
+    else:
+        made = issue_device(out, parse_device_id(who), authority=authority)
+    click.echo(f"{made.cert_file} and {made.key_file}: the second is a secret")

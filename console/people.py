@@ -16,8 +16,8 @@ from rich.table import Table
 
 from fajma.config import Settings, load, read_secret
 from fajma.errors import InputError, UnavailableError
+from fajma.facts import AgeBand
 from fajma.language import Language
-from fajma.store.patients import AgeBand
 from fajma.store.people import Role
 
 _TIMEOUT: Final = aiohttp.ClientTimeout(total=120)
@@ -378,12 +378,27 @@ def patient_unlink_account(number: str, config_path: Path) -> None:
 @patient.command("monitor")
 @click.argument("number")
 @click.argument("device")
+@click.option("--since", help="Worn since then: 14:05 (today, the ward's time) or an ISO time.")
+@click.option("--off", is_flag=True, help="The patient wears it no more.")
 @config_option
-def patient_monitor(number: str, device: str, config_path: Path) -> None:
+def patient_monitor(
+    *, number: str, device: str, since: str | None, off: bool, config_path: Path
+) -> None:
     """The patient wears this monitor (12 hex digits) from now on."""
     answer = _api(config_path).post(
-        "patients/monitor", {"number": number, "device": device.replace(":", "").upper()}
+        "patients/monitor",
+        {
+            "number": number,
+            "device": device.replace(":", "").upper(),
+            "since": since,
+            "off": off or None,
+        },
     )
+    if off:
+        click.echo(f"patient {answer['number']} wears {device} no more")
+        return
     before = answer["worn_before_by"]
     taken = f", which patient {before} wore until now" if before else ""
     click.echo(f"patient {answer['number']} wears {device}{taken}")
+    if since is not None:
+        click.echo("what came in before is stored by: fajma readings quarantine replay")

@@ -108,16 +108,23 @@ def issue_server(
     )
 
 
-def issue_device(directory: Path, device_id: str, *, now: datetime | None = None) -> Credentials:
+def issue_device(
+    directory: Path,
+    device_id: str,
+    *,
+    authority: Credentials | None = None,
+    now: datetime | None = None,
+) -> Credentials:
     """A monitor's client certificate; its common name is what the broker calls the monitor.
 
     Args:
-        directory: the authority's.
+        directory: where to.
         device_id: MAC address as twelve upper-case hex digits, e.g. ``A4CF12F03B7E``.
+        authority: who signs; the directory's own if not given.
         now: aware UTC time; the clock's if not given.
 
     Raises:
-        InputError: ``bad_device_id``.
+        InputError: ``bad_device_id``, ``bad_authority``.
     """
     if not _DEVICE_ID.fullmatch(device_id):
         raise InputError(
@@ -125,29 +132,40 @@ def issue_device(directory: Path, device_id: str, *, now: datetime | None = None
             "for example A4CF12F03B7E",
             code="bad_device_id",
         )
-    return _issue_client(directory, device_id, now)
+    return _issue_client(directory, device_id, authority, now)
 
 
 def issue_bridge(
-    directory: Path, name: str = BRIDGE_NAME, *, now: datetime | None = None
+    directory: Path,
+    name: str = BRIDGE_NAME,
+    *,
+    authority: Credentials | None = None,
+    now: datetime | None = None,
 ) -> Credentials:
     """The client certificate with which an ingest reads what the monitors send.
 
     Args:
-        directory: of the authority.
+        directory: where to.
         name: of the ingest (``bridges.mqtt_vitals.subscriber.client_id``).
+        authority: who signs; the directory's own if not given.
         now: aware UTC time; the clock's if not given.
+
+    Raises:
+        InputError: ``bad_authority``.
     """
-    return _issue_client(directory, name, now)
+    return _issue_client(directory, name, authority, now)
 
 
-def _issue_client(directory: Path, name: str, now: datetime | None) -> Credentials:
+def _issue_client(
+    directory: Path, name: str, authority: Credentials | None, now: datetime | None
+) -> Credentials:
     return _issue(
         directory,
         name,
         common_name=name,
         usage=ExtendedKeyUsageOID.CLIENT_AUTH,
         alternatives=[],
+        authority=authority,
         now=now,
     )
 
@@ -159,10 +177,14 @@ def _issue(
     common_name: str,
     usage: x509.ObjectIdentifier,
     alternatives: Sequence[x509.GeneralName],
+    authority: Credentials | None = None,
     now: datetime | None,
 ) -> Credentials:
     now = now or datetime.now(UTC)
-    ca_certificate, ca_key = _load(ensure_ca(directory, now=now))
+    if authority is None:
+        ca_certificate, ca_key = _load(ensure_ca(directory, now=now))
+    else:
+        ca_certificate, ca_key = _load_authority(authority, now)
     files = _files(directory, stem)
     if _is_good(files, ca_certificate, common_name, alternatives, now):
         return files
@@ -220,8 +242,46 @@ def _load(files: Credentials) -> tuple[x509.Certificate, ec.EllipticCurvePrivate
     certificate = x509.load_pem_x509_certificate(files.cert_file.read_bytes())
     key = serialization.load_pem_private_key(files.key_file.read_bytes(), password=None)
     if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise InputError(f"{files.key_file} is not one of our keys", code="bad_key")
+        raise InputError(
+            f"{files.key_file} is not a key on an elliptic curve, as ours are", code="bad_key"
+        )
     return certificate, key
+
+
+def _load_authority(
+    files: Credentials, now: datetime
+) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """An authority that is not of our making.
+
+    Raises:
+        InputError: ``bad_authority``, ``bad_key``.
+    """
+    try:
+        certificate, key = _load(files)
+    except OSError as error:
+        raise _bad_authority(f"{error.filename} cannot be read ({error.strerror})") from error
+    except (ValueError, TypeError) as error:  # TypeError: the key has a passphrase
+        raise _bad_authority(
+            f"{files.cert_file} and {files.key_file} are not a certificate and its key in PEM, "
+            "without passphrase"
+        ) from error
+    if certificate.public_key() != key.public_key():
+        raise _bad_authority(f"{files.key_file} is not the key of {files.cert_file}")
+    try:
+        constraints = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
+    except x509.ExtensionNotFound:
+        raise _bad_authority(f"{files.cert_file} is no certificate authority") from None
+    if not constraints.ca:
+        raise _bad_authority(f"{files.cert_file} is no certificate authority")
+    if not certificate.not_valid_before_utc <= now < certificate.not_valid_after_utc:
+        raise _bad_authority(f"{files.cert_file} is not valid today")
+    return certificate, key
+
+
+def _bad_authority(why: str) -> InputError:
+    return InputError(
+        f"{why}: give the authority that signs the monitors' certificates", code="bad_authority"
+    )
 
 
 def _write(

@@ -3,27 +3,45 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import time
-from collections.abc import Callable, Coroutine
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
+import asyncpg
 import click
 import structlog
 
 from bots.alerts.engine import FOLLOWER
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import UNKNOWN_DEVICE, Ingest, Message
+from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, RATE_LIMITED, UNKNOWN_DEVICE, Ingest, Message
 from console.people import config_option
+from console.refusals import MESSAGES, REASONS
 from console.run import opened
 from fajma.config import Settings, load
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
-from fajma.store.readings import LoggedReading
+from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import MEASURES, Age
+from fajma.wire import parse_device_id
 
 PAGE: Final = 500
 POLL_S: Final = 1.0
+
+AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED)
+"""Reasons that may be gone when a message is tried again."""
+
+NOBODYS: Final = "unknown"
+"""Whose messages are that name no monitor."""
+WHY: Final = {
+    UNKNOWN_DEVICE: "were measured when nobody wore the monitor"
+    " (fajma patient monitor NUMBER DEVICE --since TIME)",
+    NO_PATIENT_KEY: "are of a patient whose key is missing (FAJMA's log names the patient)",
+}
+"""Why messages stay; no limit on their rate applies when they are tried again."""
 
 
 @click.group("readings")
@@ -34,7 +52,11 @@ def readings() -> None:
 def with_records(
     config_path: Path, work: Callable[[Records, Settings], Coroutine[Any, Any, None]]
 ) -> None:
-    """Do something with the open records, in silence: what a command prints is its answer."""
+    """Do something with the open records, in silence: what a command prints is its answer.
+
+    Raises:
+        UnavailableError: the database is away, or another process does not let us write.
+    """
     structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
     settings = load(config_path)
 
@@ -42,7 +64,14 @@ def with_records(
         async with opened(settings) as records:
             await work(records, settings)
 
-    asyncio.run(opened_first())
+    try:
+        asyncio.run(opened_first())
+    except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise UnavailableError(
+            f"the database did not do it ({type(error).__name__}): another process may keep it"
+            " busy; give the command again, what was done already is kept",
+            code="database_unavailable",
+        ) from error
 
 
 @readings.command("count")
@@ -81,18 +110,25 @@ def tail(*, follow: bool, number: int, patient: str | None, config_path: Path) -
             who = found.key
         zone = ZoneInfo(settings.site.time_zone)
         shown = await records.readings.newest(limit=number, patient=who)
-        for one in shown:
-            click.echo(_line(one, zone))
+        await _show(records, shown, zone)
         position = shown[-1].position if shown else await records.readings.head()
         while follow:
-            new = await records.readings.after(position, limit=PAGE, patient=who)
-            for one in new:
-                click.echo(_line(one, zone))
-                position = one.position
-            if not new:
+            new = await records.readings.sealed_after(position, limit=PAGE, patient=who)
+            await _show(records, new, zone)
+            if new:
+                position = new[-1].position
+            else:
                 await asyncio.sleep(POLL_S)
 
     with_records(config_path, work)
+
+
+async def _show(records: Records, sealed: Sequence[SealedReading], zone: ZoneInfo) -> None:
+    opened, unreadable = await records.readings.open_all(sealed)
+    lines = {one.position: _line(one, zone) for one in opened}
+    lines |= {position: f"{position}  does not open" for position in unreadable}
+    for position in sorted(lines):
+        click.echo(lines[position])
 
 
 def _line(one: LoggedReading, zone: ZoneInfo) -> str:
@@ -103,6 +139,7 @@ def _line(one: LoggedReading, zone: ZoneInfo) -> str:
     marks = [reading.age.value] if reading.age is not Age.LIVE else []
     marks += [f"clock {reading.clock.value}"]
     marks += ["probe off"] if reading.contact is False else []
+    marks += [f"{kind.value} too low to be used" for kind in sorted(reading.unusable)]
     at = reading.measured_at.astimezone(zone).isoformat(timespec="seconds")
     return f"{one.position}  {at}  {reading.device}  {values}  ({', '.join(marks)})"
 
@@ -112,12 +149,34 @@ def quarantine() -> None:
     """Messages that did not become readings."""
 
 
-_device = click.option("--device", help="Only of this monitor (twelve hex digits).")
+def _one_device(_: click.Context, __: click.Parameter, address: str | None) -> str | None:
+    return address if address in {None, NOBODYS} else parse_device_id(address)
+
+
+def _one_reason(_: click.Context, __: click.Parameter, reason: str | None) -> str | None:
+    if reason is None or reason in REASONS:
+        return reason
+    raise InputError(
+        f"nothing is refused for this reason; a message is for {', '.join(sorted(MESSAGES))}; "
+        "a value for its kind and what is wrong with it, e.g. spo2_implausible_low",
+        code="unknown_reason",
+    )
+
+
+_device = click.option(
+    "--device",
+    callback=_one_device,
+    help=f"Only of this monitor (its MAC address; {NOBODYS} where no monitor is named).",
+)
 
 
 @quarantine.command("list")
 @_device
-@click.option("--reason", help="Only what was refused for this reason, e.g. unknown_device.")
+@click.option(
+    "--reason",
+    callback=_one_reason,
+    help="Only what was refused for this reason, e.g. unknown_device.",
+)
 @click.option("--limit", type=click.IntRange(1, 10_000), default=100, show_default=True)
 @config_option
 def quarantine_list(
@@ -137,24 +196,31 @@ def quarantine_list(
 @_device
 @config_option
 def quarantine_replay(*, device: str | None, config_path: Path) -> None:
-    """Give what came before a monitor was linked to whoever wore it then; it counts as late."""
+    """Try again what came before a monitor was linked, or too fast; it counts as late."""
 
     async def work(records: Records, _: Settings) -> None:
         stored, waiting = await replay(records, device=device)
-        click.echo(f"stored {stored} readings; {waiting} messages stay in the quarantine")
+        click.echo(f"stored {stored} readings")
+        for reason, number in sorted(waiting.items()):
+            click.echo(f"{number} messages stay in the quarantine: they {WHY.get(reason, reason)}")
 
     with_records(config_path, work)
 
 
-async def replay(records: Records, *, device: str | None = None) -> tuple[int, int]:
-    """Try again what was refused because nobody wore the monitor.
+async def replay(records: Records, *, device: str | None = None) -> tuple[int, Counter[str]]:
+    """Try again what was refused for a reason that may be gone: see ``AGAIN``.
 
     Returns:
-        How many readings are in the log now that were not, and how many messages still wait.
+        How many readings are in the log now that were not, and for which reason how many messages
+        still wait.
     """
     ingest = Ingest(records)
-    stored, waiting = 0, 0
-    kept = await records.quarantine.listed(device=device, reason=UNKNOWN_DEVICE, limit=100_000)
+    stored, waiting = 0, Counter[str]()
+    kept = [
+        one
+        for reason in AGAIN
+        for one in await records.quarantine.listed(device=device, reason=reason, limit=100_000)
+    ]
     for one in kept:
         refused = await records.quarantine.open(one)
         if refused is None:
@@ -163,8 +229,9 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, i
         message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
         outcome = await ingest.commit([message])
         stored += outcome.stored
-        if outcome.refused[UNKNOWN_DEVICE]:
-            waiting += 1
+        reasons = [reason for reason in AGAIN if outcome.refused[reason]]
+        if reasons:
+            waiting[reasons[0]] += 1
         else:
             await records.quarantine.drop([one.id])
     return stored, waiting

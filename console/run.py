@@ -19,8 +19,10 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
+from mautrix.errors import MatrixError
 
 from appservice.api import Services, Tokens, add_routes
+from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
 from appservice.messenger import Messenger
 from appservice.operator import Operator
@@ -29,14 +31,16 @@ from appservice.service import LOCALPARTS, SCHEMAS, MatrixService
 from appservice.staff import StaffService
 from appservice.wards import WardService
 from appservice.watch import Watch
-from bots.alerts.bot import AlertBot
+from bots.alerts.bot import REQUEST_TIMEOUT_S, AlertBot
 from bots.alerts.client import SignedClient
 from bots.alerts.deadman import DeadMan
 from bots.alerts.engine import AlarmEngine, rules_from
+from bots.alerts.illustrator import Illustrator
 from bots.alerts.orders import Orders
 from bots.alerts.signs import Pace, Signs, names_of
 from bots.alerts.watchdog import Watchdog
 from bots.alerts.watchers import Watchers
+from bots.alerts.webhook import Webhook, read_key
 from bridges.mqtt_vitals.broker import EmbeddedBroker
 from bridges.mqtt_vitals.ingest import Ingest, forget_refused
 from bridges.mqtt_vitals.publisher import Publisher
@@ -46,8 +50,9 @@ from console.leading import lead
 from console.sessions import require_certificates, serve
 from console.signs_of_life import give_signs
 from fajma.config import Settings, read_secret
-from fajma.errors import InputError
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records, Store
+from fajma.store.away import AGAIN_S, is_outage
 from fajma.store.heartbeats import ALARMS, APPSERVICE, ingest
 from fajma.store.leases import Lease
 from fajma.store.site import check_site_key_file, site_key
@@ -217,19 +222,44 @@ async def _do(
     tell = partial(asyncio.get_running_loop().call_soon_threadsafe, started.set)
     if not part.alone or settings.database.is_sqlite:
         # On SQLite this is the only process, and a second connection would fail on its lock.
-        await part.work(settings, records, tell)
+        await _again(name, lambda: part.work(settings, records, tell), started)
         return
 
     async def under(lease: Lease) -> None:
         with contextlib.ExitStack() as stack:
             if part.has_device:
                 stack.enter_context(only_here(settings.secrets.directory, name))
-            if part.blocks:
-                await in_own_thread(_elsewhere(part, settings, lease, tell), name=name)
-            else:
-                await part.work(settings, records.under(lease), tell)
+
+            def work() -> Coroutine[Any, Any, None]:
+                if part.blocks:
+                    return in_own_thread(_elsewhere(part, settings, lease, tell), name=name)
+                return part.work(settings, records.under(lease), tell)
+
+            await _again(name, work, started)
 
     await lead(records.leases, name, length_s=settings.database.lease_s, part=under)
+
+
+async def _again(
+    name: str, work: Callable[[], Coroutine[Any, Any, None]], worked: asyncio.Event
+) -> None:
+    """Do a part; once it has worked, nothing that is away for a while ends it.
+
+    Before that, whoever starts FAJMA is told what is missing. Afterwards nobody is there to start
+    it again, and what is away comes back: a database that is restarted, and the homeserver with it.
+    A bug ends it all the same.
+    """
+    while True:
+        try:
+            await work()
+        except Exception as error:
+            passes = isinstance(error, UnavailableError | MatrixError) or is_outage(error)
+            if not passes or not worked.is_set():
+                raise
+            log.error("part_begins_again", part=name, error=type(error).__name__, retry_s=AGAIN_S)
+            await asyncio.sleep(AGAIN_S)
+        else:
+            return
 
 
 async def _elsewhere(part: _Part, settings: Settings, lease: Lease, tell: Started) -> None:
@@ -315,6 +345,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         services = Services(consultations, wards, staff, patients)
         add_routes(matrix.web, services, _tokens(settings))
         watch = Watch(settings.people, records, matrix, operator, staff)
+        illustrator = Illustrator(records, rules_from(settings.alarms))
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
         matrix.on_joined(consultations.greet)
@@ -326,6 +357,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         await _together(
             {
                 "messenger": Messenger(records, matrix.host).run(),
+                "charts": ChartSender(records, matrix.host, illustrator.draw).run(),
                 "watch": watch.run(),
                 "publisher": publisher.run(),
                 "signs of life": give_signs(records, APPSERVICE, every_s=_pace(settings).beat_s),
@@ -337,16 +369,28 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
 
 async def _alarms(settings: Settings, records: Records, tell: Started) -> None:
     """Readings into alarm states and promised messages."""
+    webhook = _webhook(settings, records)
+    jobs = {
+        "alarms": AlarmEngine(settings.alarms, records).run(),
+        "signs of life": give_signs(records, ALARMS, every_s=_pace(settings).beat_s),
+    }
+    if webhook is not None:
+        jobs["webhook"] = webhook.run()
     works = asyncio.Event()
     works.set()
-    await _together(
-        {
-            "alarms": AlarmEngine(settings.alarms, records).run(),
-            "signs of life": give_signs(records, ALARMS, every_s=_pace(settings).beat_s),
-        },
-        works=works,
-        tell=tell,
-    )
+    await _together(jobs, works=works, tell=tell)
+
+
+def _webhook(settings: Settings, records: Records) -> Webhook | None:
+    url, secret_file = settings.alarms.webhook_url, settings.secrets.webhook_secret_file
+    if url is None:
+        return None
+    if secret_file is None:
+        raise InputError(
+            "alarms.webhook_url needs secrets.webhook_secret_file, shared with the receiver",
+            code="webhook_secret_missing",
+        )
+    return Webhook(url, read_key(read_secret(secret_file, purpose="webhook's secret")), records)
 
 
 async def _alert_bot(settings: Settings, records: Records, tell: Started) -> None:
@@ -359,6 +403,8 @@ async def _alert_bot(settings: Settings, records: Records, tell: Started) -> Non
             settings.secrets.directory / "fajma-alerts",
             pins=records.pins,
             audience=records.audience,
+            request_timeout_s=REQUEST_TIMEOUT_S,
+            tells_when_busy=True,
         )
         stack.push_async_callback(client.close)
         password = read_secret(

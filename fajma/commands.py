@@ -21,15 +21,18 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
+from fajma import bedside
+from fajma.bedside import Bedside, Problem, Subject, UnclearError
 from fajma.errors import InputError
 from fajma.language import Language, translator
+from fajma.typed import folded, is_blank, is_quote, trimmed, trimmed_blanks, words_of
 
 
 class Owner(StrEnum):
@@ -47,6 +50,12 @@ class Verb(StrEnum):
     DRILL = "drill"
     HERE = "here"
     IDENTITY = "identity"
+    ACKNOWLEDGE = "acknowledge"
+    SNOOZE = "snooze"
+    LIMITS = "limits"
+    VITALS = "vitals"
+    ENTER = "enter"
+    ALARMS = "alarms"
     HELP = "help"
 
 
@@ -63,6 +72,14 @@ class Action(StrEnum):
     DRILL_START = "drill.start"
     DRILL_ANSWER = "drill.answer"
     IDENTITY_ACCEPT = "identity.accept"
+    ACKNOWLEDGE = "alarm.acknowledge"
+    SNOOZE = "alarm.snooze"
+    ALARMS_SHOW = "alarm.show"
+    LIMITS_SHOW = "limit.show"
+    LIMIT_SET = "limit.set"
+    LIMIT_RESET = "limit.reset"
+    VITALS_SHOW = "vitals.show"
+    SIGNS_ENTER = "signs.enter"
     HELP = "help"
 
     @property
@@ -96,12 +113,14 @@ class Command:
         language: in which it was typed, so in which to answer.
         person: whom it names; set for ``HANDOVER_OFFER`` and ``IDENTITY_ACCEPT``.
         code: ``K7QF-2MZT``, in this spelling; set for ``IDENTITY_ACCEPT``.
+        about: what the line says about a patient; set for what is in ``AT_BEDSIDE``.
     """
 
     action: Action
     language: Language
     person: Person | None = None
     code: str | None = None
+    about: Bedside | None = None
 
     @property
     def owner(self) -> Owner:
@@ -114,13 +133,34 @@ class CommandError(InputError):
 
     The message is in the language of the person who typed, shows the line to type, and quotes
     nothing of what was typed.
+
+    Attributes:
+        verb: what was typed, or what it is near.
     """
+
+    def __init__(self, message: str, *, code: str, verb: Verb) -> None:
+        super().__init__(message, code=code)
+        self.verb = verb
 
 
 OWNERS: Final[Mapping[Verb, Owner]] = MappingProxyType(dict.fromkeys(Verb, Owner.ALERTS))
 """Who answers which verb: one account each, so that nobody is answered twice."""
 
-IN_CONSULTATION: Final = frozenset({Action.HELP})
+AT_BEDSIDE: Final = frozenset(
+    {
+        Action.ACKNOWLEDGE,
+        Action.SNOOZE,
+        Action.ALARMS_SHOW,
+        Action.LIMITS_SHOW,
+        Action.LIMIT_SET,
+        Action.LIMIT_RESET,
+        Action.VITALS_SHOW,
+        Action.SIGNS_ENTER,
+    }
+)
+"""What is about a patient: asked for in the consultation, or in the ward's room with a bed."""
+
+IN_CONSULTATION: Final = AT_BEDSIDE | {Action.HELP}
 """What can be asked for in a consultation; all else in the ward's room."""
 
 MAX_BODY: Final = 65_536
@@ -146,10 +186,18 @@ _VERB_OF: Final = {
     Action.DRILL_START: Verb.DRILL,
     Action.DRILL_ANSWER: Verb.HERE,
     Action.IDENTITY_ACCEPT: Verb.IDENTITY,
+    Action.ACKNOWLEDGE: Verb.ACKNOWLEDGE,
+    Action.SNOOZE: Verb.SNOOZE,
+    Action.ALARMS_SHOW: Verb.ALARMS,
+    Action.LIMITS_SHOW: Verb.LIMITS,
+    Action.LIMIT_SET: Verb.LIMITS,
+    Action.LIMIT_RESET: Verb.LIMITS,
+    Action.VITALS_SHOW: Verb.VITALS,
+    Action.SIGNS_ENTER: Verb.ENTER,
     Action.HELP: Verb.HELP,
 }
 
-# First words as ``_folded`` leaves them. No language: the word is in both, the room's is meant.
+# First words as ``folded`` leaves them. No language: the word is in both, the room's is meant.
 _VERBS: Final[Mapping[str, tuple[Verb, Language | None]]] = {
     "garde": (Verb.DUTY, Language.FRENCH),
     "duty": (Verb.DUTY, Language.ENGLISH),
@@ -163,6 +211,27 @@ _VERBS: Final[Mapping[str, tuple[Verb, Language | None]]] = {
     "here": (Verb.HERE, Language.ENGLISH),
     "identite": (Verb.IDENTITY, Language.FRENCH),
     "identity": (Verb.IDENTITY, Language.ENGLISH),
+    "vu": (Verb.ACKNOWLEDGE, Language.FRENCH),
+    "vue": (Verb.ACKNOWLEDGE, Language.FRENCH),
+    "ack": (Verb.ACKNOWLEDGE, Language.ENGLISH),
+    "seen": (Verb.ACKNOWLEDGE, Language.ENGLISH),
+    "pause": (Verb.SNOOZE, None),
+    "snooze": (Verb.SNOOZE, Language.ENGLISH),
+    "seuil": (Verb.LIMITS, Language.FRENCH),
+    "seuils": (Verb.LIMITS, Language.FRENCH),
+    "limites": (Verb.LIMITS, Language.FRENCH),
+    "limit": (Verb.LIMITS, Language.ENGLISH),
+    "limits": (Verb.LIMITS, Language.ENGLISH),
+    "constantes": (Verb.VITALS, Language.FRENCH),
+    "vitals": (Verb.VITALS, Language.ENGLISH),
+    "mesure": (Verb.ENTER, Language.FRENCH),
+    "mesures": (Verb.ENTER, Language.FRENCH),
+    "enter": (Verb.ENTER, Language.ENGLISH),
+    "entered": (Verb.ENTER, Language.ENGLISH),
+    "alarme": (Verb.ALARMS, Language.FRENCH),
+    "alarmes": (Verb.ALARMS, Language.FRENCH),
+    "alarm": (Verb.ALARMS, Language.ENGLISH),
+    "alarms": (Verb.ALARMS, Language.ENGLISH),
     "aide": (Verb.HELP, Language.FRENCH),
     "help": (Verb.HELP, Language.ENGLISH),
 }
@@ -182,6 +251,28 @@ _WORDS: Final[Mapping[Verb, Mapping[str, Action]]] = {
     Verb.DRILL: {},
     Verb.HERE: {},
     Verb.HELP: {},
+}
+
+# What follows the verbs about a patient.
+_READERS: Final[Mapping[Verb, Callable[[str], Bedside]]] = {
+    Verb.ACKNOWLEDGE: bedside.answered,
+    Verb.SNOOZE: bedside.paused,
+    Verb.LIMITS: bedside.limited,
+    Verb.VITALS: bedside.looked_back,
+    Verb.ENTER: bedside.entered,
+    Verb.ALARMS: bedside.listed,
+}
+_ASKED: Final = {
+    Verb.ACKNOWLEDGE: Action.ACKNOWLEDGE,
+    Verb.SNOOZE: Action.SNOOZE,
+    Verb.VITALS: Action.VITALS_SHOW,
+    Verb.ENTER: Action.SIGNS_ENTER,
+    Verb.ALARMS: Action.ALARMS_SHOW,
+}
+_OF_LIMITS: Final = {
+    Subject.SHOW: Action.LIMITS_SHOW,
+    Subject.SET: Action.LIMIT_SET,
+    Subject.RESET: Action.LIMIT_RESET,
 }
 
 # The verb alone.
@@ -205,6 +296,14 @@ _USAGE: Final[Mapping[Language, Mapping[Action, str]]] = {
         Action.DRILL_START: "!test",
         Action.DRILL_ANSWER: "!présent",
         Action.IDENTITY_ACCEPT: "!identité accepter @nom K7QF-2MZT",
+        Action.ACKNOWLEDGE: "!vu",
+        Action.SNOOZE: "!pause spo2 10m",
+        Action.ALARMS_SHOW: "!alarmes",
+        Action.LIMITS_SHOW: "!seuils",
+        Action.LIMIT_SET: "!seuils spo2 < 88 raison",
+        Action.LIMIT_RESET: "!seuils spo2 normal",
+        Action.VITALS_SHOW: "!constantes 6h",
+        Action.SIGNS_ENTER: "!mesure fr 18 conscience A o2 non",
         Action.HELP: "!aide",
     },
     Language.ENGLISH: {
@@ -218,6 +317,14 @@ _USAGE: Final[Mapping[Language, Mapping[Action, str]]] = {
         Action.DRILL_START: "!test",
         Action.DRILL_ANSWER: "!here",
         Action.IDENTITY_ACCEPT: "!identity accept @name K7QF-2MZT",
+        Action.ACKNOWLEDGE: "!ack",
+        Action.SNOOZE: "!snooze spo2 10m",
+        Action.ALARMS_SHOW: "!alarms",
+        Action.LIMITS_SHOW: "!limits",
+        Action.LIMIT_SET: "!limits spo2 < 88 reason",
+        Action.LIMIT_RESET: "!limits spo2 usual",
+        Action.VITALS_SHOW: "!vitals 6h",
+        Action.SIGNS_ENTER: "!enter rr 18 avpu A o2 no",
         Action.HELP: "!help",
     },
 }
@@ -230,8 +337,6 @@ _MXID: Final = re.compile(rf"@[!-9;-~]+:{_SERVER}")
 _MXID_INSIDE: Final = re.compile(rf"@[^\s:@]+:{_SERVER}")
 
 _DASH: Final = "\N{EN DASH}"
-_SENTENCE_MARKS: Final = ".,;:!?…"
-_QUOTES: Final = "\"'`()<>\N{ACUTE ACCENT}"  # IPv6 addresses stand in square brackets
 _LOOKS_LIKE: Final = str.maketrans("OIL", "011")  # Crockford's base32 reads them so
 _CODE_ALPHABET: Final = frozenset("0123456789ABCDEFGHJKMNPQRSTVWXYZ")
 
@@ -265,7 +370,7 @@ def parse(
     if line is None:
         return None
     word = re.split(r"[\s@]", line, maxsplit=1)[0]  # "!relève@awa" is clear enough
-    verb_word = _folded(word)
+    verb_word = folded(word)
     if not verb_word or len(word) > _MAX_WORD:
         return None
     if verb_word not in _VERBS:
@@ -287,9 +392,15 @@ def usage(action: Action, language: Language) -> str:
     return _USAGE[language][action]
 
 
+def usage_in_ward(action: Action, language: Language, bed: str = "4") -> str:
+    """The same for what is about a patient, where the bed must be named: ``!vu lit 4``."""
+    word = "lit" if language is Language.FRENCH else "bed"
+    return f"{usage(action, language)} {word} {bed}"
+
+
 def same_name(one: str, other: str) -> bool:
     """Whether two names differ in case, accents, blanks and marks around words at most."""
-    return [_folded(word) for word in one.split()] == [_folded(word) for word in other.split()]
+    return [folded(word) for word in one.split()] == [folded(word) for word in other.split()]
 
 
 def help_text(language: Language, actions: Collection[Action] = tuple(Action)) -> str:
@@ -313,6 +424,16 @@ def help_text(language: Language, actions: Collection[Action] = tuple(Action)) -
         Action.IDENTITY_ACCEPT: _(
             "accept the new keys of somebody, after asking this person by voice"
         ),
+        Action.ACKNOWLEDGE: _("I take care: all open alarms of the patient, or !ack spo2"),
+        Action.SNOOZE: _("no message about one sign for at most 10 minutes, unless it gets worse"),
+        Action.ALARMS_SHOW: _("open alarms"),
+        Action.LIMITS_SHOW: _("the limits of the patient"),
+        Action.LIMIT_SET: _(
+            "a limit for this patient alone, until the handover (add keep: for 7 days); doctors"
+        ),
+        Action.LIMIT_RESET: _("back to the usual limit; doctors"),
+        Action.VITALS_SHOW: _("the last hours as table and chart"),
+        Action.SIGNS_ENTER: _("what no monitor measures: respiration, consciousness, oxygen"),
         Action.HELP: _("this help"),
     }
     return "\n".join(
@@ -341,10 +462,12 @@ class _Line:
     reply: bool
 
     def command(self) -> Command:
-        words = _words(self.rest)
+        words = words_of(self.rest)
         if self.verb is Verb.HELP:  # whoever asks for help gets it, whatever else the line holds
             return Command(Action.HELP, self.language)
-        second = _folded(words[0]) if words and not words[0].startswith("@") else ""
+        if self.verb in _READERS:
+            return self._about_patient()
+        second = folded(words[0]) if words and not words[0].startswith("@") else ""
         action = _WORDS[self.verb].get(second)
         if self.verb is Verb.IDENTITY:
             return self._identity(action)
@@ -355,6 +478,32 @@ class _Line:
         if action is not None and len(words) == 1:
             return Command(action, self.language)
         raise self._wrong_words(second)
+
+    def _about_patient(self) -> Command:
+        try:
+            about = _READERS[self.verb](self.rest)
+        except UnclearError as error:
+            raise self._unclear(error.problem) from None
+        action = _ASKED.get(self.verb) or _OF_LIMITS[about.subject]
+        return Command(action, self.language, about=about)
+
+    def _unclear(self, problem: Problem) -> CommandError:
+        _ = translator(self.language).gettext
+        said = {
+            Problem.WORDS: _("Nothing was done: these words are no command. Type:"),
+            Problem.BED_TWICE: _("Nothing was done: name one bed, first or last. Type:"),
+            Problem.SIGN_MISSING: _(
+                "Nothing was done: name the sign: hr, spo2, temp, bp (systolic) or dia. Type:"
+            ),
+            Problem.TIME_UNCLEAR: _("Nothing was done: for how long? Write 10m or 6h. Type:"),
+            Problem.COMPARISON: _("Nothing was done: write only < or >. Type:"),
+            Problem.THRESHOLD: _("Nothing was done: write the limit as a number. Type:"),
+            Problem.REASON_MISSING: _(
+                "Nothing was done: say why, for who takes over. The reason follows the limit:"
+            ),
+            Problem.NOTHING_ENTERED: _("Nothing was done: say what you have seen. Type:"),
+        }
+        return self._error(problem.value, said[problem])
 
     def _handover(self, action: Action | None, words: list[str], second: str) -> Command:
         if action is None:
@@ -392,7 +541,7 @@ class _Line:
         Raises:
             CommandError: nobody, several, or somebody who cannot be told for certain.
         """
-        written = _trimmed(text)
+        written = trimmed(text)
         picked = tuple(dict.fromkeys(self.mentions))
         if not picked:
             return self._written(written)
@@ -410,7 +559,7 @@ class _Line:
                 "person_unusable",
                 _("The account that was picked is no valid one. Write the account with an @:"),
             )
-        named = [_trimmed(found) for found in _MXID_INSIDE.findall(written)]
+        named = [trimmed(found) for found in _MXID_INSIDE.findall(written)]
         if written.startswith("@") and _LOCALPART.fullmatch(written[1:].lower()):
             named.append(f"{written}:{mxid.partition(':')[2]}")
         if any(name.lower() != mxid.lower() for name in named):
@@ -424,7 +573,7 @@ class _Line:
         """The person of an account that was typed."""
         _ = translator(self.language).gettext
         account = re.sub(r"^@\s+", "@", written)  # some keyboards put a blank after the sign
-        if not _folded(account):  # nothing, the sign alone, a picture
+        if not folded(account):  # nothing, the sign alone, a picture
             raise self._person_error(
                 "person_missing",
                 _("Name the person: write the account with an @, or pick it from the list:"),
@@ -490,7 +639,7 @@ class _Line:
         """A sentence, then the lines to type; all of the verb where none is chosen."""
         chosen = actions or [action for action in Action if action.verb is self.verb]
         lines = [usage(action, self.language) for action in chosen]
-        return CommandError("\n".join([sentence, *lines]), code=code)
+        return CommandError("\n".join([sentence, *lines]), code=code, verb=self.verb)
 
     def _near(self, second: str) -> str | None:
         """The word of the verb that was probably meant; short ones are too like names."""
@@ -507,7 +656,7 @@ def _unknown_verb(near: str, room: Language) -> CommandError:
     sentence = _("This is no command. Type {help} to see them all. Did you mean:").format(
         help=usage(Action.HELP, language)
     )
-    return CommandError(f"{sentence}\n{usage(meant, language)}", code="command_unknown")
+    return CommandError(f"{sentence}\n{usage(meant, language)}", code="command_unknown", verb=verb)
 
 
 def _without_quote(body: str) -> tuple[str, bool]:
@@ -520,7 +669,7 @@ def _without_quote(body: str) -> tuple[str, bool]:
     quote = 0
     while quote < len(lines) and (lines[quote].startswith("> ") or lines[quote].strip() == ">"):
         quote += 1
-    return _trimmed_blanks("\n".join(lines[quote:])), quote > 0
+    return trimmed_blanks("\n".join(lines[quote:])), quote > 0
 
 
 def _after_mark(line: str) -> str | None:
@@ -528,7 +677,7 @@ def _after_mark(line: str) -> str | None:
     if not line or not _is_mark(line[0]):
         return None
     start = next(
-        (at for at, c in enumerate(line) if not (_is_mark(c) or _is_blank(c))),
+        (at for at, c in enumerate(line) if not (_is_mark(c) or is_blank(c))),
         len(line),
     )
     return line[start:]
@@ -537,48 +686,6 @@ def _after_mark(line: str) -> str | None:
 def _is_mark(character: str) -> bool:
     # Compatibility forms: the full-width mark, the double mark.
     return set(unicodedata.normalize("NFKC", character)) == {"!"}
-
-
-def _is_blank(character: str) -> bool:
-    """White space, and what is not seen at all."""
-    return character.isspace() or unicodedata.category(character) == "Cf"
-
-
-def _is_quote(character: str) -> bool:
-    return character in _QUOTES or unicodedata.category(character) in ("Pi", "Pf")
-
-
-def _trimmed_blanks(text: str) -> str:
-    start, end = 0, len(text)
-    while start < end and _is_blank(text[start]):
-        start += 1
-    while end > start and _is_blank(text[end - 1]):
-        end -= 1
-    return text[start:end]
-
-
-def _trimmed(text: str) -> str:
-    """Without blanks and quotation marks around, and without the end of a sentence."""
-    start, end = 0, len(text)
-    while start < end and (_is_blank(text[start]) or _is_quote(text[start])):
-        start += 1
-    while end > start and (
-        _is_blank(text[end - 1]) or _is_quote(text[end - 1]) or text[end - 1] in _SENTENCE_MARKS
-    ):
-        end -= 1
-    return text[start:end]
-
-
-def _words(text: str) -> list[str]:
-    """The words, each without quotation marks; marks alone are no words."""
-    return [word for word in map(_trimmed, text.split()) if _folded(word) or word == "@"]
-
-
-def _folded(word: str) -> str:
-    """A word without case, accents, invisible characters and marks around it."""
-    apart = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", word).casefold())
-    seen = "".join(c for c in apart if unicodedata.category(c) not in ("Mn", "Cf"))
-    return re.sub(r"^[\W_]+|[\W_]+$", "", seen)
 
 
 def _is_mxid(text: str) -> bool:
@@ -591,19 +698,19 @@ def _code_at_end(text: str) -> tuple[str, str | None]:
     Case, hyphen, blanks and the letters that look like digits are forgiven; a character too few or
     too many is not, for then the code would take from the name before it.
     """
-    tail = _trimmed(text)
+    tail = trimmed(text)
     found: list[str] = []
     at = len(tail)
     while at > 0 and len(found) < CODE_LENGTH:
         at -= 1
         character = tail[at]
-        if _is_blank(character) or unicodedata.category(character) == "Pd":
+        if is_blank(character) or unicodedata.category(character) == "Pd":
             continue
         plain = unicodedata.normalize("NFKC", character).upper().translate(_LOOKS_LIKE)
         if plain not in _CODE_ALPHABET:
             return text, None
         found.append(plain)
-    apart = at == 0 or _is_blank(tail[at - 1]) or _is_quote(tail[at - 1])
+    apart = at == 0 or is_blank(tail[at - 1]) or is_quote(tail[at - 1])
     if len(found) < CODE_LENGTH or not apart:
         return text, None
     code = "".join(reversed(found))

@@ -12,6 +12,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
 from urllib.parse import parse_qsl, urlsplit
@@ -168,6 +169,10 @@ class Secrets(_Section):
     alert_bot_password_file: Path = Field(
         description="File with the password of the alert bot's Matrix account."
     )
+    webhook_secret_file: Path | None = Field(
+        default=None,
+        description="File with the secret shared with `alarms.webhook_url`: `whsec_` and base64.",
+    )
 
 
 class Mqtt(_Section):
@@ -288,6 +293,41 @@ class Alarms(_Section):
         description="Seconds without breach, beyond the hysteresis, that end an alarm.",
     )
 
+    silent_after_s: float = Field(
+        default=90,
+        ge=5,
+        le=3600,
+        description="Seconds without a reading of a worn monitor until somebody is told; longer "
+        "for a monitor that usually sends seldom.",
+    )
+    again_high_s: float = Field(
+        default=180,
+        ge=10,
+        le=3600,
+        description="Seconds until an alarm of high priority that nobody answered is told "
+        "again ...",
+    )
+    again_medium_s: float = Field(default=600, ge=10, le=7200, description="... of medium, ...")
+    again_low_s: float = Field(default=1800, ge=10, le=14400, description="... of low priority.")
+    ladder_high_s: list[float] = Field(
+        default=[0, 120, 240, 300],
+        min_length=1,
+        max_length=4,
+        description="When an alarm of high priority that nobody answered reaches who is on duty, "
+        "the ward's room, everybody of the ward, the webhook: seconds after its start ...",
+    )
+    ladder_medium_s: list[float] = Field(
+        default=[0, 600],
+        min_length=1,
+        max_length=4,
+        description="... of medium priority.",
+    )
+    webhook_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://",
+        description="Where the last step of the ladder is posted, for SMS or calls "
+        "([docs/alarms.md](alarms.md)).",
+    )
     silence_told_after_s: float = Field(
         default=45,
         ge=3,
@@ -307,6 +347,9 @@ class Alarms(_Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Alarms:
+        for ladder in (self.ladder_high_s, self.ladder_medium_s):
+            if ladder[0] != 0 or any(one >= later for one, later in pairwise(ladder)):
+                raise ValueError("needs ladders that begin with 0 and rise")
         if not self.confirm_extreme <= self.confirm_needed <= self.confirm_window:
             raise ValueError("needs confirm_extreme <= confirm_needed <= confirm_window")
         return self
@@ -486,12 +529,16 @@ SECRET_FILES: Final = frozenset(
 
 
 def files_named(settings: Settings) -> Iterator[tuple[str, Path]]:
-    """Every file that the settings name, with its key."""
+    """Every file that the settings name, with its key, and those of further ingests."""
     for key, _, _ in keys():
         section, name = key.split(".")
         value = getattr(getattr(settings, section), name)
         if name.endswith("_file") and value is not None:
             yield key, value
+    for number in range(2, settings.mqtt.ingests + 1):
+        cert_file, key_file = settings.mqtt.certificate(number)
+        yield f"mqtt.cert_file of ingest {number}", cert_file
+        yield f"mqtt.key_file of ingest {number}", key_file
 
 
 def _problems(error: ValidationError) -> str:

@@ -7,13 +7,14 @@ All of these contents travel encrypted; nothing here is ever sent in clear.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
 from itertools import accumulate, groupby, pairwise
-from typing import Any, Final
+from operator import itemgetter
+from typing import Any, Final, TypeVar
 
 from fajma.errors import DecodeError
 from fajma.vitals import MEASURES, Age, Kind, PatientKey, Reading
@@ -26,6 +27,10 @@ VITALS_WATCH: Final = "com.fajma.vitals.watch"
 ALARM: Final = "com.fajma.alarm"
 """Key of the block for machines inside an ``m.room.message``."""
 
+DELIVERY: Final = "com.fajma.delivery"
+"""Key of the delivery id beside the ciphertext, in clear like the transaction id that it also is,
+so that a delivery is found in its room by a device that cannot decrypt what an earlier one sent."""
+
 MONITORING: Final = "com.fajma.monitoring"
 """The same for messages about the monitoring itself, which concern no patient."""
 
@@ -36,8 +41,19 @@ VERSION: Final = 1
 WATCH_RELATION: Final = "com.fajma.watch"
 """How a wish to watch refers to the day, in clear: so push rules know that it is for no phone."""
 
+RING: Final = "com.fajma.ring"
+"""Key beside the ciphertext of an alarm, in clear, for push rules: who hears it if not those on
+duty. It never says more."""
+EVERYONE: Final = "everyone"
+"""An alarm that nobody answered: it rings for those off duty too."""
+NOBODY: Final = "nobody"
+"""The end of an alarm."""
+
 MAX_WATCH_S: Final = 300
 """Longest wish to watch, s; who watches on wishes again."""
+
+GOOD_FROM_PERCENT: Final = 50
+"""From here on the quality of a pulse wave is good. FAJMA default, not from a guideline."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MS: Final = timedelta(milliseconds=1)
@@ -52,8 +68,16 @@ class Quality(StrEnum):
     """What is known about the signal behind a value."""
 
     GOOD = "good"
+    POOR = "poor"
     UNKNOWN = "unknown"
-    """The device says nothing about its signal (v1)."""
+    """The device says nothing about its signal (v1), or the value is of no pulse wave."""
+
+    @classmethod
+    def of(cls, percent: int | None) -> Quality:
+        """What a quality of 0 to 100 % means; ``None`` where the device does not say."""
+        if percent is None:
+            return cls.UNKNOWN
+        return cls.GOOD if percent >= GOOD_FROM_PERCENT else cls.POOR
 
 
 class Trend(StrEnum):
@@ -84,15 +108,20 @@ class Vitals:
         patient: opaque key of the patient, also the state key.
         as_of: when the snapshot was made (aware UTC); readers show this, not the arrival.
         latest: by kind; a kind that was never measured is absent.
+        probe_off_since: when the newest reading says that the probe is off: since when.
+        unusable_since: by kind, where the newest reading is too low to be used
+            (``fajma.vitals.Reading.unusable``): since when. The latest value is from before.
     """
 
     patient: PatientKey
     as_of: datetime
     latest: Mapping[Kind, Latest]
+    probe_off_since: datetime | None = None
+    unusable_since: Mapping[Kind, datetime] = field(default_factory=dict)
 
     def to_content(self) -> dict[str, Any]:
         """The Matrix content."""
-        return {
+        content: dict[str, Any] = {
             "version": VERSION,
             "patient": self.patient,
             "as_of": _to_ms(self.as_of),
@@ -109,6 +138,13 @@ class Vitals:
                 for kind, one in self.latest.items()
             },
         }
+        if self.probe_off_since is not None:
+            content["probe_off_since"] = _to_ms(self.probe_off_since)
+        if self.unusable_since:
+            content["unusable_since"] = {
+                kind.value: _to_ms(since) for kind, since in self.unusable_since.items()
+            }
+        return content
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> Vitals:
@@ -119,6 +155,7 @@ class Vitals:
         """
         try:
             _require_version(content)
+            off_since = content.get("probe_off_since")
             return cls(
                 patient=PatientKey(str(content["patient"])),
                 as_of=_from_ms(content["as_of"]),
@@ -131,6 +168,11 @@ class Vitals:
                         age=Age(one.get("age", Age.LIVE)),
                     )
                     for kind, one in content["latest"].items()
+                },
+                probe_off_since=None if off_since is None else _from_ms(off_since),
+                unusable_since={
+                    Kind(kind): _from_ms(since)
+                    for kind, since in content.get("unusable_since", {}).items()
                 },
             )
         except _MALFORMED as error:
@@ -147,11 +189,23 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One reading in a batch: when, what, and whether it was about the patient as it came."""
+    """One reading in a batch.
+
+    Attributes:
+        measured_at: when.
+        values: what; none where the probe was off or what it sent was unusable.
+        age: whether it was about the patient as it came.
+        quality: of the pulse wave. In words: the number would cost a phone 0.1 MB a day.
+        probe_off: whether the monitor says that the probe was off the patient.
+        unusable: as in ``fajma.vitals.Reading``.
+    """
 
     measured_at: datetime
     values: Mapping[Kind, Decimal]
     age: Age = Age.LIVE
+    quality: Quality = Quality.UNKNOWN
+    probe_off: bool = False
+    unusable: frozenset[Kind] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +217,7 @@ class VitalsBatch:
         anchor: event id of the day's ``com.fajma.vitals.day``, which the batch refers to.
         first: log position of the first reading.
         last: log position of the last reading; readers de-duplicate by it.
-        readings: in the order of the log, at least one; those without any value are left out.
+        readings: in the order of the log, at least one.
         history: whether it repeats, thinned, what somebody new in the room could not read; who has
             the batches that it repeats finds in it nothing new.
     """
@@ -184,13 +238,23 @@ class VitalsBatch:
         *,
         history: bool = False,
     ) -> VitalsBatch:
-        """A batch of logged readings (position, reading), one with a value at least, in order."""
+        """A batch of logged readings (position, reading), in order."""
         return cls(
             patient,
             anchor,
             readings[0][0],
             readings[-1][0],
-            [Measured(one.measured_at, one.values, one.age) for _, one in readings if one.values],
+            [
+                Measured(
+                    one.measured_at,
+                    one.values,
+                    one.age,
+                    Quality.of(one.quality),
+                    one.contact is False,
+                    one.unusable,
+                )
+                for _, one in readings
+            ],
             history,
         )
 
@@ -209,8 +273,9 @@ class VitalsBatch:
         Times (ms) are the first one, ``from``, and the steps from each to the next. The values of a
         series are written so too, the first and then the steps; they belong to the readings that
         ``at`` numbers (from 0), to all of them without ``at``. The exponent is 0 unless stated, the
-        unit is the kind's. ``ages`` has the first and last number of each run of readings that are
-        not live.
+        unit is the kind's. What is the same for many readings is stated as runs, by the first and
+        last number of each: ``ages`` of those that are not live, ``quality`` of those that are not
+        good (without ``quality`` all are unknown), ``probe_off``, and ``unusable`` by kind.
         """
         times = [_to_ms(one.measured_at) for one in self.readings]
         content: dict[str, Any] = {
@@ -223,9 +288,21 @@ class VitalsBatch:
             "series": {kind.value: self._series(kind) for kind in self.samples},
             "m.relates_to": {"rel_type": "m.reference", "event_id": self.anchor},
         }
-        ages = self._ages()
-        if ages:
-            content["ages"] = ages
+        ages = _runs([one.age for one in self.readings], usual=Age.LIVE)
+        qualities = _runs([one.quality for one in self.readings], usual=Quality.GOOD)
+        off = _runs([one.probe_off for one in self.readings], usual=False)
+        unusable = {
+            kind: _runs([kind in one.unusable for one in self.readings], usual=False)
+            for kind in Kind
+        }
+        marks = {
+            "ages": {age.value: runs for age, runs in ages.items()},
+            "probe_off": off.get(True),
+            "unusable": {kind.value: runs[True] for kind, runs in unusable.items() if runs},
+        }
+        content |= {name: runs for name, runs in marks.items() if runs}
+        if any(one.quality is not Quality.UNKNOWN for one in self.readings):
+            content["quality"] = {quality.value: runs for quality, runs in qualities.items()}
         if self.history:
             content["history"] = True
         return content
@@ -243,14 +320,6 @@ class VitalsBatch:
             series["at"] = at
         return series
 
-    def _ages(self) -> dict[str, list[list[int]]]:
-        runs: dict[str, list[list[int]]] = {}
-        for age, run in groupby(enumerate(self.readings), key=lambda one: one[1].age):
-            if age is not Age.LIVE:
-                numbers = [number for number, _ in run]
-                runs.setdefault(age.value, []).append([numbers[0], numbers[-1]])
-        return runs
-
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> VitalsBatch:
         """Read a Matrix content.
@@ -265,18 +334,34 @@ class VitalsBatch:
             for kind, series in content["series"].items():
                 for number, value in _numbered(series, len(times)):
                     values[number][Kind(kind)] = _unscaled(value, series.get("exponent", 0))
-            ages = [Age.LIVE for _ in times]
+            ages = dict.fromkeys(range(len(times)), Age.LIVE)
             for age, runs in content.get("ages", {}).items():
-                for first, last in runs:
-                    if not 0 <= _whole(first) <= _whole(last) < len(times):
-                        raise ValueError("not a run of readings")
-                    ages[first : last + 1] = [Age(age)] * (last + 1 - first)
+                ages |= dict.fromkeys(_in_runs(runs, len(times)), Age(age))
+            usual = Quality.GOOD if "quality" in content else Quality.UNKNOWN
+            qualities = dict.fromkeys(range(len(times)), usual)
+            for quality, runs in content.get("quality", {}).items():
+                qualities |= dict.fromkeys(_in_runs(runs, len(times)), Quality(quality))
+            off = _in_runs(content.get("probe_off", ()), len(times))
+            unusable = {
+                Kind(kind): _in_runs(runs, len(times))
+                for kind, runs in content.get("unusable", {}).items()
+            }
             return cls(
                 patient=PatientKey(str(content["patient"])),
                 anchor=str(content["m.relates_to"]["event_id"]),
                 first=_whole(content["first"]),
                 last=_whole(content["last"]),
-                readings=[Measured(*one) for one in zip(times, values, ages, strict=True)],
+                readings=[
+                    Measured(
+                        at,
+                        values[n],
+                        ages[n],
+                        qualities[n],
+                        n in off,
+                        frozenset(kind for kind, numbers in unusable.items() if n in numbers),
+                    )
+                    for n, at in enumerate(times)
+                ],
                 history=content.get("history") is True,
             )
         except _MALFORMED as error:
@@ -327,43 +412,58 @@ class VitalsWatch:
 class AlarmBlock:
     """The ``com.fajma.alarm`` block of a message, for machines.
 
+    It is about a value, or about a sensor's trouble.
+
     Attributes:
         delivery_id: identity of this message.
         alarm_id: identity of the episode; all messages about it carry the same.
         patient: opaque key of the patient.
-        state: ``started``, ``worsened`` or ``recovered``.
-        kind: what is measured.
+        state: why it is said: ``started``, ``worsened``, ``recovered``, ``escalated``, ...
         priority: ``low``, ``medium`` or ``high`` (IEC 60601-1-8).
+        measured_at: when ``value`` was measured; of a trouble, the last value before it.
+        kind: what is measured; ``None`` about a trouble.
         value: the value that decided.
         limit: the limit that is broken, or was.
-        measured_at: when ``value`` was measured.
+        trouble: what is wrong with the sensor; ``None`` about a value.
+        is_late: whether the value came late, from an outage.
     """
 
     delivery_id: str
     alarm_id: str
     patient: PatientKey
     state: str
-    kind: Kind
     priority: str
-    value: Decimal
-    limit: Decimal
-    measured_at: datetime
+    measured_at: datetime | None
+    kind: Kind | None = None
+    value: Decimal | None = None
+    limit: Decimal | None = None
+    trouble: str | None = None
+    is_late: bool = False
 
     def to_content(self) -> dict[str, Any]:
         """The block."""
-        return {
+        content: dict[str, Any] = {
             "version": VERSION,
             "delivery_id": self.delivery_id,
             "alarm_id": self.alarm_id,
             "patient": self.patient,
             "state": self.state,
-            "kind": self.kind.value,
             "priority": self.priority,
-            **_scaled(self.value),
-            "unit": MEASURES[self.kind].unit,
-            "limit": _scaled(self.limit),
-            "measured_at": _to_ms(self.measured_at),
         }
+        if self.measured_at is not None:
+            content["measured_at"] = _to_ms(self.measured_at)
+        if self.kind is not None and self.value is not None and self.limit is not None:
+            content |= {
+                "kind": self.kind.value,
+                **_scaled(self.value),
+                "unit": MEASURES[self.kind].unit,
+                "limit": _scaled(self.limit),
+            }
+        if self.trouble is not None:
+            content["trouble"] = self.trouble
+        if self.is_late:
+            content["late"] = True
+        return content
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any]) -> AlarmBlock:
@@ -374,16 +474,28 @@ class AlarmBlock:
         """
         try:
             _require_version(content)
+            about_value = "kind" in content
+            if about_value is ("trouble" in content):
+                raise ValueError
+            measured_at = content["measured_at"] if about_value else content.get("measured_at")
             return cls(
                 delivery_id=str(content["delivery_id"]),
                 alarm_id=str(content["alarm_id"]),
                 patient=PatientKey(str(content["patient"])),
                 state=str(content["state"]),
-                kind=Kind(content["kind"]),
                 priority=str(content["priority"]),
-                value=_unscaled(content["value"], content["exponent"]),
-                limit=_unscaled(content["limit"]["value"], content["limit"]["exponent"]),
-                measured_at=_from_ms(content["measured_at"]),
+                measured_at=(
+                    None if measured_at is None and not about_value else _from_ms(measured_at)
+                ),
+                kind=Kind(content["kind"]) if about_value else None,
+                value=_unscaled(content["value"], content["exponent"]) if about_value else None,
+                limit=(
+                    _unscaled(content["limit"]["value"], content["limit"]["exponent"])
+                    if about_value
+                    else None
+                ),
+                trouble=None if about_value else str(content["trouble"]),
+                is_late=content.get("late", False) is True,
             )
         except _MALFORMED as error:
             raise DecodeError(f"not a {ALARM} block", code="bad_event") from error
@@ -468,6 +580,29 @@ def _numbered(series: Mapping[str, Any], readings: int) -> Iterable[tuple[int, o
     if not all(0 <= _whole(number) < readings for number in at):
         raise ValueError("a value of no reading")
     return zip(at, accumulate(map(_whole, series["values"])), strict=True)
+
+
+_State = TypeVar("_State", bound=Hashable)
+
+
+def _runs(states: Sequence[_State], *, usual: _State) -> dict[_State, list[list[int]]]:
+    """By state, the first and last number of each run; the usual state is left out."""
+    runs: dict[_State, list[list[int]]] = {}
+    for state, run in groupby(enumerate(states), key=itemgetter(1)):
+        if state != usual:
+            numbers = [number for number, _ in run]
+            runs.setdefault(state, []).append([numbers[0], numbers[-1]])
+    return runs
+
+
+def _in_runs(runs: Iterable[Iterable[object]], readings: int) -> set[int]:
+    """The numbers of the readings that runs cover."""
+    numbers: set[int] = set()
+    for first, last in runs:
+        if not 0 <= _whole(first) <= _whole(last) < readings:
+            raise ValueError("not a run of readings")
+        numbers.update(range(_whole(first), _whole(last) + 1))
+    return numbers
 
 
 def _whole(number: object) -> int:

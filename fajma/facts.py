@@ -32,6 +32,24 @@ class Consciousness(StrEnum):
     UNRESPONSIVE = "unresponsive"
 
 
+class AgeBand(StrEnum):
+    """How old a patient is, as far as limits depend on it; no date of birth is kept."""
+
+    NEWBORN = "newborn"
+    """Up to 28 days."""
+    INFANT = "infant"
+    """Up to 1 year."""
+    TODDLER = "toddler"
+    """1 to 4 years."""
+    CHILD = "child"
+    """5 to 11 years."""
+    ADOLESCENT = "adolescent"
+    """12 to 15 years."""
+    ADULT = "adult"
+    """16 years and older, for whom NEWS2 is made (Royal College of Physicians, NEWS2, 2017)."""
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, slots=True)
 class TimePassed:
     """The engine looked at the clock because something was due."""
@@ -66,18 +84,20 @@ class Connection:
 
 @dataclass(frozen=True, slots=True)
 class Profiled:
-    """What of the patient's record decides on limits.
+    """What of the patient's record decides on limits and on who is called when.
 
     Attributes:
-        age_band: value of ``fajma.store.patients.AgeBand``.
+        age_band: how old the patient is.
         pregnant: ``None`` if unknown.
         copd: whether the target is 88 to 92 % (BTS 2017: at risk of hypercapnic failure).
+        ward: short name of the patient's own ward, if there is one.
     """
 
     at: datetime
-    age_band: str
+    age_band: AgeBand
     pregnant: bool | None
     copd: bool
+    ward: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +242,7 @@ _READERS: Final = {
     "until": datetime.fromisoformat,
     "device": DeviceId,
     "kind": Kind,
+    "age_band": AgeBand,
     "threshold": Decimal,
     "consciousness": Consciousness,
 }

@@ -13,6 +13,9 @@ MAX_RANGES: Final = 256
 """Runs of records beyond a gap that are remembered. A monitor sends in order, so there are a
 handful; what is forgotten is sent again and recognised by the log."""
 
+ENROLMENT_BITS: Final = 32
+"""A monitor numbers its records from the number of its enrolment x 2**32 on (docs/wire.md)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Sequence:
@@ -46,9 +49,14 @@ class Sequence:
         return _absorbed(oldest - 1, list(self.beyond))
 
     def missing_below(self, oldest: int) -> int:
-        """How many records below ``oldest`` never came, though later or earlier ones did."""
+        """How many records below ``oldest`` never came, though later or earlier ones did.
+
+        None where the monitor was enrolled again: numbers between two enrolments were never used.
+        """
         if self.contiguous < 0:
             return 0  # never heard of before: what it deleted before is none of our business
+        if oldest >> ENROLMENT_BITS != (self.contiguous + 1) >> ENROLMENT_BITS:
+            return 0
         came = sum(
             min(last, oldest - 1) - first + 1 for first, last in self.beyond if first < oldest
         )

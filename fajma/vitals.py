@@ -56,6 +56,9 @@ MEASURES: Final[Mapping[Kind, Measure]] = {
     Kind.DIASTOLIC: Measure("mm[Hg]", "8462-4", Decimal(10), Decimal(200)),
 }
 
+TELLING_LOW: Final = frozenset({Kind.HEART_RATE, Kind.SPO2})
+"""Kinds that a probe on a dying patient shows implausibly low; of the others it is an artefact."""
+
 MAX_DECIMALS: Final = 4
 """Values are kept exactly as sent up to this many decimals; beyond it they are rounded."""
 
@@ -92,10 +95,13 @@ class Reading:
         received_at: aware UTC time at which we got it.
         clock: how ``measured_at`` is known.
         values: plausible values by kind, in the unit of ``MEASURES``; empty only when ``contact``
-            is false.
+            is false or something is ``unusable``.
         age: whether it is about the patient now.
         quality: of the pulse wave, 0 to 100 %; ``None`` where the monitor does not say.
         contact: false when the probe is off the patient; ``None`` where the monitor does not say.
+        unusable: kinds of ``TELLING_LOW`` whose value was below what is plausible, 0 included. By
+            itself it means nothing (v1 monitors send 0 when no finger is in the probe); that it
+            lasts does.
     """
 
     device: DeviceId
@@ -106,6 +112,7 @@ class Reading:
     age: Age = Age.LIVE
     quality: int | None = None
     contact: bool | None = None
+    unusable: frozenset[Kind] = frozenset()
 
 
 def is_plausible(kind: Kind, value: Decimal) -> bool:

@@ -600,9 +600,42 @@ def partial_samples() -> dict[str, dict[str, Any]]:
             ),
             reading(*VALUES, n("diastolic", 80), n("systolic", 80)),
         ),
+        "partial_pressure_in_kilopascal": sample(
+            "A blood pressure in kPa, without unit: the diastolic value looks plausible, but not "
+            "beside such a systolic one.",
+            pack(
+                item(
+                    rejected=rejected(systolic="implausible_low", diastolic="inconsistent"),
+                )
+            ),
+            reading(*VALUES, n("systolic", 16), n("diastolic", Decimal("10.6"))),
+        ),
+        "partial_diastolic_alone": sample(
+            "A diastolic pressure that nothing can be compared with is not believed.",
+            pack(item(rejected=rejected(diastolic="inconsistent"))),
+            reading(*VALUES, n("diastolic", 76)),
+        ),
         "partial_no_usable_value": sample(
             "Nothing of the first item can be believed: it is refused by itself, with its reasons; "
             "the second stays.",
+            pack(
+                item(
+                    values={},
+                    rejected=rejected(
+                        heart_rate="implausible_high",
+                        spo2="implausible_high",
+                        temperature="missing",
+                    ),
+                    contact=True,
+                    no_usable_value=True,
+                ),
+                lonely,
+            ),
+            cbor(start() + begin() + [n("heart_rate", 301), n("spo2", 101), CONTACT] + after),
+        ),
+        "partial_unusable": sample(
+            "Pulse and SpO2 are absurdly low, as of a finger that is out of the probe or of a "
+            "patient who is dying: a reading that says so, even without any value.",
             pack(
                 item(
                     values={},
@@ -612,11 +645,24 @@ def partial_samples() -> dict[str, dict[str, Any]]:
                         temperature="missing",
                     ),
                     contact=True,
-                    no_usable_value=True,
+                    unusable=["heart_rate", "spo2"],
                 ),
-                lonely,
+                item(
+                    FIRST + 1,
+                    65_000,
+                    LATER_TEXT,
+                    values={"temperature": "37.2"},
+                    rejected=rejected(heart_rate="implausible_low"),
+                    unusable=["heart_rate"],
+                ),
             ),
-            cbor(start() + begin() + [n("heart_rate", 12), n("spo2", 31), CONTACT] + after),
+            cbor(
+                start()
+                + begin()
+                + [n("heart_rate", 12), n("spo2", 31), CONTACT]
+                + begin(FIRST + 1, LATER, 65_000, clock=None)
+                + [n("heart_rate", 0), n("temperature", Decimal("37.2"))]
+            ),
         ),
         "partial_nothing_measured": sample(
             "An item states no value, and not that the probe is off.",

@@ -24,7 +24,7 @@ The limits are in ``limits``, what is remembered of a patient in ``alarm_state``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
@@ -36,14 +36,46 @@ from fajma.vitals import Age, Kind, Reading
 
 
 class Reason(StrEnum):
-    """Why something was announced, or why it was not."""
+    """Why something was announced, or why it was not. The only such list there is.
+
+    Of those announced, all but the ends ring: they must be new messages.
+    """
 
     STARTED = "started"
-    """Announced: a limit is confirmed and no episode was open."""
+    """Announced: a limit is confirmed, or a sensor's trouble lasts, and no episode was open."""
     WORSENED = "worsened"
     """Announced: a worse band is confirmed within an open episode."""
+    DURING_OUTAGE = "during_outage"
+    """Announced: late readings confirm a limit that nobody could be told of at the time."""
+    RENOTIFIED = "renotified"
+    """Announced: nobody answered, so those who were told are told again."""
+    ESCALATED = "escalated"
+    """Announced: nobody answered, or nobody could be reached, so the next step is told."""
+    SNOOZE_ENDED = "snooze_ended"
+    """Announced: the snooze is over and the episode is not."""
+    SNOOZE_BROKEN = "snooze_broken"
+    """Announced: within its band the episode got so much worse that the snooze ends early."""
+    WORSE_SINCE_ANSWERED = "worse_since_answered"
+    """Announced: within its band the episode got so much worse that the answer no longer holds."""
     RECOVERED = "recovered"
-    """Announced: hysteresis and dwell are met, the episode is over."""
+    """Announced, without ringing: the episode is over (hysteresis and dwell are met)."""
+    RULES_CHANGED = "rules_changed"
+    """Announced, without ringing: the episode is over, for nothing limits its kind any more."""
+    NOT_MONITORED = "not_monitored"
+    """Announced, without ringing: the episode is over, for the patient wears no monitor now."""
+    SNOOZED = "snoozed"
+    """Silent: a snooze covers it."""
+    ACKNOWLEDGED = "acknowledged"
+    """Silent: somebody takes care; no reminder and no escalation follow."""
+    FOLDED = "folded"
+    """Silent: one of many in an outage that is told as one."""
+    TOLD_TODAY = "told_today"
+    """Silent: it began again within a day, and once a day is enough for it."""
+    TAKEN_OFF = "taken_off"
+    """Silent: a technical alarm is over, for its monitor is worn no more; or a second episode that
+    ends as ``NOT_MONITORED`` does."""
+    ENDED_UNTOLD = "ended_untold"
+    """Silent: over, and nobody was told of it."""
     IMPROVED = "improved"
     """Silent: the episode went on in a milder band."""
     NOT_CONFIRMED = "not_confirmed"
@@ -55,8 +87,30 @@ class Reason(StrEnum):
     LATE = "late"
     """Silent: the reading is late, or of unknown age: it says nothing about the patient now."""
 
+    @property
+    def rings(self) -> bool:
+        """Whether it must be a new message that makes phones ring."""
+        return self in _RINGING
 
-_ANNOUNCED: Final = frozenset({Reason.STARTED, Reason.WORSENED, Reason.RECOVERED})
+    @property
+    def announced(self) -> bool:
+        """Whether somebody is told at all."""
+        return self in _RINGING or self in _ENDING
+
+
+_RINGING: Final = frozenset(
+    {
+        Reason.STARTED,
+        Reason.WORSENED,
+        Reason.DURING_OUTAGE,
+        Reason.RENOTIFIED,
+        Reason.ESCALATED,
+        Reason.SNOOZE_ENDED,
+        Reason.SNOOZE_BROKEN,
+        Reason.WORSE_SINCE_ANSWERED,
+    }
+)
+_ENDING: Final = frozenset({Reason.RECOVERED, Reason.RULES_CHANGED, Reason.NOT_MONITORED})
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +142,8 @@ class Decision:
         since: when the first sample of the run that breaks ``limit`` was measured; for a silent
             word on an open episode and for its end, when the episode's first sample was.
         measured_at: when ``value`` was measured.
+        at: when this was decided, by our clock: the time of the fact, or of receiving the reading.
+        step: of the escalation ladder that is reached, from 0; all up to it are told.
     """
 
     reason: Reason
@@ -99,11 +155,31 @@ class Decision:
     alarm_id: AlarmId | None
     since: datetime
     measured_at: datetime
+    at: datetime
+    step: int = 0
 
     @property
     def announce(self) -> bool:
         """Whether somebody is told; it follows from the reason alone."""
-        return self.reason in _ANNOUNCED
+        return self.reason.announced
+
+    @property
+    def rings(self) -> bool:
+        """Whether it must be a new message; it follows from the reason alone."""
+        return self.reason.rings
+
+    @property
+    def track(self) -> TrackKey:
+        """What it is about."""
+        return TrackKey(f"{self.kind}-{self.direction}")
+
+    @property
+    def key(self) -> tuple[str, ...]:
+        """The subject, then what may be said of it: whoever keeps changes alone compares these.
+
+        A silent decision whose key equals the one before of the same subject tells nothing new.
+        """
+        return (self.track, self.reason, self.priority.name, self.alarm_id or "")
 
 
 _NOTHING: Final = Track()
@@ -112,7 +188,7 @@ _NOTHING: Final = Track()
 def step(
     state: PatientState, fact: ReadingFact, rules: Rules
 ) -> tuple[PatientState, tuple[Decision, ...]]:
-    """Take in one reading of a patient.
+    """Take in one reading of a patient, judging its values alone (``judge`` does all there is).
 
     Args:
         state: what is remembered of the patient.
@@ -126,8 +202,15 @@ def step(
     """
     if fact.position <= state.position:
         return state, ()
+    tracks, decisions = judge_values(state.tracks, fact, rules)
+    return replace(state, position=fact.position, tracks=tracks), tuple(decisions)
+
+
+def judge_values(
+    tracks: Mapping[TrackKey, Track], fact: ReadingFact, rules: Rules
+) -> tuple[Mapping[TrackKey, Track], list[Decision]]:
+    """What ``step`` does to the tracks."""
     reading = fact.reading
-    tracks = state.tracks
     decisions: list[Decision] = []
     for kind, value in reading.values.items():
         for bands in rules.by_kind.get(kind, ()):
@@ -138,14 +221,14 @@ def step(
                 track = _NOTHING
             sample = Sample(reading.measured_at, value)
             if reading.age is Age.LIVE:
-                after, decision = _judge(track, bands, sample, fact.position)
+                after, decision = _judge(track, bands, sample, fact)
                 if after is not track:
                     tracks = _replace(tracks, bands.key, after)
             else:
-                decision = _late(track, bands, sample)
+                decision = _late(track, bands, sample, fact)
             if decision is not None:
                 decisions.append(decision)
-    return PatientState(fact.position, tracks), tuple(decisions)
+    return tracks, decisions
 
 
 def _replace(
@@ -157,80 +240,87 @@ def _replace(
     return kept
 
 
-def _late(track: Track, bands: Bands, sample: Sample) -> Decision | None:
+def _late(track: Track, bands: Bands, sample: Sample, fact: ReadingFact) -> Decision | None:
     """A late value is noted where a live one would have been decided on."""
-    limit = _worst_broken(bands, sample.value)
+    limit = worst_broken(bands, sample.value)
     if track.episode is None:
         if limit is None:
             return None
-        return _decision(Reason.LATE, bands, limit, sample, alarm_id=None, since=sample.measured_at)
+        return _decision(
+            Reason.LATE, bands, limit, sample, fact, alarm_id=None, since=sample.measured_at
+        )
     episode = track.episode
     limit = limit or episode.limit
     return _decision(
-        Reason.LATE, bands, limit, sample, alarm_id=episode.alarm_id, since=episode.since
+        Reason.LATE, bands, limit, sample, fact, alarm_id=episode.alarm_id, since=episode.since
     )
 
 
 def _judge(
-    track: Track, bands: Bands, sample: Sample, position: int
+    track: Track, bands: Bands, sample: Sample, fact: ReadingFact
 ) -> tuple[Track, Decision | None]:
     """Take in one live sample."""
     episode = track.episode
     watched = _not_announced(bands, episode)
-    window = _append(track.window, sample, bands, watched)
-    limit = _confirmed(window, bands, watched)
+    window = with_sample(track.window, sample, bands, watched)
+    limit = confirmed(window, bands, watched)
     if limit is not None:
         since = next(s.measured_at for s in window if limit.broken_by(s.value))
         if episode is None:
             reason = Reason.STARTED
-            episode = Episode(AlarmId(f"{bands.key}-{position}"), since, limit)
+            episode = Episode(AlarmId(f"{bands.key}-{fact.position}"), since, limit)
         else:
             reason = Reason.WORSENED
             episode = Episode(episode.alarm_id, episode.since, limit)
         window = _from_first_broken(window, _not_announced(bands, episode))
-        decision = _decision(reason, bands, limit, sample, alarm_id=episode.alarm_id, since=since)
+        decision = _decision(
+            reason, bands, limit, sample, fact, alarm_id=episode.alarm_id, since=since
+        )
         return Track(window, episode), decision
     if episode is not None:
-        return _judge_open(track, episode, window, bands, sample)
+        return _judge_open(track, episode, window, bands, fact)
     after = track if window is track.window else Track(window)
-    limit = _worst_broken(bands, sample.value)
+    limit = worst_broken(bands, sample.value)
     if limit is None:
         return after, None
     since = next(s.measured_at for s in window if limit.broken_by(s.value))
-    return after, _decision(Reason.NOT_CONFIRMED, bands, limit, sample, alarm_id=None, since=since)
+    return after, _decision(
+        Reason.NOT_CONFIRMED, bands, limit, sample, fact, alarm_id=None, since=since
+    )
 
 
 def _judge_open(
-    track: Track, episode: Episode, window: tuple[Sample, ...], bands: Bands, sample: Sample
+    track: Track, episode: Episode, window: tuple[Sample, ...], bands: Bands, fact: ReadingFact
 ) -> tuple[Track, Decision]:
     """Take in one live sample of an open episode that does not worsen it."""
+    sample = Sample(fact.reading.measured_at, fact.reading.values[bands.kind])
     outer = bands.limits[0]
     cleared = _extend(episode.cleared, outer, bands, sample)
     if _lasted(cleared, bands):
         # The window goes too: old samples must not confirm the next episode.
-        decision = _about(Reason.RECOVERED, episode, bands, sample)
+        decision = _about(Reason.RECOVERED, episode, bands, sample, fact)
         return _NOTHING, decision
 
     milder = [limit for limit in bands.limits if limit.priority < episode.limit.priority]
     eased = _extend(episode.eased, episode.limit, bands, sample) if milder else None
     if _lasted(eased, bands):
         episode = Episode(episode.alarm_id, episode.since, milder[-1], cleared=cleared)
-        return Track((), episode), _about(Reason.IMPROVED, episode, bands, sample)
+        return Track((), episode), _about(Reason.IMPROVED, episode, bands, sample, fact)
 
     if eased is not episode.eased or cleared is not episode.cleared:
         episode = Episode(episode.alarm_id, episode.since, episode.limit, eased, cleared)
     unchanged = episode is track.episode and window is track.window
     after = track if unchanged else Track(window, episode)
 
-    worst = _worst_broken(bands, sample.value)
+    worst = worst_broken(bands, sample.value)
     if worst is None:
-        return after, _about(Reason.CLEARING, episode, bands, sample)
+        return after, _about(Reason.CLEARING, episode, bands, sample, fact)
     if worst.priority > episode.limit.priority:
         since = next(s.measured_at for s in window if worst.broken_by(s.value))
         return after, _decision(
-            Reason.NOT_CONFIRMED, bands, worst, sample, alarm_id=episode.alarm_id, since=since
+            Reason.NOT_CONFIRMED, bands, worst, sample, fact, alarm_id=episode.alarm_id, since=since
         )
-    return after, _about(Reason.ALREADY_OPEN, episode, bands, sample)
+    return after, _about(Reason.ALREADY_OPEN, episode, bands, sample, fact)
 
 
 def _not_announced(bands: Bands, episode: Episode | None) -> tuple[Limit, ...]:
@@ -240,7 +330,7 @@ def _not_announced(bands: Bands, episode: Episode | None) -> tuple[Limit, ...]:
     return tuple(limit for limit in bands.limits if limit.priority > episode.limit.priority)
 
 
-def _append(
+def with_sample(
     window: tuple[Sample, ...], sample: Sample, bands: Bands, watched: tuple[Limit, ...]
 ) -> tuple[Sample, ...]:
     """The window with one sample more: no stale ones, no more than the confirmation looks at."""
@@ -261,9 +351,7 @@ def _from_first_broken(
     return ()
 
 
-def _confirmed(
-    window: tuple[Sample, ...], bands: Bands, watched: tuple[Limit, ...]
-) -> Limit | None:
+def confirmed(window: tuple[Sample, ...], bands: Bands, watched: tuple[Limit, ...]) -> Limit | None:
     """The worst watched limit that the newest sample breaks and the window confirms."""
     rule = bands.confirmation
     for limit in reversed(watched):
@@ -277,7 +365,8 @@ def _confirmed(
     return None
 
 
-def _worst_broken(bands: Bands, value: Decimal) -> Limit | None:
+def worst_broken(bands: Bands, value: Decimal) -> Limit | None:
+    """The worst limit that a value breaks."""
     for limit in reversed(bands.limits):
         if limit.broken_by(value):
             return limit
@@ -299,9 +388,11 @@ def _lasted(calm: Calm | None, bands: Bands) -> bool:
     return calm is not None and calm.last - calm.first >= bands.dwell
 
 
-def _about(reason: Reason, episode: Episode, bands: Bands, sample: Sample) -> Decision:
+def _about(
+    reason: Reason, episode: Episode, bands: Bands, sample: Sample, fact: ReadingFact
+) -> Decision:
     return _decision(
-        reason, bands, episode.limit, sample, alarm_id=episode.alarm_id, since=episode.since
+        reason, bands, episode.limit, sample, fact, alarm_id=episode.alarm_id, since=episode.since
     )
 
 
@@ -310,6 +401,7 @@ def _decision(
     bands: Bands,
     limit: Limit,
     sample: Sample,
+    fact: ReadingFact,
     *,
     alarm_id: AlarmId | None,
     since: datetime,
@@ -324,4 +416,5 @@ def _decision(
         alarm_id=alarm_id,
         since=since,
         measured_at=sample.measured_at,
+        at=fact.reading.received_at,
     )

@@ -27,6 +27,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn, TypeVar
+from urllib.parse import quote, urlencode
 from uuid import uuid4
 
 from aiohttp import ClientError, ClientResponse, ContentTypeError
@@ -57,7 +58,10 @@ from nio.store import SqliteStore
 from vodozemac import MegolmMessage
 
 from bots.alerts.identity import Identity, OwnKeys, require
-from fajma.errors import BugError, DecodeError, InputError, UnavailableError
+from fajma.deliveries import left_alone_s
+from fajma.errors import BugError, BusyError, DecodeError, InputError, UnavailableError
+from fajma.events import DELIVERY, RING
+from fajma.store.away import AGAIN_S, is_outage
 from fajma.store.pins import Audience, Pins
 from fajma.trust import (
     CrossSigningSeeds,
@@ -78,6 +82,8 @@ _RETRY_REMOTE_S: Final = 60.0
 
 _FULL_SYNC_TIMEOUT_S: Final = 300.0
 """nio sets no limit for a first sync; a stalled connection would hang for ever."""
+
+_TOO_MANY: Final = 429
 
 _LONGEST_PAUSE_S: Final = 60.0
 """Longest pause between two attempts to reach a homeserver that is down."""
@@ -167,6 +173,9 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         pins: whose identity is which; a user who shows another one gets no keys. Without it any
             signed device is trusted (a person's own client, which follows its homeserver).
         audience: who belongs in which room; without it everybody who is in it.
+        request_timeout_s: how long the homeserver may take to answer what is not a sync.
+        tells_when_busy: whether HTTP 429 is raised as ``BusyError``, for who then does something
+            else, instead of waiting here and trying again up to five times.
     """
 
     config: AsyncClientConfig
@@ -181,6 +190,8 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         device_name: str = "FAJMA",
         pins: Pins | None = None,
         audience: Audience | None = None,
+        request_timeout_s: float = 60.0,
+        tells_when_busy: bool = False,
     ) -> None:
         # nio logs contents and user names, even in warnings; peewee logs every statement.
         logging.getLogger("nio").setLevel(logging.CRITICAL)
@@ -196,8 +207,10 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 # Failing at once leaves it to the caller to wait; see run_sync.
                 max_timeouts=0,
                 max_limit_exceeded=5,
+                request_timeout=request_timeout_s,
             ),
         )
+        self._tells_when_busy = tells_when_busy
         self.ready = asyncio.Event()
         """Set after the first complete sync of ``run_sync``."""
         self._directory = store_dir
@@ -338,8 +351,14 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         return body
 
     async def create_matrix_response(self, *args: Any, **kwargs: Any) -> Any:
-        """As nio's, but an answer that breaks off or makes no sense is ``UnavailableError``."""
+        """As nio's, but an answer that breaks off or makes no sense is ``UnavailableError``.
+
+        An answer 429 is a ``BusyError`` for who wants to know.
+        """
         try:
+            answer = kwargs.get("transport_response")
+            if self._tells_when_busy and answer is not None and answer.status == _TOO_MANY:
+                raise await _busy(answer)
             return await super().create_matrix_response(*args, **kwargs)
         except (ClientError, TimeoutError, OSError) as error:
             raise _no_answer() from error
@@ -567,8 +586,9 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         Args:
             room_id: a joined, encrypted room.
             message_type: e.g. ``m.room.message``. Reactions are sent in clear, as everywhere.
-            content: plain content.
-            tx_id: transaction id; the same for every attempt to send the same message.
+            content: plain content; all of it is encrypted but ``fajma.events.RING``.
+            tx_id: transaction id; the same for every attempt to send the same message. It stands
+                beside the ciphertext too, so that the message can be found (``fajma.deliveries``).
             ignore_unverified_devices: must stay false.
 
         Returns:
@@ -576,6 +596,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
 
         Raises:
             InputError: we are not or no longer in the room, or it is not encrypted.
+            BusyError: the homeserver wants to be left alone (only with ``tells_when_busy``).
             UnavailableError: the homeserver does not answer, or keys could not be shared.
         """
         if ignore_unverified_devices:
@@ -583,11 +604,31 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         async with self._room_locks[room_id]:
             if message_type != "m.reaction":
                 await self._make_current(room_id)
-                message_type, content = self.encrypt(room_id, message_type, content)
+                inside = {key: value for key, value in content.items() if key != RING}
+                message_type, outside = self.encrypt(room_id, message_type, inside)
+                # Push rules see what stands beside the ciphertext, and nothing else.
+                content = outside | ({RING: content[RING]} if RING in content else {})
+                if tx_id is not None:
+                    content = {**content, DELIVERY: tx_id}
             method, path, data = Api.room_send(
                 self.access_token, room_id, message_type, content, tx_id or uuid4()
             )
             return await self._send(RoomSendResponse, method, path, data, (room_id,))
+
+    async def messages(self, room_id: str, query: Mapping[str, str]) -> Mapping[str, Any]:
+        """A page of a room as the homeserver has it, nothing decrypted.
+
+        Raises:
+            UnavailableError: the homeserver does not answer, or does not show it.
+        """
+        path = f"rooms/{quote(room_id, safe='')}/messages?{urlencode(query)}"
+        status, answer = await self._request("GET", path)
+        if status != 200:  # noqa: PLR2004
+            raise UnavailableError(
+                "The homeserver does not show what is in a room; trying again later.",
+                code="messages_refused",
+            )
+        return answer
 
     async def encrypted(
         self, room_id: str, message_type: str, content: dict[str, Any]
@@ -695,9 +736,9 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     async def run_sync(self, *, poll_s: float = 30.0) -> NoReturn:
         """Receive for ever; cancel the task to stop.
 
-        While the homeserver is away, waits 1 s, then twice as long each time, at most a minute.
-        Any other exception, such as a bug in a callback, ends it; the batch in which it happened
-        is delivered again by the next call.
+        While the homeserver is away, waits 1 s, then twice as long each time, at most a minute;
+        while the database of our records is, 1 s each time. Any other exception, such as a bug in a
+        callback, ends it; the batch in which it happened is delivered again by the next call.
 
         Args:
             poll_s: how long the homeserver holds a request when there is nothing new.
@@ -718,9 +759,17 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 require(answer, SyncResponse)
                 await self._keep_up()
             except UnavailableError as error:
-                _log.warning("%s Next attempt in %.0f s (%s).", error, pause_s, error.code)
-                await asyncio.sleep(pause_s)
+                asked_s = left_alone_s(error) if isinstance(error, BusyError) else 0.0
+                wait_s = max(pause_s, asked_s)
+                _log.warning("%s Next attempt in %.0f s (%s).", error, wait_s, error.code)
+                await asyncio.sleep(wait_s)
                 pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+                continue
+            except Exception as error:
+                if not is_outage(error):
+                    raise
+                _log.warning("The database is away (%s).", type(error).__name__)
+                await asyncio.sleep(AGAIN_S)
                 continue
             pause_s = 1.0
             self.ready.set()
@@ -938,6 +987,14 @@ def _with_timeout(path: str) -> str:
     The specification has it in the body.
     """
     return f"{path}?timeout={_REMOTE_TIMEOUT_MS}"
+
+
+async def _busy(answer: ClientResponse) -> BusyError:
+    try:
+        body = await answer.json(content_type=None)
+    except (ClientError, ValueError):
+        body = None
+    return BusyError.of(answer.headers.get("Retry-After"), body)
 
 
 def _nonsense() -> UnavailableError:

@@ -19,9 +19,18 @@ from bots.alerts.alarm_state import PatientState
 from bots.alerts.limits import Rules
 from bots.alerts.text import MAX_BED, duty_time, limits_in_force, open_alarm
 from fajma import duty
-from fajma.commands import Action, Command, Person, help_text, same_name, usage
+from fajma.commands import (
+    Action,
+    Command,
+    Person,
+    help_text,
+    same_name,
+    usage,
+    usage_in_ward,
+)
 from fajma.duty import DutyError, Roster
 from fajma.errors import FajmaError
+from fajma.facts import HandedOver
 from fajma.language import Language, shown, translator
 from fajma.store import Records
 from fajma.store.alarms import Delivery, SentBy
@@ -30,7 +39,7 @@ from fajma.store.pins import APPROVALS_NEEDED
 from fajma.store.wards import Ward
 from fajma.store.warnings import About
 from fajma.trust import identity_code
-from fajma.vitals import Kind
+from fajma.vitals import Kind, PatientKey
 
 log = structlog.get_logger()
 
@@ -70,10 +79,19 @@ def notice(
     *,
     now: datetime,
     more: Mapping[str, Any] | None = None,
+    patient: PatientKey | None = None,
 ) -> Delivery:
-    """A message of ``@fajma``, for which no phone rings."""
+    """A message of ``@fajma``, for which no phone rings; sealed for whom it is about, if given."""
     content = {"msgtype": "m.notice", "body": said, **(more or {})}
-    return Delivery(delivery_id, room_id, None, content, now, SentBy.HOST)
+    return Delivery(delivery_id, room_id, patient, content, now, SentBy.HOST)
+
+
+def name_the_bed(language: Language) -> str:
+    """How a ward's room is told whom a command is about."""
+    _ = translator(language).gettext
+    return _("About a patient, add the bed here: {line}").format(
+        line=usage_in_ward(Action.ACKNOWLEDGE, language)
+    )
 
 
 class DutyDesk:
@@ -112,7 +130,7 @@ class DutyDesk:
         me = named(person, person.account)
         match command.action:
             case Action.HELP:
-                return Outcome(help_text(language), roster)
+                return Outcome(f"{help_text(language)}\n{name_the_bed(language)}", roster)
             case Action.DUTY_SHOW:
                 return Outcome(await self._on_duty(roster, ward, language), roster)
             case Action.DUTY_TAKE:
@@ -139,7 +157,12 @@ class DutyDesk:
             case Action.IDENTITY_ACCEPT:
                 return await self._accept_identity(connection, command, person, roster)
             case _:
-                return await self._hand_over(command, person, ward, roster)
+                outcome = await self._hand_over(command, person, ward, roster)
+                if command.action is Action.HANDOVER_ACCEPT:
+                    handed_over = HandedOver(now, person.account)
+                    for patient in await self._records.patients_of(ward):
+                        await self._records.facts.append(connection, patient.key, handed_over)
+                return outcome
 
     async def _takes(self, person: Staff, language: Language) -> str:
         """That somebody takes duty, and what stands between the alarms and him, as last seen."""
@@ -387,10 +410,7 @@ class DutyDesk:
         """Open alarms and the limits in force, for who takes over."""
         _ = translator(language).gettext
         lines = []
-        for patient in await self._records.patients.all():
-            responsible = await self._records.wards.responsible(patient.key)
-            if responsible is None or responsible.id != ward.id:
-                continue
+        for patient in await self._records.patients_of(ward):
             try:
                 text = await self._records.alarm_states.get(patient.key)
                 state = PatientState.from_json(text) if text else PatientState()

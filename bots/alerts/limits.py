@@ -6,7 +6,7 @@ Where each constant comes from is written beside it and in ``docs/alarms.md``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from decimal import Decimal
 from enum import IntEnum, StrEnum
@@ -195,12 +195,17 @@ class Rules:
         object.__setattr__(self, "by_kind", by_kind)
 
 
+Limits = Mapping[Kind, tuple[tuple[Limit, ...], ...]]
+"""Of each kind its sides, of each side its bands, mildest first."""
+
+Extremes = Mapping[tuple[Kind, Direction], Decimal]
+
 # The default limits of an adult. "NEWS2" is: Royal College of Physicians, National Early Warning
 # Score (NEWS) 2, 2017, chart 1; "3 points" is its mark for one sign that is enough on its own to
 # call for an urgent review. "BTS" is: British Thoracic Society guideline for oxygen use in adults
 # in healthcare and emergency settings, Thorax 2017;72(Suppl 1). The owner's requirement names four
 # limits that always alarm: heart rate > 120 and < 50, SpO2 < 90, temperature > 38.5.
-DEFAULT_LIMITS: Final[Mapping[Kind, tuple[tuple[Limit, ...], ...]]] = {
+DEFAULT_LIMITS: Final[Limits] = {
     Kind.HEART_RATE: (
         (
             Limit(Comparison.BELOW, Decimal(50), Priority.MEDIUM),  # owner's requirement
@@ -233,7 +238,7 @@ DEFAULT_LIMITS: Final[Mapping[Kind, tuple[tuple[Limit, ...], ...]]] = {
 
 # All that follows is a FAJMA default, not from a guideline.
 
-EXTREMES: Final[Mapping[tuple[Kind, Direction], Decimal]] = {
+EXTREMES: Final[Extremes] = {
     (Kind.HEART_RATE, Direction.LOW): Decimal(30),  # 10 /min beyond the high band
     (Kind.HEART_RATE, Direction.HIGH): Decimal(151),  # 20 /min beyond
     (Kind.SPO2, Direction.LOW): Decimal(85),  # 5 points beyond; BTS changes treatment below 85
@@ -245,6 +250,7 @@ HYSTERESIS: Final[Mapping[Kind, Decimal]] = {
     Kind.SPO2: Decimal(1),  # more would keep an alarm open on many who are well at 93 %
     Kind.TEMPERATURE: Decimal("0.3"),
     Kind.SYSTOLIC: Decimal(5),
+    Kind.DIASTOLIC: Decimal(5),
 }
 """How far back inside a limit a value must be, in the unit of the kind."""
 
@@ -257,6 +263,8 @@ GAP: Final = timedelta(minutes=2)
 CUFF_GAP: Final = timedelta(hours=2)
 """For a cuff: wide enough for hourly measurements of which one is missed."""
 
+CUFF_KINDS: Final = frozenset({Kind.SYSTOLIC, Kind.DIASTOLIC})
+
 CUFF_NEEDED: Final = 2
 """A cuff measures minutes apart, so a value that is found again is enough."""
 
@@ -268,34 +276,35 @@ def default_rules(
     confirmation: Confirmation = DEFAULT_CONFIRMATION,
     hysteresis: Mapping[Kind, Decimal] = HYSTERESIS,
     dwell: timedelta = DWELL,
+    limits: Limits = DEFAULT_LIMITS,
+    extremes: Extremes = EXTREMES,
 ) -> Rules:
-    """The rules of an adult about whom nothing else is known.
+    """Rules made of limits; those of an adult about whom nothing else is known, if none are given.
 
     Args:
         confirmation: samples needed; blood pressure never needs more than two.
         hysteresis: per kind, in its unit; a kind that is missing keeps its default.
         dwell: how long a value must stay back inside.
+        limits: per kind and side.
+        extremes: of the kinds and sides that have one.
 
     Raises:
-        InputError: ``limits_invalid``, hysteresis or dwell is negative.
+        InputError: ``limits_invalid``, the limits do not form bands; hysteresis or dwell is
+            negative.
     """
-    repeated = Confirmation(
-        needed=min(confirmation.needed, CUFF_NEEDED),
-        window=confirmation.window,
-        extreme=confirmation.extreme,
-    )
+    repeated = replace(confirmation, needed=min(confirmation.needed, CUFF_NEEDED))
     return Rules(
         bands=tuple(
             Bands(
                 kind=kind,
-                limits=limits,
-                confirmation=repeated if kind is Kind.SYSTOLIC else confirmation,
+                limits=side,
+                confirmation=repeated if kind in CUFF_KINDS else confirmation,
                 hysteresis=hysteresis.get(kind, HYSTERESIS[kind]),
                 dwell=dwell,
-                gap=CUFF_GAP if kind is Kind.SYSTOLIC else GAP,
-                extreme=EXTREMES.get((kind, limits[0].direction)),
+                gap=CUFF_GAP if kind in CUFF_KINDS else GAP,
+                extreme=extremes.get((kind, side[0].direction)),
             )
-            for kind, sides in DEFAULT_LIMITS.items()
-            for limits in sides
+            for kind, sides in limits.items()
+            for side in sides
         ),
     )

@@ -5,7 +5,7 @@ from somebody whose role allows it, in the room it belongs in, a new message (ne
 not seen before (the ciphertext itself is remembered, so that no homeserver can replay it under
 another event id) and not typed before a command of the same device that was taken already. What is
 done, the audit entry and the answer are committed together. Answers come from ``@fajma``, for which
-no phone rings. A reaction can answer a drill and nothing more.
+no phone rings. A reaction can answer a drill or acknowledge an alarm, and nothing more.
 
 No command is lost without a word: what fails is brought again by the client (with an
 ``UnavailableError`` the sync does not move on); what fails again and again while homeserver and
@@ -26,11 +26,21 @@ import nio
 import structlog
 from mautrix.util.async_db import Connection
 
+from bots.alerts.alarm_state import FIRST_STANDING
+from bots.alerts.bedside_desk import Asked, BedsideDesk, Place
 from bots.alerts.client import SignedClient
 from bots.alerts.duty_desk import DutyDesk, RefusedError, notice
-from bots.alerts.limits import Rules
+from bots.alerts.site_rules import SiteRules
 from fajma import duty
-from fajma.commands import IN_CONSULTATION, Action, Command, CommandError, help_text, parse
+from fajma.commands import (
+    AT_BEDSIDE,
+    IN_CONSULTATION,
+    Action,
+    Command,
+    CommandError,
+    help_text,
+    parse,
+)
 from fajma.duty import DutyError
 from fajma.errors import UnavailableError
 from fajma.language import Language, translator
@@ -39,6 +49,7 @@ from fajma.store.alarms import Delivery
 from fajma.store.orders import Spot
 from fajma.store.people import Staff
 from fajma.store.wards import Ward
+from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
 
@@ -75,7 +86,7 @@ class Orders:
     Args:
         client: its signed client.
         records: everything.
-        rules: the alarm limits in force, for handovers.
+        rules: what the site judges by.
         ours: user ids of our own senders, who give no orders.
         now: the clock.
     """
@@ -84,14 +95,15 @@ class Orders:
         self,
         client: SignedClient,
         records: Records,
-        rules: Rules,
+        rules: SiteRules,
         *,
         ours: Sequence[str],
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         self._client = client
         self._records = records
-        self._desk = DutyDesk(records, rules, now=now)
+        self._desk = DutyDesk(records, rules.of(FIRST_STANDING), now=now)
+        self._bedside = BedsideDesk(records, rules, now=now)
         self._ours = frozenset(ours)
         self._now = now
         self._tries: dict[str, int] = {}
@@ -201,7 +213,7 @@ class Orders:
         if await self._records.orders_seen.known(self._envelope(heard)):
             return
         try:
-            await self._allowed(heard, language)
+            await self._allowed(heard, command, language)
             if isinstance(command, CommandError):
                 raise RefusedError(self._right_line(command, ward, language), code="grammar")  # noqa: TRY301
             async with self._records.store.transaction() as connection:
@@ -209,9 +221,12 @@ class Orders:
                 if not await self._seen_first(connection, heard):
                     return
                 # The homeserver may have taken its time, and the person left meanwhile.
-                person = await self._of_staff(heard, language)
-                place = self._place(command, ward, person, language)
-                await self._carry_out(connection, heard, command, person, place)
+                giver = await self._giver(heard, command, language)
+                if command.action in AT_BEDSIDE:
+                    await self._at_bedside(connection, heard, command, giver, ward)
+                elif giver is not None:
+                    place = self._place(command, ward, giver, language)
+                    await self._carry_out(connection, heard, command, giver, place)
         except (RefusedError, DutyError) as refusal:
             said = (
                 duty.explain(refusal.code, language)
@@ -222,6 +237,7 @@ class Orders:
                 if await self._seen_first(connection, heard):
                     await self._refuse(connection, heard, said, refusal.code)
         self._records.store.hints.notify("outbox")
+        self._records.store.hints.notify("facts")
         self._records.store.hints.notify("trust")
 
     def _envelope(self, heard: _Heard) -> bytes:
@@ -238,7 +254,8 @@ class Orders:
     @staticmethod
     def _right_line(error: CommandError, ward: Ward | None, language: Language) -> str:
         """What to type instead, where it was typed."""
-        if ward is not None:
+        works_here = {action.verb for action in IN_CONSULTATION}
+        if ward is not None or error.verb in works_here:
             return str(error)
         _ = translator(language).gettext
         sentence = _("This is no command in a consultation. What can be typed here:")
@@ -280,10 +297,23 @@ class Orders:
             )
         return person
 
-    async def _allowed(self, heard: _Heard, language: Language) -> Staff:
-        """Who gives the command, if all is as it must be; the checks in the order of suspicion."""
+    async def _giver(
+        self, heard: _Heard, command: Command | CommandError, language: Language
+    ) -> Staff | None:
+        """Who gives the command; ``None`` for a patient who asks for the own values."""
+        shows = isinstance(command, Command) and command.action is Action.VITALS_SHOW
+        person = await self._records.people.get(heard.sender)
+        is_staff = person is not None and person.is_active
+        if shows and not is_staff and await self._bedside.is_own(heard.room_id, heard.sender):
+            return None
+        return await self._of_staff(heard, language)
+
+    async def _allowed(
+        self, heard: _Heard, command: Command | CommandError, language: Language
+    ) -> None:
+        """All must be as it must be; the checks in the order of suspicion."""
         _ = translator(language).gettext
-        person = await self._of_staff(heard, language)
+        await self._giver(heard, command, language)
         if not heard.encrypted:
             raise RefusedError(
                 _("This message was not encrypted, so it is no command. Type it again in Element."),
@@ -312,7 +342,6 @@ class Orders:
             )
         if abs(self._now() - heard.sent_at) > FRESH:
             raise _too_late(language, "stale")
-        return person
 
     def _place(
         self, command: Command, ward: Ward | None, person: Staff, language: Language
@@ -383,12 +412,42 @@ class Orders:
             )
         log.info("order_carried_out", ward=ward.id, action=command.action.value)
 
+    async def _at_bedside(
+        self,
+        connection: Connection,
+        heard: _Heard,
+        command: Command,
+        giver: Staff | None,
+        ward: Ward | None,
+    ) -> None:
+        consultation = await self._records.consultations.in_room(heard.room_id)
+        place = Place(ward, consultation if ward is None else None, heard.room_id)
+        mark = self._envelope(heard)
+        asked = Asked(command, place, heard.sender, giver, heard.event_id, mark)
+        done = await self._bedside.done(connection, asked)
+        subject = done.patient.key if done.patient is not None else None
+        if done.detail is not None and subject is not None:
+            await self._records.audit.note(
+                connection,
+                actor=heard.sender,
+                action=command.action.value,
+                subject=subject,
+                now=self._now(),
+                **done.detail,
+            )
+        if done.said is not None:
+            await self._answer(connection, heard, done.said, patient=subject)
+        await self._records.outbox.add(connection, *done.also)
+        log.info("order_carried_out", action=command.action.value)
+
     async def _answer(
         self,
         connection: Connection,
         heard: _Heard,
         said: str,
         mentions: Sequence[str] = (),
+        *,
+        patient: PatientKey | None = None,
     ) -> None:
         delivery_id = self._records.site_key.fingerprint(
             b"answer", heard.room_id.encode(), self._envelope(heard)
@@ -397,15 +456,21 @@ class Orders:
             "m.relates_to": {"m.in_reply_to": {"event_id": heard.event_id}},
             "m.mentions": {"user_ids": [heard.sender, *mentions]},
         }
-        await self._records.outbox.add(
-            connection, notice(heard.room_id, said, delivery_id, now=self._now(), more=more)
+        answer = notice(
+            heard.room_id, said, delivery_id, now=self._now(), more=more, patient=patient
         )
+        await self._records.outbox.add(connection, answer)
 
     async def _on_reaction(self, room: nio.MatrixRoom, event: nio.ReactionEvent) -> None:
-        if event.sender in self._ours:
+        if event.sender in self._ours or not (event.event_id + event.reacts_to).isprintable():
             return
-        answer = partial(self._desk.answer_by_reaction, room.room_id, event.sender, event.reacts_to)
-        await self._try(event.event_id, answer)
+        await self._try(event.event_id, partial(self._take_reaction, room.room_id, event))
+
+    async def _take_reaction(self, room_id: str, event: nio.ReactionEvent) -> None:
+        await self._desk.answer_by_reaction(room_id, event.sender, event.reacts_to)
+        await self._bedside.acknowledge_by_reaction(
+            room_id, event.sender, event.reacts_to, event.key, event.event_id
+        )
 
     async def _on_gap(self, room_id: str, mark: str) -> None:
         await self._try(f"gap {room_id} {mark}", partial(self._tell_of_gap, room_id, mark))

@@ -18,8 +18,11 @@ from babel.dates import format_datetime
 from babel.numbers import format_decimal
 
 from bots.alerts.alarm import Decision, Reason
-from bots.alerts.alarm_state import Episode
+from bots.alerts.alarm_state import Episode, Trouble
+from bots.alerts.late import LateDecision
 from bots.alerts.limits import Direction, Limit, Priority, Rules
+from bots.alerts.open_alarms import AnyDecision
+from bots.alerts.technical import TechnicalDecision
 from fajma.errors import BugError
 from fajma.language import SEPARATOR, Language, shown, translator
 from fajma.vitals import Kind
@@ -54,25 +57,31 @@ class Text:
     html: str
 
 
+_Parts = list[tuple[str, str]]
+"""Of a message: each has a bold text and a plain one after it; either may be empty."""
+
+
 def render(
-    decision: Decision,
+    decision: AnyDecision,
     *,
     bed: str,
     initials: str,
     language: Language,
     zone: str,
     signal: Signal | None = None,
+    age_unknown: bool = False,
 ) -> Text:
     """Put an announced decision into words.
 
     Args:
-        decision: a start, a worsening or a recovery.
+        decision: of whatever subject.
         bed: the bed's number or name as staff typed it, without the word "bed"; not trusted.
         initials: the patient's initials as staff typed them; not trusted.
         language: of the room.
         zone: name of the room's time zone, e.g. ``Africa/Abidjan``. An unknown one shows UTC and
             says so: a bad setting must not cost an alarm.
         signal: quality of the signal; left out of the text where unknown.
+        age_unknown: whether an adult's limits are only a guess (``profiles.age_unknown``).
 
     Raises:
         BugError: ``decision_silent``, the decision is not one to announce.
@@ -82,23 +91,121 @@ def render(
     _ = translator(language).gettext
     where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
     where = f"{where} {shown(initials, MAX_INITIALS)}"
-    measured = _measured(decision, language)
-    time = clock_time(decision.measured_at, zone)
-    if decision.reason is Reason.RECOVERED:
-        return _joined((_("END OF ALARM"), ""), ("", where), (measured, ""), ("", time))
-    quality = [("", _signal(signal, _))] if signal is not None else []
-    return _joined(
+    if isinstance(decision, TechnicalDecision):
+        return _joined(_of_trouble(decision, where, language, zone))
+    if isinstance(decision, LateDecision):
+        return _joined(_of_late_breach(decision, where, language, zone))
+    if not decision.rings:
+        return _joined(_of_end(decision, where, language, zone))
+    parts = [
         (_title(decision.priority, _), ""),
         ("", where),
-        (measured, f" ({_broken_limit(decision, language)})"),
-        *quality,
-        ("", time),
-        (_("See the patient"), ""),
+        (_measured(decision, language), f" ({_broken_limit(decision, language)})"),
+        *_note(decision, language),
+    ]
+    if signal is not None:
+        parts.append(("", _signal(signal, _)))
+    if age_unknown:
+        parts.append(("", _("age unknown: an adult's limits")))
+    time = clock_time(decision.measured_at, zone)
+    return _joined([*parts, ("", time), (_("See the patient"), "")])
+
+
+def _of_end(decision: Decision, where: str, language: Language, zone: str) -> _Parts:
+    """An episode that is over; what a clinician did not see end is told by its limit."""
+    _ = translator(language).gettext
+    if decision.reason is Reason.RECOVERED:
+        time = clock_time(decision.measured_at, zone)
+        value = _measured(decision, language)
+        return [(_("END OF ALARM"), ""), ("", where), (value, ""), ("", time)]
+    limit = named_limit(decision.kind, decision.limit, language)
+    time = clock_time(decision.at, zone)
+    if decision.reason is Reason.NOT_MONITORED:
+        title, why = _("END OF MONITORING"), _("an alarm was open: {limit}")
+        return [(title, ""), ("", where), ("", why.format(limit=limit)), ("", time)]
+    why = _("the limits were changed")
+    return [(_("END OF ALARM"), ""), ("", where), ("", limit), ("", why), ("", time)]
+
+
+def _note(decision: AnyDecision, language: Language) -> _Parts:
+    """Why there is a message again, where it is not the first."""
+    _ = translator(language).gettext
+    notes = {
+        Reason.RENOTIFIED: _("reminder: nobody has answered"),
+        Reason.ESCALATED: _("nobody has answered: step {step}").format(step=decision.step + 1),
+        Reason.SNOOZE_ENDED: _("the pause is over"),
+        Reason.SNOOZE_BROKEN: _("worse during the pause"),
+        Reason.WORSE_SINCE_ANSWERED: _("much worse since it was answered"),
+    }
+    note = notes.get(decision.reason)
+    return [] if note is None else [("", note)]
+
+
+def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zone: str) -> _Parts:
+    _ = translator(language).gettext
+    trouble = decision.trouble
+    if not decision.rings:
+        over = {
+            Trouble.NO_READINGS: _("measurements come again"),
+            Trouble.PROBE_OFF: _("the pulse signal is back"),
+            Trouble.UNKNOWN_AGE: _("measurements of now come again"),
+            Trouble.WRONG_CLOCK: _("the clock of the monitor is right"),
+            Trouble.NO_USABLE_PULSE: _("usable pulse again"),
+        }[trouble]
+        time = clock_time(decision.at, zone)
+        return [(_("END OF TECHNICAL ALARM"), ""), ("", where), (over, ""), ("", time)]
+    duration = _in_seconds(decision.at - decision.since)
+    what = {
+        Trouble.NO_READINGS: _("no measurement for {duration}"),
+        Trouble.PROBE_OFF: _("sensor off or no pulse signal for {duration}"),
+        Trouble.UNKNOWN_AGE: _("measurements of unknown age for {duration}"),
+        Trouble.WRONG_CLOCK: _("the clock of the monitor is wrong"),
+        Trouble.NO_USABLE_PULSE: _("no usable pulse"),
+    }[trouble]
+    parts = [
+        # The dying look so: this one is not only about the sensor.
+        (
+            _title(decision.priority, _)
+            if trouble is Trouble.NO_USABLE_PULSE
+            else _("TECHNICAL ALARM"),
+            "",
+        ),
+        ("", where),
+        (what.format(duration=duration), ""),
+        *_note(decision, language),
+    ]
+    if trouble is Trouble.WRONG_CLOCK:
+        return [*parts, ("", clock_time(decision.at, zone)), (_("Set the clock"), "")]
+    last = decision.last_good_at
+    parts.append(
+        ("", _("none yet"))
+        if last is None
+        else ("", _("the last at {time}").format(time=clock_time(last, zone)))
     )
+    return [*parts, (_("See the patient and the sensor"), "")]
 
 
-def _joined(*parts: tuple[str, str]) -> Text:
-    """Parts made of a bold text and a plain one; either may be empty."""
+def _of_late_breach(decision: LateDecision, where: str, language: Language, zone: str) -> _Parts:
+    _ = translator(language).gettext
+    limit = _written(decision.limit, decision.kind, language)
+    local = decision.last.astimezone(zone_of(zone))
+    first, last = (
+        duty_time(moment, zone, language, now=decision.at)
+        for moment in (decision.first, decision.last)
+    )
+    span = first if first == last else _("{first} to {last}").format(first=first, last=last)
+    return [
+        (_("DURING THE OUTAGE"), ""),
+        (_title(decision.priority, _), ""),
+        ("", where),
+        (_measured(decision, language), f" ({limit})"),
+        *_note(decision, language),
+        ("", f"{span} {_offset(local)}"),
+        (_("See the patient"), ""),
+    ]
+
+
+def _joined(parts: _Parts) -> Text:
     body = SEPARATOR.join(bold + plain for bold, plain in parts)
     html = SEPARATOR.join(
         (f"<strong>{escape(bold)}</strong>" if bold else "") + escape(plain)
@@ -120,22 +227,22 @@ def _signal(signal: Signal, _: Callable[[str], str]) -> str:
     return _("good signal") if signal is Signal.GOOD else _("poor signal")
 
 
-def _measured(decision: Decision, language: Language) -> str:
+def _measured(decision: Decision | LateDecision, language: Language) -> str:
     """Kind, value and unit: ``SpO2 86 %``.
 
     The abbreviations are those of monitors and charts, which are read faster than words. Blood
     pressure is spelled out: the French "PAS" for systolic pressure also means "not".
     """
-    label, unit = _label(decision.kind, language)
+    label, unit = label_of(decision.kind, language)
     rounding = ROUND_HALF_EVEN
-    if decision.reason is not Reason.RECOVERED:
+    if decision.limit.broken_by(decision.value):
         # Away from the limit, so that no text ever says "38.5 °C (> 38.5)".
         rounding = ROUND_FLOOR if decision.direction is Direction.LOW else ROUND_CEILING
-    value = _number(decision.value.quantize(_TENTH, rounding), decision.kind, language)
+    value = number_of(decision.value.quantize(_TENTH, rounding), decision.kind, language)
     return f"{label} {value}{_NO_BREAK}{unit}"
 
 
-def _label(kind: Kind, language: Language) -> tuple[str, str]:
+def label_of(kind: Kind, language: Language) -> tuple[str, str]:
     """Abbreviation and unit of a kind, as on a monitor."""
     _ = translator(language).gettext
     return {
@@ -152,11 +259,16 @@ def open_alarm(
 ) -> str:
     """An alarm that is not over, in one line, for who takes over: the limit, not a value."""
     _ = translator(language).gettext
-    label, unit = _label(kind, language)
     where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
     since = _("since {time}").format(time=clock_time(episode.since, zone))
-    limit = f"{label} {_written(episode.limit, kind, language)}{_NO_BREAK}{unit}"
+    limit = named_limit(kind, episode.limit, language)
     return SEPARATOR.join((f"{where} {shown(initials, MAX_INITIALS)}", limit, since))
+
+
+def named_limit(kind: Kind, limit: Limit, language: Language) -> str:
+    """``SpO2 < 90 %``."""
+    label, unit = label_of(kind, language)
+    return f"{label} {_written(limit, kind, language)}{_NO_BREAK}{unit}"
 
 
 def limits_in_force(rules: Rules, language: Language) -> str:
@@ -165,7 +277,7 @@ def limits_in_force(rules: Rules, language: Language) -> str:
     for bands in rules.bands:
         parts.setdefault(bands.kind, []).append(_written(bands.limits[0], bands.kind, language))
     return SEPARATOR.join(
-        f"{_label(kind, language)[0]} {' '.join(limits)}" for kind, limits in parts.items()
+        f"{label_of(kind, language)[0]} {' '.join(limits)}" for kind, limits in parts.items()
     )
 
 
@@ -174,44 +286,60 @@ def _broken_limit(decision: Decision, language: Language) -> str:
     _ = translator(language).gettext
     limit = _written(decision.limit, decision.kind, language)
     lasted = round((decision.measured_at - decision.since) / timedelta(seconds=1))
+    duration = _duration(lasted)
+    if not decision.limit.broken_by(decision.value):  # a reminder, while it is getting better
+        return _("alarm {limit} {duration} ago").format(limit=limit, duration=duration)
     if lasted <= 0:
         return limit
-    minute = 60
-    duration = (
-        f"{lasted}{_NO_BREAK}s" if lasted < minute else f"{round(lasted / minute)}{_NO_BREAK}min"
-    )
     return _("{limit} for {duration}").format(limit=limit, duration=duration)
 
 
+def _duration(seconds: int, *, minutes_from: int = 60) -> str:
+    minute = 60
+    if seconds < minutes_from:
+        return f"{max(seconds, 0)}{_NO_BREAK}s"
+    return f"{round(seconds / minute)}{_NO_BREAK}min"
+
+
+def _in_seconds(duration: timedelta) -> str:
+    """In seconds up to two minutes: nobody rounds a silence of 90 s."""
+    return _duration(round(duration / timedelta(seconds=1)), minutes_from=120)
+
+
 def _written(limit: Limit, kind: Kind, language: Language) -> str:
-    return f"{limit.comparison}{_NO_BREAK}{_number(limit.threshold, kind, language)}"
+    return f"{limit.comparison}{_NO_BREAK}{number_of(limit.threshold, kind, language)}"
 
 
-def _number(value: Decimal, kind: Kind, language: Language) -> str:
-    # Clinicians write temperatures with one decimal, also when it is zero.
+def number_of(value: Decimal, kind: Kind, language: Language) -> str:
+    """A value as clinicians write it: temperatures have one decimal, also when it is zero."""
     pattern = "0.0###" if kind is Kind.TEMPERATURE else "0.####"
     return format_decimal(value, format=pattern, locale=language.value)
 
 
 def clock_time(moment: datetime, zone: str) -> str:
     """Time of day and offset, so that a partner hospital reads it right: ``14:02 UTC+0``."""
-    local = moment.astimezone(_zone(zone))
+    local = moment.astimezone(zone_of(zone))
+    return f"{local:%H:%M} {_offset(local)}"
+
+
+def _offset(local: datetime) -> str:
     minutes = round((local.utcoffset() or timedelta()) / timedelta(minutes=1))
     hours, rest = divmod(abs(minutes), 60)
     sign = "-" if minutes < 0 else "+"
     offset = f"{hours}:{rest:02}" if rest else f"{hours}"
-    return f"{local:%H:%M} UTC{sign}{offset}"
+    return f"UTC{sign}{offset}"
 
 
 def duty_time(moment: datetime, zone: str, language: Language, *, now: datetime) -> str:
     """Time of day in the ward, whose clock everybody there goes by; with the date after a day."""
-    local = moment.astimezone(_zone(zone))
+    local = moment.astimezone(zone_of(zone))
     if now - moment < timedelta(days=1):
         return f"{local:%H:%M}"
     return format_datetime(local, "d MMM HH:mm", locale=language.value)
 
 
-def _zone(name: str) -> tzinfo:
+def zone_of(name: str) -> tzinfo:
+    """The zone of a name; UTC for one that is unknown."""
     try:
         return ZoneInfo(name)
     except (KeyError, ValueError, OSError):  # what zoneinfo raises for names that are none

@@ -86,6 +86,7 @@ class _Line(NamedTuple):
         ordinary_s: the delay of a message that did not wait; ``None`` until it is known.
         least_s: the smallest delay so far.
         wraps: how often a 32-bit count has started again.
+        stepped: the count fell, which looks like waiting; until a message comes that is ordinary.
     """
 
     start: str | int
@@ -95,6 +96,7 @@ class _Line(NamedTuple):
     ordinary_s: float | None
     least_s: float
     wraps: int = 0
+    stepped: bool = False
 
 
 class Clocks:
@@ -121,7 +123,7 @@ class Clocks:
         stamp_s = timestamp_ms / 1000
         if timestamp_ms < UNIX_MS_FROM:
             waited_s = self._waited(device, "uptime", stamp_s, arrival.mono_s, steps=True)
-            return _placed(None, waited_s, arrival)
+            return self._not_before_a_step(device, _placed(None, waited_s, arrival), arrival)
         stated = _stated(timestamp_ms, arrival.at)
         waited_s = self._waited(
             device,
@@ -131,7 +133,19 @@ class Clocks:
             agrees=stated is not None and _agree(stated, arrival.at),
             steps=True,
         )
-        return _placed(stated, waited_s, arrival, clock_set=True)
+        placed = _placed(stated, waited_s, arrival, clock_set=True)
+        return self._not_before_a_step(device, placed, arrival)
+
+    def _not_before_a_step(self, device: DeviceId, placed: Placed, arrival: Arrival) -> Placed:
+        """A count that stepped back says nothing of when; its reading is late, and of now.
+
+        Otherwise it would be placed by the size of the step, when another wore the monitor, or
+        nobody.
+        """
+        absurd = arrival.at - placed.measured_at > PAST_TOLERANCE
+        if placed.clock is Clock.DEVICE or not (absurd or self._lines[device].stepped):
+            return placed
+        return placed._replace(measured_at=arrival.at)
 
     def way_of(
         self,
@@ -185,6 +199,7 @@ class Clocks:
         )
         ordinary_s = before.ordinary_s if before is not None else None
         least_s = min(delay_s, before.least_s) if before is not None else delay_s
+        stepped = False
         waited_s: float | None
         if ordinary_s is None or before is None:
             if agrees or steady:
@@ -192,12 +207,16 @@ class Clocks:
                 ordinary_s = delay_s if steps or agrees else least_s
             waited_s = None if ordinary_s is None else delay_s - ordinary_s
         else:
+            fell = stamp_s < before.stamp_s and before.delay_s - ordinary_s <= LIVE_WITHIN_S
             drift_s = max(mono_s - before.mono_s, 0.0) * DRIFT
             ordinary_s += min(max(delay_s - ordinary_s, 0.0), drift_s)
             waited_s = delay_s - ordinary_s
             if waited_s < 0 or (steps and steady and waited_s > AGREES_S):
                 ordinary_s, waited_s = delay_s, 0.0
-        self._lines[device] = _Line(start, stamp_s, mono_s, delay_s, ordinary_s, least_s, wraps)
+            stepped = steps and waited_s > LIVE_WITHIN_S and (fell or before.stepped)
+        self._lines[device] = _Line(
+            start, stamp_s, mono_s, delay_s, ordinary_s, least_s, wraps, stepped
+        )
         return None if waited_s is None else min(waited_s, LONGEST_S)
 
 

@@ -3,8 +3,9 @@
 The day is cut into buckets of equal length, and of each kind the lowest and the highest value of
 each bucket are kept, exactly as they were measured. A mean would hide the drop that somebody who
 comes later must see; lowest *and* highest, because both ends of heart rate, temperature and
-pressure are dangerous. Every point is a reading that was in a batch, so whoever has that batch
-finds nothing new.
+pressure are dangerous. Of readings without values (the probe was off, or nothing was usable) the
+first and the last of each bucket are kept. Every point is a reading that was in a batch, so whoever
+has that batch finds nothing new.
 """
 
 from __future__ import annotations
@@ -19,7 +20,10 @@ from fajma.vitals import Kind, Reading
 LASTS: Final = timedelta(hours=24)
 
 _Point = tuple[Decimal, int, Reading]
-"""A value, the position in the log, and the reading: ordered by the first two."""
+"""A value, the position in the log, and the reading: ordered by the first two. Without values they
+are ordered by position alone."""
+
+_NO_VALUE: Final = Decimal(0)
 
 
 class Thinned:
@@ -34,14 +38,14 @@ class Thinned:
     def __init__(self, until: datetime, points: int) -> None:
         self._since = until - LASTS
         self._buckets = points // 2
-        self._extremes: dict[tuple[Kind, int], tuple[_Point, _Point]] = {}
+        self._extremes: dict[tuple[Kind | None, int], tuple[_Point, _Point]] = {}
 
     def take(self, position: int, reading: Reading) -> None:
         """Take in a reading with its position in the log."""
         if reading.measured_at < self._since:
             return
         bucket = (reading.measured_at - self._since) * self._buckets // LASTS
-        for kind, value in reading.values.items():
+        for kind, value in reading.values.items() or ((None, _NO_VALUE),):
             point = (value, position, reading)
             place = (kind, min(bucket, self._buckets - 1))
             lowest, highest = self._extremes.get(place, (point, point))
@@ -54,7 +58,9 @@ class Thinned:
         whole: dict[int, Reading] = {}
         for (kind, _), points in self._extremes.items():
             for value, position, reading in points:
-                values.setdefault(position, {})[kind] = value
+                kept = values.setdefault(position, {})
+                if kind is not None:
+                    kept[kind] = value
                 whole[position] = reading
         return [
             (position, replace(whole[position], values=values[position]))

@@ -29,7 +29,9 @@ from fajma import wire
 from fajma.errors import DecodeError
 from fajma.sequence import Sequence as Settled
 from fajma.store import Records
+from fajma.store.away import is_outage
 from fajma.store.devices import Fleet, KeyPair
+from fajma.store.leases import LeaseLostError
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, NewReading
 from fajma.vitals import DeviceId, Kind, Reading
@@ -41,10 +43,18 @@ UNKNOWN_DEVICE: Final = "unknown_device"
 RATE_LIMITED: Final = "rate_limited"
 SEQUENCE_REUSED: Final = "sequence_reused"
 UNKNOWN_KEY: Final = "unknown_key"
+NO_PATIENT_KEY: Final = "no_patient_key"
+DOWNGRADED: Final = "downgraded"
+"""A monitor whose sealed messages we know, said in clear what anybody could say."""
 BUG: Final = "bug"
+LOST_MOST: Final = 1 << 40
+"""Most records that one batch can count as lost; a firmware that claims more has a bug."""
+
+REPLAYABLE: Final = frozenset({UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED})
+"""Refusals that may be none when the message is looked at again."""
 
 SUSPICIOUS: Final = frozenset(
-    {"wrong_device", "not_authentic", UNKNOWN_KEY, SEQUENCE_REUSED, RATE_LIMITED}
+    {"wrong_device", "not_authentic", UNKNOWN_KEY, SEQUENCE_REUSED, RATE_LIMITED, DOWNGRADED}
 )
 """Refusals that smell of attack: noted in the audit log, once an hour for each device."""
 
@@ -114,24 +124,68 @@ class _Batch:
     """Device and reason of what smells of attack."""
     audited: dict[tuple[str, str], datetime] = field(default_factory=dict)
     """Which of them are noted in the audit log, and when."""
+    online: dict[DeviceId, tuple[bool, datetime]] = field(default_factory=dict)
+    """Which v2 monitors came to the broker or left it, and when that was heard."""
+    kept: set[int] = field(default_factory=set)
+    """Identities of the messages that go to the quarantine."""
     lost: int = 0
+    missing: int = 0
+    """Records that v2 monitors hold no more and that never came."""
 
 
 class Ingest:
-    """Commits messages to the readings log. Knows nothing about MQTT connections."""
+    """Commits messages to the readings log. Knows nothing about MQTT connections.
 
-    def __init__(self, records: Records) -> None:
+    Args:
+        records: where to.
+        rates: what each monitor may send, if not the usual.
+    """
+
+    def __init__(self, records: Records, *, rates: Rates | None = None) -> None:
         self._records = records
         self._fleet: Fleet = records.devices.fleet()
         self._clocks = Clocks()
-        self._rates = Rates()
+        self._rates = rates or Rates()
         self._audited: dict[tuple[str, str], datetime] = {}
 
     async def commit(self, messages: Sequence[Message]) -> Outcome:
         """Decode, place, attribute, seal and commit a batch in one transaction.
 
-        Nothing in the batch can make it fail: what is not a reading is quarantined.
+        What is not a reading is quarantined. A message that cannot be committed at all, which is a
+        fault of ours, must not keep the others out: it is found by halves and quarantined alone.
+
+        Raises:
+            Exception: the database is away, or is no longer ours to write to.
         """
+        try:
+            return await self._commit(messages)
+        except Exception as error:
+            if is_outage(error) or isinstance(error, LeaseLostError):
+                raise
+            kind = type(error).__name__
+            log.critical("batch_not_committed", messages=len(messages), error=kind)
+        if len(messages) == 1:
+            return await self._give_up(messages[0])
+        middle = len(messages) // 2
+        one, other = await self.commit(messages[:middle]), await self.commit(messages[middle:])
+        return Outcome(
+            one.stored + other.stored,
+            one.repeated + other.repeated,
+            one.refused + other.refused,
+            one.settled + other.settled,
+        )
+
+    async def _give_up(self, message: Message) -> Outcome:
+        """Keep a message that cannot be committed; its monitor is not told to delete anything."""
+        device = _device(message.topic)
+        refused = Refused(
+            BUG, message.topic, message.payload, message.arrival.at, device=device, keep=True
+        )
+        async with self._records.store.transaction() as connection:
+            await self._records.quarantine.keep(connection, [refused])
+        return Outcome(0, 0, Counter({BUG: 1}))
+
+    async def _commit(self, messages: Sequence[Message]) -> Outcome:
         records = self._records
         async with records.store.transaction() as connection:
             await self._fleet.refresh(connection)
@@ -140,22 +194,31 @@ class Ingest:
             await self._fleet.load_keys(connection, wanted)
             for message in messages:
                 self._sort(message, batch)
+            await self._leave_out_locked(batch)
             fates = await records.readings.append(connection, batch.readings)
             for fate, new, message in zip(fates, batch.readings, batch.sources, strict=True):
                 if fate is Fate.REUSED:
                     self._refuse(batch, SEQUENCE_REUSED, new.reading.device, message)
+            news = [
+                await records.devices.connected(connection, device, online=online, now=at)
+                for device, (online, at) in batch.online.items()
+            ]
             settled = await self._settle(connection, batch)
-            await records.quarantine.keep(connection, batch.refused)
+            # What comes from the quarantine was counted and is kept: see Message.replayed.
+            first = [one for one in batch.refused if not one.again]
+            await records.quarantine.keep(connection, first)
             counts = Counter(fate.value for fate in fates if fate is not Fate.REUSED)
             if batch.lost:
                 counts["lost_at_device"] = batch.lost
+            if batch.missing:
+                counts["records_missing"] = batch.missing
             await records.tally.add(connection, counts)
             await self._audit(connection, batch)
         self._clocks.keep(batch.clocks)
         self._rates.keep(batch.rates)
         self._audited.update(batch.audited)
         stored = counts[Fate.STORED.value]
-        if stored:
+        if stored or any(news):
             records.store.hints.notify("readings")
         return Outcome(
             stored,
@@ -184,8 +247,14 @@ class Ingest:
 
     def _sort_v1(self, message: Message, batch: _Batch) -> None:
         device = wire.parse_topic(message.topic)
+        if self._fleet.speaks_v2(device):
+            raise DecodeError(
+                "This monitor seals its readings, so what comes in clear is not believed.",
+                code=DOWNGRADED,
+            )
         if not message.replayed and not batch.rates.allows(device, message.arrival.mono_s):
-            self._refuse(batch, RATE_LIMITED, device, message, keep=False)
+            # Kept, for such a monitor does not send it again.
+            self._refuse(batch, RATE_LIMITED, device, message)
             return
         decoded = wire.decode_v1(message.topic, message.payload)
         for rejected in decoded.rejected:
@@ -209,14 +278,22 @@ class Ingest:
             placed.clock,
             decoded.values,
             placed.age,
+            unusable=decoded.unusable,
         )
         self._attribute(message, batch, reading, record)
 
     def _sort_v2(self, message: Message, batch: _Batch) -> None:
         device, channel = wire.parse_v2_topic(message.topic)
         if channel is Channel.STATUS:
-            wire.parse_status(message.payload)
-            return
+            online = wire.parse_status(message.payload)
+            if batch.rates.allows(device, message.arrival.mono_s):
+                batch.online[device] = (online, message.arrival.at)
+        elif channel is Channel.VITALS:
+            self._sort_pack(device, message, batch)
+        else:
+            raise DecodeError("Monitors say nothing on this topic.", code="bad_topic")
+
+    def _sort_pack(self, device: DeviceId, message: Message, batch: _Batch) -> None:
         envelope = batch.envelopes.get(message.payload) or wire.parse_envelope(message.payload)
         keys = self._fleet.keys(envelope.device, envelope.key_version)
         if keys is None:
@@ -230,7 +307,6 @@ class Ingest:
             self._refuse(batch, RATE_LIMITED, device, message, keep=False)
             return
         pack = wire.decode_pack(content, device)
-        batch.packs.append((pack, keys))
         unknown = False
         for item, placed in self._placed(pack, message, batch.clocks):
             for rejected in item.rejected:
@@ -247,6 +323,7 @@ class Ingest:
                 placed.age,
                 item.quality,
                 item.contact,
+                item.unusable,
             )
             if self._fleet.wearing(device, placed.measured_at) is None:
                 unknown = True  # once for the message, which holds them all
@@ -254,6 +331,7 @@ class Ingest:
             self._attribute(message, batch, reading, item.seq.to_bytes(8, "big"), _said(item))
         if unknown:
             self._refuse(batch, UNKNOWN_DEVICE, device, message)
+        batch.packs.append((pack, keys))  # settled only when all of it was understood
 
     def _placed(
         self, pack: Pack, message: Message, clocks: Clocks
@@ -305,6 +383,11 @@ class Ingest:
     def _refuse(
         self, batch: _Batch, reason: str, device: str, message: Message, *, keep: bool = True
     ) -> None:
+        # Once is enough, however many of its values are refused; but for what can be replayed.
+        again = id(message) in batch.kept and reason not in REPLAYABLE
+        keep = keep and not message.replayed and not again
+        if keep:
+            batch.kept.add(id(message))
         batch.refused.append(
             Refused(
                 reason,
@@ -312,7 +395,8 @@ class Ingest:
                 message.payload,
                 message.arrival.at,
                 device=device,
-                keep=keep and not message.replayed,
+                keep=keep,
+                again=message.replayed,
             )
         )
         if reason in SUSPICIOUS:
@@ -320,25 +404,46 @@ class Ingest:
 
     # --- what belongs to the transaction ---------------------------------------------------------
 
+    async def _leave_out_locked(self, batch: _Batch) -> None:
+        """A patient whose key is gone must not stop the others; his messages wait, sealed."""
+        patients = {new.patient for new in batch.readings}
+        locked = await self._records.readings.locked(patients)
+        if not locked:
+            return
+        kept: list[tuple[NewReading, Message]] = []
+        told: set[int] = set()
+        for new, message in zip(batch.readings, batch.sources, strict=True):
+            if new.patient not in locked:
+                kept.append((new, message))
+            elif id(message) not in told:  # once for the message, which holds them all
+                told.add(id(message))
+                self._refuse(batch, NO_PATIENT_KEY, new.reading.device, message)
+        batch.readings = [new for new, _ in kept]
+        batch.sources = [message for _, message in kept]
+        for patient in sorted(locked):
+            log.critical("patient_key_missing", patient=patient)
+
     async def _settle(self, connection: Connection, batch: _Batch) -> tuple[Settlement, ...]:
         """Note which records of v2 monitors are settled now; the log's lock is held already."""
         if not batch.packs:
             return ()
         devices = self._records.devices
         known = await devices.sequences(connection, {pack.device for pack, _ in batch.packs})
+        new = {pack.device for pack, _ in batch.packs} - known.keys()
         keys: dict[DeviceId, KeyPair] = {}
         for pack, pair in batch.packs:
             before = known.get(pack.device, Settled())
             missing = before.missing_below(pack.oldest)
             if missing:
                 # We were set back to an older backup, or the monitor deleted what we never had.
+                batch.missing += missing
                 log.error("records_missing", device=pack.device, count=missing)
             after = before.begin_at(pack.oldest)
             for item in pack.items:
                 if isinstance(item, Gap):
                     told = after.settle(item.first, item.first + item.count - 1)
                     if item.overwritten and told != after:
-                        batch.lost += item.count
+                        batch.lost = min(batch.lost + item.count, LOST_MOST)
                         log.error("records_lost_at_device", device=pack.device, count=item.count)
                     after = told
                 else:
@@ -346,8 +451,12 @@ class Ingest:
             known[pack.device] = after
             keys[pack.device] = pair
         await devices.keep_sequences(connection, known)
+        if new:
+            await devices.first_heard(connection)
         return tuple(
-            Settlement(device, known[device].contiguous, pair) for device, pair in keys.items()
+            Settlement(device, known[device].contiguous, pair)
+            for device, pair in keys.items()
+            if known[device].contiguous >= 0  # there is nothing to say before the first one
         )
 
     async def _audit(self, connection: Connection, batch: _Batch) -> None:
@@ -391,9 +500,10 @@ def _envelopes(messages: Sequence[Message]) -> dict[bytes, Envelope]:
 def _said(item: Item) -> bytes:
     """What a record says, in one fixed form."""
     values = ",".join(f"{kind}={item.values[kind]}" for kind in Kind if kind in item.values)
-    return (
-        f"{item.boot}/{item.mono_ms}/{item.measured_at}/{item.quality}/{item.contact}/{values}"
-    ).encode()
+    said = f"{item.boot}/{item.mono_ms}/{item.measured_at}/{item.quality}/{item.contact}/{values}"
+    if item.unusable:
+        said += f"/{','.join(sorted(item.unusable))}"
+    return said.encode()
 
 
 def _device(topic: str) -> str:

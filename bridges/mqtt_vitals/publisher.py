@@ -11,6 +11,9 @@ losing or repeating a reading. Before a batch is sent its end is noted as pendin
 same batch is sent again under the same transaction id, and the homeserver answers with the event it
 already has (it remembers for a day). Room state has no transaction id: after a send whose outcome
 is unknown it is read back.
+
+A row of the log that does not open (altered, or its patient's key is gone) is passed over, counted
+and told of: otherwise it would hold up all that follows it in its room.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from zoneinfo import ZoneInfo
 
 import structlog
 
-from appservice.sender import BusyError, SealedState, Sender
+from appservice.sender import SealedState, Sender
 from bridges.mqtt_vitals.budget import HOMESERVER_PAUSES_S, ROOM_PAUSES_S, Budget, Pause
 from bridges.mqtt_vitals.cadence import (
     ALARMING_FOR,
@@ -40,11 +43,12 @@ from bridges.mqtt_vitals.history import LASTS, Thinned
 from bridges.mqtt_vitals.snapshot import Snapshot
 from bridges.mqtt_vitals.trouble import Whose, is_refusal, whose
 from fajma.config import Publish
+from fajma.errors import BusyError
 from fajma.events import VITALS, VITALS_BATCH, VITALS_DAY, VitalsBatch
 from fajma.store import Records, to_ms
 from fajma.store.consultations import ConsultationId, OpenRoom
 from fajma.store.followers import Feed
-from fajma.store.readings import LoggedReading
+from fajma.store.readings import LoggedReading, SealedReading
 from fajma.tasks import end
 from fajma.vitals import Reading
 
@@ -54,7 +58,7 @@ MAX_BATCH_READINGS: Final = 400
 """Most readings in one event. The largest such event, encrypted, stays under the 64 KiB that an
 event may have, with room for what a homeserver adds (tests/unit/test_event_size.py)."""
 
-MAX_HISTORY_READINGS: Final = 600
+MAX_HISTORY_READINGS: Final = 500
 """The same for history, in which a reading has mostly one value."""
 
 SNAPSHOT_READINGS: Final = 100
@@ -361,30 +365,49 @@ class Publisher:
         readings = self._records.readings
         patient = room.consultation.patient
         if not room.taken:
-            self._take(room, await readings.latest(patient, limit=SNAPSHOT_READINGS))
-        while new := await readings.after(room.taken, limit=MAX_BATCH_READINGS, patient=patient):
-            self._take(room, new)
+            newest = await readings.latest(patient, limit=SNAPSHOT_READINGS)
+            self._take(room, await self._open(newest), newest[-1].position if newest else 0)
+        while new := await readings.sealed_after(
+            room.taken, limit=MAX_BATCH_READINGS, patient=patient
+        ):
+            self._take(room, await self._open(new), new[-1].position)
 
-    def _take(self, room: _Room, readings: Sequence[LoggedReading]) -> None:
+    def _take(self, room: _Room, readings: Sequence[LoggedReading], until: int) -> None:
         for one in readings:
             if one.position > room.taken:
                 room.snapshot.take(one.reading)
-                room.taken = one.position
+        room.taken = max(room.taken, until)
+
+    async def _open(self, sealed: Sequence[SealedReading]) -> list[LoggedReading]:
+        """Open readings of one patient; those that do not open are told of, and left out."""
+        opened, unreadable = await self._records.readings.open_all(sealed)
+        if unreadable:
+            new = await self._records.readings.note_unreadable(unreadable, self._now())
+            if new:
+                log.critical(
+                    "readings_unreadable",
+                    patient=sealed[0].patient,
+                    count=new,
+                    first=unreadable[0],
+                    last=unreadable[-1],
+                )
+        return opened
 
     async def _send_batch(self, room: _Room) -> bool:
         consultation, feed = room.consultation, room.feed
-        readings = await self._records.readings.after(
+        page = await self._records.readings.sealed_after(
             feed.published, limit=MAX_BATCH_READINGS, patient=consultation.patient
         )
         if feed.pending is not None:
-            readings = [one for one in readings if one.position <= (feed.pending or 0)]
-        if not any(one.reading.values for one in readings):  # only a probe that was off
-            last = readings[-1].position if readings else feed.pending or room.newest
+            page = [one for one in page if one.position <= (feed.pending or 0)]
+        readings = await self._open(page)
+        if not readings:
+            last = page[-1].position if page else feed.pending or room.newest
             await self._note(room, replace(feed, published=last, pending=None))
             return False
         if feed.pending is None and await self._sent_anchor(room):
             return True  # it had the token; the batch has the next
-        first, last = readings[0].position, readings[-1].position
+        first, last = page[0].position, page[-1].position
         await self._note(room, replace(room.feed, pending=last))
         await self._send_readings(
             room,
@@ -393,10 +416,10 @@ class Publisher:
         )
         was_pending = feed.pending is not None
         await self._note(room, replace(room.feed, published=last, pending=None))
-        room.more = room.newest > last and (was_pending or len(readings) == MAX_BATCH_READINGS)
+        room.more = room.newest > last and (was_pending or len(page) == MAX_BATCH_READINGS)
         room.batch_sent_at = self._now()
         if room.taken:
-            self._take(room, readings)
+            self._take(room, readings, last)
         log.info("batch_published", consultation=consultation.id, first=first, last=last)
         return True
 
@@ -472,10 +495,11 @@ class Publisher:
         while page := await self._records.readings.latest(
             room.consultation.patient, limit=MAX_BATCH_READINGS, until=until
         ):
-            for one in page:
+            opened = await self._open(page)
+            for one in opened:
                 thinned.take(one.position, one.reading)
             # Nothing is measured long after it was received.
-            if page[0].reading.received_at < came_at - LASTS:
+            if opened and opened[0].reading.received_at < came_at - LASTS:
                 break
             until = page[0].position - 1
         kept = thinned.readings()

@@ -9,6 +9,12 @@ arrives while we are away would be lost). Several ingests divide the messages by
 subscriptions (``$share/fajma/...``, MQTT 5.0 section 4.8.2). A single one subscribes plainly:
 Mosquitto 2.0.11 forgets shared subscriptions when it is restarted, and until we are back it would
 take readings of v1 monitors and drop them.
+
+Each connection is tried in MQTT 5 first, whatever the last one spoke. MQTT 3.1.1 is tried, once,
+after an answer that says so ("unsupported protocol version"), or when nothing was answered several
+times in a row: amqtt 0.12.1, which knows 3.1.1 only, waits for ever for the rest of a CONNECT that
+has properties. A broker that dies while it is greeted does not answer either, so one such time
+means nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ import ssl
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from enum import Enum, auto
 from typing import Any, Final
 
 import paho.mqtt.client as paho
@@ -45,6 +52,12 @@ CLIENT_ID: Final = "fajma-ingest"
 SESSION_EXPIRY_S: Final = 7 * 24 * 3600
 KEEPALIVE_S: Final = 30
 CONNECT_WITHIN_S: Final = 10.0
+UNANSWERED: Final = 2
+"""Greetings in MQTT 5 without any answer, in a row, after which MQTT 3.1.1 is tried."""
+
+UNSUPPORTED_VERSION: Final = 0x84
+"""Reason code of MQTT 5.0, section 3.2.2.2; paho gives it for return code 1 of 3.1.1 too."""
+
 RETRY_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 """Pauses between attempts to commit or to connect, the last one repeated."""
 
@@ -53,6 +66,15 @@ COMMIT_WITHIN_S: Final = 10.0
 
 READ_AT_ONCE: Final = 256
 """Messages read before others get their turn in the event loop."""
+
+
+class _Greeting(Enum):
+    """What a broker answered to our CONNECT."""
+
+    UNANSWERED = auto()
+    ACCEPTED = auto()
+    OTHER_VERSION = auto()
+    REFUSED = auto()
 
 
 def client_id(number: int) -> str:
@@ -81,7 +103,7 @@ class Subscriber:
         self._waiting: list[Message] = []
         self._arrived = asyncio.Event()
         self._lost = asyncio.Event()
-        self._accepted = False
+        self._greeting = _Greeting.UNANSWERED
         self.subscribed = asyncio.Event()
 
     @property
@@ -92,12 +114,8 @@ class Subscriber:
 
     async def run(self) -> None:
         """Take messages until cancelled."""
-        # A broker that knows only 3.1.1 answers MQTT 5 with a refusal, or with silence.
-        protocols = [MQTTProtocolVersion.MQTTv311]
-        if not self._settings.embedded:
-            protocols.insert(0, MQTTProtocolVersion.MQTTv5)
         committing = asyncio.create_task(self._commit_forever())
-        connecting = asyncio.create_task(self._stay_connected(itertools.cycle(protocols)))
+        connecting = asyncio.create_task(self._stay_connected())
         try:
             done, _ = await asyncio.wait(
                 {committing, connecting}, return_when=asyncio.FIRST_COMPLETED
@@ -155,24 +173,34 @@ class Subscriber:
 
     # --- the connection --------------------------------------------------------------------------
 
-    async def _stay_connected(self, protocols: itertools.cycle[MQTTProtocolVersion]) -> None:
-        protocol = next(protocols)
-        known = False  # a broker that dies before it answers is not one that speaks otherwise
+    async def _stay_connected(self) -> None:
+        newest = MQTTProtocolVersion.MQTTv5
+        if self._settings.embedded:  # we know what it speaks
+            newest = MQTTProtocolVersion.MQTTv311
+        protocol = newest
+        unanswered = 0
         attempt = 0
         while True:
             self._lost.clear()
-            self._accepted = False
-            if await self._connect(protocol):
+            self._greeting = _Greeting.UNANSWERED
+            connected = await self._connect(protocol)
+            if connected:
                 attempt = 0
                 served = asyncio.create_task(self._serve())
                 try:
                     await self._lost.wait()
                 finally:
                     await end([served])
-                known = known or self._accepted
-                if not known:
-                    log.info("broker_does_not_accept", protocol=protocol.name)
-                    protocol = next(protocols)
+            if not connected or self._greeting is not _Greeting.UNANSWERED:
+                unanswered = 0
+            elif protocol is newest:
+                unanswered += 1
+            refused = connected and self._greeting is _Greeting.OTHER_VERSION
+            if protocol is newest and (refused or unanswered == UNANSWERED):
+                log.warning("broker_is_tried_in_mqtt_3_1_1", refused=refused)
+                protocol, unanswered = MQTTProtocolVersion.MQTTv311, 0
+            else:
+                protocol = newest
             self._disconnect()
             await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
             attempt += 1
@@ -243,7 +271,7 @@ class Subscriber:
         while self._client is not None:
             if self._client.loop_misc() is not MQTTErrorCode.MQTT_ERR_SUCCESS:
                 self._lost.set()
-            if not self._accepted and time.monotonic() > deadline:
+            if self._greeting is not _Greeting.ACCEPTED and time.monotonic() > deadline:
                 self._lost.set()
             await asyncio.sleep(1)
 
@@ -312,9 +340,11 @@ class Subscriber:
     ) -> None:
         if reason.is_failure:
             log.warning("broker_refused_us", reason=str(reason))
+            is_version = reason.value == UNSUPPORTED_VERSION
+            self._greeting = _Greeting.OTHER_VERSION if is_version else _Greeting.REFUSED
             self._lost.set()
             return
-        self._accepted = True
+        self._greeting = _Greeting.ACCEPTED
         if client.protocol != MQTTProtocolVersion.MQTTv5:
             # A 3.1.1 broker takes $share for an ordinary topic.
             client.subscribe([(topic, 1) for topic in TOPICS])

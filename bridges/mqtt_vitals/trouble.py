@@ -6,7 +6,7 @@ from enum import Enum, auto
 
 from mautrix.errors import MatrixConnectionError, MatrixRequestError
 
-from appservice.sender import BusyError
+from fajma.errors import BusyError
 
 _UNAUTHORIZED = 401
 _SERVER_ERROR = 500

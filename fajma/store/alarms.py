@@ -20,9 +20,12 @@ from fajma.vitals import PatientKey
 
 LOG = "outbox"
 
-_PUT = "INSERT INTO alarm_state (patient_key, changed_at, sealed)"
+WEBHOOK_ROOM = ""
+"""Stands for the room of a delivery that goes to the hospital's webhook."""
+
+_PUT = "INSERT INTO alarm_state (patient_key, changed_at, due_at, sealed)"
 _OVERWRITING = (
-    "ON CONFLICT (patient_key) DO UPDATE SET sealed=excluded.sealed,"
+    "ON CONFLICT (patient_key) DO UPDATE SET sealed=excluded.sealed, due_at=excluded.due_at,"
     " changed_at=CASE WHEN excluded.changed_at>0 THEN excluded.changed_at"
     " ELSE alarm_state.changed_at END"
 )
@@ -36,6 +39,10 @@ class SentBy(StrEnum):
 
     HOST = "fajma"
     ALERTS = "fajma-alerts"
+    WEBHOOK = "webhook"
+    """None of them: it is posted to the hospital's webhook."""
+    CHARTS = "charts"
+    """``@fajma`` too, apart from its words, which never wait for a chart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +53,14 @@ class NewState:
         patient: whose.
         state: the engine's own JSON.
         announced_at: aware UTC time, if something about the alarm was announced by it.
+        due_at: aware UTC time at which the engine must look again though nothing comes; ``None``
+            for never.
     """
 
     patient: PatientKey
     state: str
     announced_at: datetime | None = None
+    due_at: datetime | None = None
 
 
 class AlarmStates:
@@ -89,18 +99,37 @@ class AlarmStates:
         if not rows:
             return
         if self._store.is_sqlite:
-            await connection.executemany(f"{_PUT} VALUES ($1, $2, $3) {_OVERWRITING}", rows)
+            await connection.executemany(f"{_PUT} VALUES ($1, $2, $3, $4) {_OVERWRITING}", rows)
         else:
             columns = [list(column) for column in zip(*rows, strict=True)]
-            many = "SELECT * FROM unnest($1::text[], $2::bigint[], $3::bytea[])"
+            many = "SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[], $4::bytea[])"
             await connection.execute(f"{_PUT} {many} {_OVERWRITING}", *columns)
 
-    async def _row(self, new: NewState) -> tuple[PatientKey, int, bytes]:
+    async def _row(self, new: NewState) -> tuple[PatientKey, int, int | None, bytes]:
         key = await self._keys.get(new.patient)
         return (
             new.patient,
             to_ms(new.announced_at) if new.announced_at else 0,
+            to_ms(new.due_at) if new.due_at else None,
             key.seal(new.state.encode(), place=f"alarm_state/{new.patient}"),
+        )
+
+    async def due(self, now: datetime, *, limit: int) -> list[PatientKey]:
+        """At whom the engine must look, longest due first."""
+        rows = await self._store.db.fetch(
+            "SELECT patient_key FROM alarm_state WHERE due_at<=$1 ORDER BY due_at LIMIT $2",
+            to_ms(now),
+            limit,
+        )
+        return [PatientKey(row["patient_key"]) for row in rows]
+
+    async def put_off(
+        self, connection: Connection, due: Mapping[PatientKey, datetime | None]
+    ) -> None:
+        """Look at these patients later than was thought; their states stay."""
+        await connection.executemany(
+            "UPDATE alarm_state SET due_at=$2 WHERE patient_key=$1",
+            [(patient, to_ms(at) if at else None) for patient, at in due.items()],
         )
 
     async def changed_since(self, moment: datetime) -> dict[PatientKey, datetime]:
@@ -165,11 +194,19 @@ class Outbox:
             key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
         )
 
-    async def rooms_waiting(self, sender: SentBy = SentBy.ALERTS) -> list[str]:
-        """Rooms for which something is not yet known to be delivered, longest waiting first."""
+    async def rooms_waiting(
+        self, sender: SentBy = SentBy.ALERTS, *, about_patients: bool = False
+    ) -> list[str]:
+        """Rooms for which something is not yet known to be delivered, longest waiting first.
+
+        Args:
+            sender: whose messages.
+            about_patients: only where something about a patient waits, not notices alone.
+        """
+        only = " AND patient_key IS NOT NULL" if about_patients else ""
         rows = await self._store.db.fetch(
-            "SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1 GROUP BY room_id"
-            " ORDER BY MIN(position)",
+            f"SELECT room_id FROM outbox WHERE event_id IS NULL AND sender=$1{only}"  # noqa: S608 - written by us
+            " GROUP BY room_id ORDER BY MIN(position)",
             sender.value,
         )
         return [row["room_id"] for row in rows]
@@ -216,12 +253,42 @@ class Outbox:
             "UPDATE outbox SET event_id=$2 WHERE delivery_id=$1", delivery_id, event_id
         )
 
+    async def call_off(self, connection: Connection, patient: PatientKey, sender: SentBy) -> None:
+        """What waits about a patient is no longer wanted: somebody takes care."""
+        await connection.execute(
+            "UPDATE outbox SET event_id='' WHERE patient_key=$1 AND sender=$2 AND event_id IS NULL",
+            patient,
+            sender.value,
+        )
+
+    async def event_before(self, delivery_id: str) -> str | None:
+        """The event that the last delivery before this one became, in its room, by its sender."""
+        value = await self._store.db.fetchval(
+            "SELECT before.event_id FROM outbox AS one JOIN outbox AS before"
+            " ON before.room_id=one.room_id AND before.sender=one.sender"
+            " AND before.position<one.position WHERE one.delivery_id=$1"
+            " AND before.event_id IS NOT NULL ORDER BY before.position DESC LIMIT 1",
+            delivery_id,
+        )
+        return str(value) if value is not None else None
+
     async def event_of(self, delivery_id: str) -> str | None:
         """The event that a delivery became, once it is known to be in its room."""
         value = await self._store.db.fetchval(
             "SELECT event_id FROM outbox WHERE delivery_id=$1", delivery_id
         )
         return str(value) if value is not None else None
+
+    async def delivery_of(self, event_id: str) -> Delivery | None:
+        """The delivery that became an event; ``None`` for an event that is none of ours.
+
+        Raises:
+            BugError: it does not open.
+        """
+        delivery_id = await self._store.db.fetchval(
+            "SELECT delivery_id FROM outbox WHERE event_id=$1", event_id
+        )
+        return None if delivery_id is None else await self.get(str(delivery_id))
 
     async def counts(self) -> tuple[int, int]:
         """How many deliveries were promised, and how many are in their rooms."""

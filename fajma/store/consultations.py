@@ -13,6 +13,7 @@ from mautrix.util.async_db import Connection
 from fajma.language import Language
 from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.pins import new_epoch
+from fajma.store.readings import LOG
 from fajma.vitals import PatientKey
 
 ConsultationId = NewType("ConsultationId", str)
@@ -76,7 +77,11 @@ class Consultations:
         time_zone: str,
         now: datetime,
     ) -> Consultation:
-        """Keep a new consultation, without room yet."""
+        """Keep a new consultation, without room yet.
+
+        What the patient's monitor measured before is not published in its room, except for the last
+        day, thinned, as for anybody who joins later.
+        """
         consultation = Consultation(
             id=ConsultationId(secrets.token_hex(8)),
             patient=patient,
@@ -104,6 +109,12 @@ class Consultations:
                     consultation.id,
                     account,
                 )
+            await connection.execute(
+                "INSERT INTO feed (consultation_id, published)"
+                " SELECT $1, position FROM log_head WHERE log=$2",
+                consultation.id,
+                LOG,
+            )
         return consultation
 
     async def held_in(self, consultation: ConsultationId, room_id: str) -> None:

@@ -28,9 +28,11 @@ from urllib.parse import urlsplit
 
 import asyncpg
 from mautrix.util.async_db import Connection, Database, Scheme, UpgradeTable
+from mautrix.util.async_db.aiosqlite import in_transaction
 
 from fajma.config import DatabaseSettings, read_secret
 from fajma.errors import InputError, UnavailableError
+from fajma.store.away import DATABASE_UNAVAILABLE
 from fajma.store.hints import Hints
 from fajma.store.schema import upgrade_table
 
@@ -160,7 +162,12 @@ class Store:
                 # moment.
                 "meow_exit_on_ice": False,
                 # A reading is acknowledged after its commit, so a commit must reach the disk.
-                "server_settings": {"synchronous_commit": "on"},
+                # A process that freezes inside a transaction must not hold its locks for ever:
+                # all others would wait.
+                "server_settings": {
+                    "synchronous_commit": "on",
+                    "idle_in_transaction_session_timeout": str(round(1000 * settings.lease_s)),
+                },
             }
             if settings.password_file is not None:
                 args["password"] = read_secret(settings.password_file, purpose="database password")
@@ -183,25 +190,27 @@ class Store:
                 await db.stop()
             raise UnavailableError(
                 f"the database does not open ({type(error).__name__}): check database.url",
-                code="database_unavailable",
+                code=DATABASE_UNAVAILABLE,
             ) from error
         return cls(db)
 
-    async def fetch_among(self, query: str, among: Collection[str]) -> list[Row]:
+    async def fetch_among(self, query: str, among: Collection[str], *more: object) -> list[Row]:
         """Rows of a query whose last column must be one of these texts, however many.
 
         Args:
             query: ends in that column, e.g. ``SELECT wrapped FROM patient_key WHERE patient_key``.
-            among: the texts.
+            among: the texts, ``$1``.
+            more: the query's other arguments, from ``$2``.
         """
         # One argument on either database: the query stays the same for any number.
         if self.is_sqlite:
             found = await self.db.fetch(
                 f"{query} IN (SELECT value FROM json_each($1))",  # noqa: S608 - written by us
                 json.dumps(list(among)),
+                *more,
             )
         else:
-            found = await self.db.fetch(f"{query}=ANY($1::text[])", list(among))
+            found = await self.db.fetch(f"{query}=ANY($1::text[])", list(among), *more)
         return list(found)
 
     async def close(self) -> None:
@@ -232,7 +241,7 @@ class Store:
         await asyncio.sleep(0)
         async with self.db.acquire() as connection:
             try:
-                async with connection.transaction():
+                async with self._begun(connection):
                     if self._fence is None:
                         yield connection
                     else:
@@ -244,3 +253,23 @@ class Store:
                 if self.is_sqlite:
                     await asyncio.shield(connection.wrapped.rollback())
                 raise
+
+    @contextlib.asynccontextmanager
+    async def _begun(self, connection: Connection) -> AsyncIterator[None]:
+        """A transaction of mautrix's, or more of the one that is open already.
+
+        SQLite's begins as a writer, which waits for its turn (``busy_timeout``). One that read
+        first could not become a writer once another process has written: it fails at once.
+        """
+        opened: Any = connection  # which mautrix's types do not describe
+        if not self.is_sqlite or in_transaction.get():
+            async with opened.transaction():
+                yield
+            return
+        await opened.execute("BEGIN IMMEDIATE")
+        token = in_transaction.set(True)
+        try:
+            yield
+            await opened.wrapped.commit()
+        finally:
+            in_transaction.reset(token)

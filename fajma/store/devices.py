@@ -10,17 +10,23 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Final
 
+import structlog
 from mautrix.util.async_db import Connection
 
+from fajma import facts
+from fajma.errors import FajmaError, InputError
 from fajma.facts import TakenOff, Worn
 from fajma.sealing import KEY_BYTES, SiteKey
 from fajma.sequence import Sequence
 from fajma.store.consultations import ConsultationId
 from fajma.store.database import Row, Store, to_ms
 from fajma.store.facts import Facts
+from fajma.store.readings import LOG as READINGS
 from fajma.store.readings import lock_head, move_head
 from fajma.vitals import DeviceId, PatientKey
 from fajma.wire import PayloadKey
+
+log = structlog.get_logger()
 
 LOG: Final = "devices"
 """Counts the changes of links and keys, so that whoever keeps them in memory sees that they are
@@ -90,6 +96,7 @@ class Fleet:
         self._seen = -1
         self._worn: dict[DeviceId, _Worn] = {}
         self._keys: dict[tuple[DeviceId, int], KeyPair] = {}
+        self._v2: frozenset[DeviceId] = frozenset()
 
     async def refresh(self, connection: Connection) -> None:
         """Take in what has changed since the last time; one small query if nothing has."""
@@ -102,12 +109,18 @@ class Fleet:
         for row in rows:
             self._worn.setdefault(DeviceId(row["device_id"]), _Worn()).put(row)
         self._keys.clear()  # looked up again when they are needed
+        heard = await connection.fetch("SELECT device_id FROM device_sequence")
+        self._v2 = frozenset(DeviceId(row["device_id"]) for row in heard)
         self._seen = now
 
     def wearing(self, device: DeviceId, moment: datetime) -> Wearing | None:
         """Who wore a monitor at that moment."""
         worn = self._worn.get(device)
         return worn.at(to_ms(moment)) if worn is not None else None
+
+    def speaks_v2(self, device: DeviceId) -> bool:
+        """Whether something that a monitor sealed was settled before."""
+        return device in self._v2
 
     def keys(self, device: DeviceId, version: int) -> KeyPair | None:
         """A pair of keys that ``load_keys`` has brought."""
@@ -126,7 +139,11 @@ class Fleet:
             *missing,
         )
         for row in rows:
-            pair = _open(self._site_key, row)
+            try:
+                pair = _open(self._site_key, row)
+            except FajmaError as error:  # the device's trouble, not that of all others
+                log.critical("payload_key_unreadable", device=row["device_id"], code=error.code)
+                continue
             self._keys[DeviceId(row["device_id"]), pair.version] = pair
 
 
@@ -151,9 +168,32 @@ class Devices:
         consultation: ConsultationId | None,
         *,
         now: datetime,
+        since: datetime | None = None,
     ) -> None:
-        """From now on this patient wears the monitor; whoever wore it until now does not."""
+        """From now on this patient wears the monitor; whoever wore it until now does not.
+
+        Args:
+            device: the monitor.
+            patient: who wears it.
+            consultation: in which consultation, if in one.
+            now: aware UTC time.
+            since: when the patient really began to wear it, in the past: what was measured since
+                is the patient's. The engine watches from now on all the same.
+
+        Raises:
+            InputError: somebody else wore it since (``monitor_worn_by_another``).
+        """
         async with self._store.transaction() as connection:
+            change = await _lock(connection) + 1
+            begins = to_ms(now)
+            if since is not None:
+                begins = await self._backdate(
+                    connection,
+                    device,
+                    Wearing(patient, consultation),
+                    (to_ms(since), begins),
+                    change,
+                )
             current = await connection.fetchrow(
                 "SELECT * FROM device_link WHERE device_id=$1 AND linked_to IS NULL", device
             )
@@ -162,29 +202,65 @@ class Devices:
                 consultation,
             ):
                 return
-            change = await _new_change(connection)
             before = PatientKey(current["patient_key"]) if current is not None else None
             if before != patient:
                 if before is not None:
                     await self._facts.append(connection, before, TakenOff(now, device))
                 await self._facts.append(connection, patient, Worn(now, device))
+            change = await _new_change(connection)
             if current is not None:
-                await connection.execute(
-                    "UPDATE device_link SET linked_to=$2, changed=$3"
-                    " WHERE device_id=$1 AND linked_to IS NULL",
-                    device,
-                    to_ms(now),
-                    change,
-                )
-            await connection.execute(
-                "INSERT INTO device_link (device_id, consultation_id, patient_key, linked_from,"
-                " changed) VALUES ($1, $2, $3, $4, $5)",
-                device,
-                consultation,
-                patient,
-                to_ms(now),
-                change,
+                await _end_link(connection, device, to_ms(now), change)
+            await _add_link(
+                connection, device, Wearing(patient, consultation), (begins, None), change
             )
+
+    async def _backdate(
+        self,
+        connection: Connection,
+        device: DeviceId,
+        who: Wearing,
+        span: tuple[int, int],
+        change: int,
+    ) -> int:
+        """Fill what is free between two moments (ms), up to what comes last.
+
+        Returns:
+            When the link begins that is still to be made: where the last one ends.
+        """
+        since, now = span
+        rows = await connection.fetch(
+            "SELECT * FROM device_link WHERE device_id=$1 AND linked_from<=$3"
+            " AND (linked_to IS NULL OR linked_to>$2) ORDER BY linked_from",
+            device,
+            since,
+            now,
+        )
+        if any(row["patient_key"] != who.patient for row in rows):
+            raise InputError(
+                "another patient wore this monitor since then: state when this one got it",
+                code="monitor_worn_by_another",
+            )
+        for row in rows:
+            if row["linked_from"] > since:
+                await _add_link(connection, device, who, (since, row["linked_from"]), change)
+                await move_head(connection, LOG, change)
+            since = now if row["linked_to"] is None else row["linked_to"]
+        return since
+
+    async def unlink(self, device: DeviceId, patient: PatientKey, *, now: datetime) -> bool:
+        """The patient wears the monitor no more; returns false if he did not."""
+        async with self._store.transaction() as connection:
+            change = await _lock(connection) + 1
+            worn_by = await connection.fetchval(
+                "SELECT patient_key FROM device_link WHERE device_id=$1 AND linked_to IS NULL",
+                device,
+            )
+            if worn_by != patient:
+                return False
+            await move_head(connection, LOG, change)
+            await self._facts.append(connection, patient, TakenOff(now, device))
+            await _end_link(connection, device, to_ms(now), change)
+        return True
 
     async def wearing(self, device: DeviceId, at: datetime) -> Wearing | None:
         """Who wore the monitor at that moment."""
@@ -212,6 +288,27 @@ class Devices:
         for row in rows:
             found.setdefault(PatientKey(row["patient_key"]), []).append(DeviceId(row["device_id"]))
         return found
+
+    async def connected(
+        self, connection: Connection, device: DeviceId, *, online: bool, now: datetime
+    ) -> bool:
+        """A monitor came to the broker or left it; the alarm engine is told what is new.
+
+        Returns:
+            Whether it is: the monitor is worn, and was said to be otherwise before.
+        """
+        patient = await connection.fetchval(
+            "UPDATE device_link SET online=$2 WHERE device_id=$1 AND linked_to IS NULL"
+            " AND (online IS NULL OR online<>$2) RETURNING patient_key",
+            device,
+            int(online),
+        )
+        if patient is None:
+            return False
+        await self._facts.append(
+            connection, PatientKey(patient), facts.Connection(now, device, online)
+        )
+        return True
 
     # --- keys ------------------------------------------------------------------------------------
 
@@ -276,6 +373,10 @@ class Devices:
             for row in rows
         }
 
+    async def first_heard(self, connection: Connection) -> None:
+        """A v2 monitor was heard for the first time: whoever keeps them in memory looks again."""
+        await _new_change(connection)
+
     async def keep_sequences(
         self, connection: Connection, sequences: Mapping[DeviceId, Sequence]
     ) -> None:
@@ -288,6 +389,39 @@ class Devices:
                 for device, sequence in sequences.items()
             ],
         )
+
+
+async def _end_link(connection: Connection, device: DeviceId, now: int, change: int) -> None:
+    await connection.execute(
+        "UPDATE device_link SET linked_to=$2, changed=$3 WHERE device_id=$1 AND linked_to IS NULL",
+        device,
+        now,
+        change,
+    )
+
+
+async def _add_link(
+    connection: Connection,
+    device: DeviceId,
+    who: Wearing,
+    span: tuple[int, int | None],
+    change: int,
+) -> None:
+    await connection.execute(
+        "INSERT INTO device_link (device_id, consultation_id, patient_key, linked_from, linked_to,"
+        " changed) VALUES ($1, $2, $3, $4, $5, $6)",
+        device,
+        who.consultation,
+        who.patient,
+        *span,
+        change,
+    )
+
+
+async def _lock(connection: Connection) -> int:
+    """Lock what a change of a link will lock, in the order in which ingest does."""
+    await lock_head(connection, READINGS)
+    return await lock_head(connection, LOG)
 
 
 async def _new_change(connection: Connection) -> int:

@@ -107,10 +107,28 @@ class Facts:
             f"{mine} ORDER BY position LIMIT $3",
             *values,
         )
-        return [
-            SealedFact(row["position"], row["after_reading"], PatientKey(row["patient_key"]), row)
-            for row in rows
-        ]
+        return [_sealed(row) for row in rows]
+
+    async def sealed_between(
+        self, patients: Collection[PatientKey], after: int, until: int
+    ) -> list[SealedFact]:
+        """What stands between two positions about some patients, in order, the last included."""
+        rows = await self._store.fetch_among(
+            "SELECT * FROM fact WHERE position>$2 AND position<=$3 AND patient_key",
+            patients,
+            after,
+            until,
+        )
+        return sorted((_sealed(row) for row in rows), key=lambda one: one.position)
+
+    async def newest(self, patient: PatientKey, *, limit: int) -> list[SealedFact]:
+        """The last facts about a patient, newest first."""
+        rows = await self._store.db.fetch(
+            "SELECT * FROM fact WHERE patient_key=$1 ORDER BY position DESC LIMIT $2",
+            patient,
+            limit,
+        )
+        return [_sealed(row) for row in rows]
 
     async def open(self, sealed: SealedFact) -> Fact:
         """Open one of them.
@@ -125,6 +143,10 @@ class Facts:
     async def head(self) -> int:
         """Position of the last fact; 0 if there is none."""
         return int(await self._store.db.fetchval("SELECT position FROM log_head WHERE log=$1", LOG))
+
+
+def _sealed(row: Row) -> SealedFact:
+    return SealedFact(row["position"], row["after_reading"], PatientKey(row["patient_key"]), row)
 
 
 def _place(patient: PatientKey, position: int) -> str:

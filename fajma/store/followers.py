@@ -88,7 +88,7 @@ class Feeds:
         self._store = store
 
     async def get(self, consultation: ConsultationId) -> Feed:
-        """Progress of one consultation; nothing published at first."""
+        """Progress of one consultation; it begins where the log was when that was opened."""
         row = await self._store.db.fetchrow(
             "SELECT * FROM feed WHERE consultation_id=$1", consultation
         )

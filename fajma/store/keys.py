@@ -57,3 +57,8 @@ class PatientKeys:
             patient = PatientKey(row["patient_key"])
             with contextlib.suppress(BugError):
                 self._cache[patient] = self._site_key.unwrap(bytes(row["wrapped"]), patient=patient)
+
+    async def missing(self, patients: Collection[PatientKey]) -> set[PatientKey]:
+        """Of which of these patients there is no key that unwraps; one query at most."""
+        await self.have(patients)
+        return {one for one in patients if one not in self._cache}

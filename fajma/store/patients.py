@@ -6,12 +6,11 @@ import json
 import secrets
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from enum import StrEnum
 from typing import Final
 
 from mautrix.util.async_db import Connection
 
-from fajma.facts import Profiled
+from fajma.facts import AgeBand, Profiled
 from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store.database import Row, Store
@@ -19,22 +18,6 @@ from fajma.store.facts import Facts
 from fajma.store.keys import PatientKeys
 from fajma.store.wards import WardId
 from fajma.vitals import PatientKey
-
-
-class AgeBand(StrEnum):
-    """How old a patient is, as far as limits depend on it; no date of birth is kept."""
-
-    NEWBORN = "newborn"
-    """Up to 28 days."""
-    INFANT = "infant"
-    """Up to 1 year."""
-    CHILD = "child"
-    """1 to 11 years."""
-    ADOLESCENT = "adolescent"
-    """12 to 15 years."""
-    ADULT = "adult"
-    """16 years and older, for whom NEWS2 is made (Royal College of Physicians, NEWS2, 2017)."""
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +178,13 @@ class Patients:
         )
 
 
-_USUAL: Final = (AgeBand.UNKNOWN.value, None, False)
+_USUAL: Final = (AgeBand.UNKNOWN, None, False, None)
 """The profile of somebody of whom nothing is known."""
 
 
-def _profile(patient: Patient) -> tuple[str, bool | None, bool]:
-    """What of the record decides on limits: age band, pregnancy, COPD."""
-    return (patient.age_band.value, patient.pregnant, patient.copd)
+def _profile(patient: Patient) -> tuple[AgeBand, bool | None, bool, str | None]:
+    """What the alarm engine is told of a record: age band, pregnancy, COPD, ward."""
+    return (patient.age_band, patient.pregnant, patient.copd, patient.ward)
 
 
 def _clinical(patient: Patient) -> bytes:

@@ -39,6 +39,7 @@ class Refused:
         received_at: aware UTC.
         device: whose topic it is, or ``unknown``.
         keep: whether the message itself is kept; it is counted anyway.
+        again: it came out of the quarantine, where it is counted and kept already.
     """
 
     reason: str
@@ -47,6 +48,7 @@ class Refused:
     received_at: datetime
     device: str = "unknown"
     keep: bool = True
+    again: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final, cast
@@ -18,12 +19,19 @@ from typing import Final, cast
 import asyncpg
 from mautrix.util.async_db import Connection
 
+from fajma.errors import BugError
 from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.keys import PatientKeys
+from fajma.store.tally import Tally
 from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 LOG: Final = "readings"
+UNREADABLE: Final = "unreadable"
+"""Counter of the rows that do not open."""
+
 _LAST: Final = 2**63 - 1
+ASKED_AT_ONCE: Final = 5000
+"""Readings looked for in one query: some builds of SQLite take no more than 32 766 variables."""
 
 _COLUMNS: Final = (
     "position",
@@ -35,6 +43,9 @@ _COLUMNS: Final = (
     "sealed",
     "trace",
 )
+
+_UNREADABLE: Final = (BugError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError)
+"""What opening an altered row comes to."""
 
 _Row = tuple[DeviceId, bytes, PatientKey, int, int, bytes, bytes | None]
 """A row of the log without its position: the columns in their order."""
@@ -88,7 +99,11 @@ class SealedReading:
 
 
 class Readings:
-    """Repository of the readings log."""
+    """Repository of the readings log.
+
+    A row that does not open (it was altered, or the patient's key is gone) is an error where one
+    reading is asked for; ``open_all`` is for those who must go on with the others.
+    """
 
     def __init__(self, store: Store, keys: PatientKeys) -> None:
         self._store = store
@@ -148,13 +163,16 @@ class Readings:
         if not rows:
             return {}
         if self._store.is_sqlite:
-            asked = ", ".join(f"(${2 * n + 1}, ${2 * n + 2})" for n in range(len(rows)))
-            found = await connection.fetch(
-                f"WITH asked (device_id, record) AS (VALUES {asked})"  # noqa: S608 - placeholders
-                " SELECT device_id, record, trace"
-                " FROM asked JOIN reading USING (device_id, record)",
-                *itertools.chain.from_iterable(row[:2] for row in rows),
-            )
+            found = []
+            for start in range(0, len(rows), ASKED_AT_ONCE):
+                part = rows[start : start + ASKED_AT_ONCE]
+                asked = ", ".join(f"(${2 * n + 1}, ${2 * n + 2})" for n in range(len(part)))
+                found += await connection.fetch(
+                    f"WITH asked (device_id, record) AS (VALUES {asked})"  # noqa: S608
+                    " SELECT device_id, record, trace"
+                    " FROM asked JOIN reading USING (device_id, record)",
+                    *itertools.chain.from_iterable(row[:2] for row in part),
+                )
         else:
             found = await connection.fetch(
                 "SELECT device_id, record, trace"
@@ -174,29 +192,46 @@ class Readings:
         self, position: int, *, limit: int, patient: PatientKey | None = None
     ) -> list[LoggedReading]:
         """What follows a position, in order; of one patient only, if given."""
+        return [await self._logged(row) for row in await self._rows_after(position, limit, patient)]
+
+    async def _rows_after(
+        self, position: int, limit: int, patient: PatientKey | None
+    ) -> Sequence[Row]:
         if patient is None:
-            rows = await self._store.db.fetch(
+            return await self._store.db.fetch(
                 "SELECT * FROM reading WHERE position>$1 ORDER BY position LIMIT $2",
                 position,
                 limit,
             )
-        else:
-            rows = await self._store.db.fetch(
-                "SELECT * FROM reading WHERE patient_key=$1 AND position>$2"
-                " ORDER BY position LIMIT $3",
-                patient,
-                position,
-                limit,
-            )
-        return [await self._logged(row) for row in rows]
-
-    async def sealed_after(self, position: int, *, limit: int) -> list[SealedReading]:
-        """What follows a position, in order, not opened: one that does not open harms no other."""
-        rows = await self._store.db.fetch(
-            "SELECT * FROM reading WHERE position>$1 ORDER BY position LIMIT $2", position, limit
+        return await self._store.db.fetch(
+            "SELECT * FROM reading WHERE patient_key=$1 AND position>$2 ORDER BY position LIMIT $3",
+            patient,
+            position,
+            limit,
         )
+
+    async def sealed_after(
+        self, position: int, *, limit: int, patient: PatientKey | None = None
+    ) -> list[SealedReading]:
+        """What follows a position, in order, not opened: one that does not open harms no other."""
+        rows = await self._rows_after(position, limit, patient)
         await self._keys.have({PatientKey(row["patient_key"]) for row in rows})
-        return [SealedReading(row["position"], PatientKey(row["patient_key"]), row) for row in rows]
+        return [_sealed(row) for row in rows]
+
+    async def sealed_between(
+        self, patients: Collection[PatientKey], after: int, until: int
+    ) -> list[SealedReading]:
+        """What stands between two positions of some patients, in order, the last one included."""
+        rows = await self._store.fetch_among(
+            "SELECT * FROM reading WHERE position>$2 AND position<=$3 AND patient_key",
+            patients,
+            after,
+            until,
+        )
+        found = [
+            SealedReading(row["position"], PatientKey(row["patient_key"]), row) for row in rows
+        ]
+        return sorted(found, key=lambda one: one.position)
 
     async def whose(self, position: int, *, limit: int) -> list[tuple[int, PatientKey]]:
         """Position and patient of what follows a position, in order; nothing sealed is fetched."""
@@ -216,9 +251,54 @@ class Readings:
         """
         return await self._logged(sealed.row)
 
+    async def open_all(
+        self, sealed: Sequence[SealedReading]
+    ) -> tuple[list[LoggedReading], list[int]]:
+        """Open what opens.
+
+        Returns:
+            The readings, and the positions of the rows that do not open, both in order.
+        """
+        locked = await self._keys.missing({one.patient for one in sealed})
+        opened: list[LoggedReading] = []
+        unreadable: list[int] = []
+        for one in sealed:
+            try:
+                if one.patient not in locked:
+                    opened.append(await self._logged(one.row))
+                    continue
+            except _UNREADABLE:
+                pass
+            unreadable.append(one.position)
+        return opened, unreadable
+
+    async def note_unreadable(self, positions: Sequence[int], now: datetime) -> int:
+        """Remember rows that do not open; they are in the tally, each once.
+
+        Returns:
+            How many of them were not known yet.
+        """
+        async with self._store.transaction() as connection:
+            new = 0
+            for position in positions:
+                new += len(
+                    await connection.fetch(
+                        "INSERT INTO unreadable_reading (position, noted_at) VALUES ($1, $2)"
+                        " ON CONFLICT (position) DO NOTHING RETURNING position",
+                        position,
+                        to_ms(now),
+                    )
+                )
+            await Tally(self._store).add(connection, {UNREADABLE: new})
+        return new
+
+    async def locked(self, patients: Collection[PatientKey]) -> set[PatientKey]:
+        """Of which of these patients nothing can be sealed: their keys are gone or broken."""
+        return await self._keys.missing(patients)
+
     async def latest(
         self, patient: PatientKey, *, limit: int, until: int | None = None
-    ) -> list[LoggedReading]:
+    ) -> list[SealedReading]:
         """A patient's newest readings up to a position (the last one if none is given), in order.
 
         Args:
@@ -233,13 +313,13 @@ class Readings:
             _LAST if until is None else until,
             limit,
         )
-        return [await self._logged(row) for row in reversed(rows)]
+        return [_sealed(row) for row in reversed(rows)]
 
-    async def newest(self, *, limit: int, patient: PatientKey | None = None) -> list[LoggedReading]:
+    async def newest(self, *, limit: int, patient: PatientKey | None = None) -> list[SealedReading]:
         """The newest readings, in order; of one patient only, if given."""
         if patient is not None:
             return await self.latest(patient, limit=limit)
-        return await self.after(max(await self.head() - limit, 0), limit=limit)
+        return await self.sealed_after(max(await self.head() - limit, 0), limit=limit)
 
     async def head(self, patient: PatientKey | None = None) -> int:
         """Position of the last reading, of one patient if given; 0 if there is none."""
@@ -273,8 +353,13 @@ class Readings:
                 age=Age(content.get("age", Age.LIVE)),
                 quality=content.get("quality"),
                 contact=content.get("contact"),
+                unusable=frozenset(map(Kind, content.get("unusable", ()))),
             ),
         )
+
+
+def _sealed(row: Row) -> SealedReading:
+    return SealedReading(row["position"], PatientKey(row["patient_key"]), row)
 
 
 async def lock_head(connection: Connection, log: str) -> int:
@@ -301,6 +386,9 @@ def _sealed_part(reading: Reading) -> bytes:
         more += f',"quality":{reading.quality:d}'
     if reading.contact is not None:
         more += f',"contact":{"true" if reading.contact else "false"}'
+    if reading.unusable:
+        kinds = ",".join(f'"{kind.value}"' for kind in sorted(reading.unusable))
+        more += f',"unusable":[{kinds}]'
     return f'{{"clock":"{reading.clock.value}","values":{{{values}}}{more}}}'.encode()
 
 

@@ -11,6 +11,7 @@ from fajma.store.audit import Audit
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
 from fajma.store.deadman import Switches
+from fajma.store.decisions import Decisions
 from fajma.store.devices import Devices
 from fajma.store.facts import Facts
 from fajma.store.followers import Feeds, Followers
@@ -19,7 +20,8 @@ from fajma.store.keys import PatientKeys
 from fajma.store.leases import Lease, Leases
 from fajma.store.maintenance import Maintenances
 from fajma.store.orders import OrdersSeen
-from fajma.store.patients import Patients
+from fajma.store.outages import Outages
+from fajma.store.patients import Patient, Patients
 from fajma.store.people import People
 from fajma.store.pins import Audience, Pins
 from fajma.store.quarantine import Quarantine
@@ -48,6 +50,8 @@ class Records:
         self.feeds = Feeds(store)
         self.watching = Watching(store)
         self.alarm_states = AlarmStates(store, keys)
+        self.outages = Outages(store)
+        self.decisions = Decisions(store, keys)
         self.outbox = Outbox(store, keys, site_key)
         self.wards = Wards(store)
         self.people = People(store, site_key)
@@ -80,6 +84,15 @@ class Records:
         """Whose phones ring: who is on call, or all of the team when nobody is."""
         team = [one.account for one in await self.people.team(ward.id)]
         return ringing(await self._reachable(ward), team)
+
+    async def patients_of(self, ward: Ward) -> list[Patient]:
+        """The patients for whom a ward's team answers, by bed."""
+        found = []
+        for patient in await self.patients.all():
+            responsible = await self.wards.responsible(patient.key)
+            if responsible is not None and responsible.id == ward.id:
+                found.append(patient)
+        return found
 
     async def _reachable(self, ward: Ward) -> Roster:
         nobody = await self.warnings.is_open(About.NOBODY_REACHABLE, ward.id)

@@ -359,8 +359,19 @@ _V6 = (
         sealed BYTEA NOT NULL,
         PRIMARY KEY (patient_key, reading, fact, number)
     )""",
+    # Wards of which so many patients went silent together that it is told once for all of them.
+    """CREATE TABLE outage (
+        ward_id TEXT PRIMARY KEY REFERENCES ward (ward_id),
+        began_at BIGINT NOT NULL,
+        told_at BIGINT NOT NULL,
+        patients TEXT NOT NULL,
+        members INTEGER NOT NULL
+    )""",
+    # Whether a worn v2 monitor is connected, as it or the broker last said (1 or 0).
+    "ALTER TABLE device_link ADD COLUMN online INTEGER",
     # When the engine must look at a patient at the latest, though nothing comes.
     "ALTER TABLE alarm_state ADD COLUMN due_at BIGINT",
+    "CREATE INDEX outbox_of_patient ON outbox (patient_key, position)",
     "CREATE INDEX alarm_state_due ON alarm_state (due_at) WHERE due_at IS NOT NULL",
 )
 
@@ -373,6 +384,22 @@ async def _v6(connection: Connection, _: Scheme) -> None:
 upgrade_table.register(_v6, description="Facts, decisions, what is due")
 
 _V7 = (
+    # Which rows of the log did not open, so that each is counted and told once.
+    """CREATE TABLE unreadable_reading (
+        position BIGINT PRIMARY KEY,
+        noted_at BIGINT NOT NULL
+    )""",
+)
+
+
+async def _v7(connection: Connection, _: Scheme) -> None:
+    for statement in _V7:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v7, description="Readings that do not open")
+
+_V8 = (
     # When each part of ours last said that it works; trouble: why it does not, for operators.
     """CREATE TABLE heartbeat (
         name TEXT PRIMARY KEY,
@@ -408,14 +435,25 @@ _V7 = (
         closed_at BIGINT,
         sealed BYTEA NOT NULL
     )""",
-    # In which room a patient's alarm was told last.
-    "CREATE INDEX outbox_of_patient ON outbox (patient_key, position)",
 )
 
 
-async def _v7(connection: Connection, _: Scheme) -> None:
-    for statement in _V7:
+async def _v8(connection: Connection, _: Scheme) -> None:
+    for statement in _V8:
         await connection.execute(statement)
 
 
-upgrade_table.register(_v7, description="Signs of life, delayed events, planned stops")
+upgrade_table.register(_v8, description="Signs of life, delayed events, planned stops")
+
+_V9 = (
+    # Which delivery a reaction is to.
+    "CREATE INDEX outbox_of_event ON outbox (event_id) WHERE event_id IS NOT NULL",
+)
+
+
+async def _v9(connection: Connection, _: Scheme) -> None:
+    for statement in _V9:
+        await connection.execute(statement)
+
+
+upgrade_table.register(_v9, description="Answers to alarms")

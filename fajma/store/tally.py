@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
 
 from mautrix.util.async_db import Connection
 
 from fajma.store.database import Store
+
+COUNTED_MOST: Final = 1 << 62
+"""Where a counter stays: a number that a database holds, and nobody believes."""
 
 
 class Tally:
@@ -21,9 +25,11 @@ class Tally:
             if count:
                 await connection.execute(
                     "INSERT INTO tally (name, count) VALUES ($1, $2)"
-                    " ON CONFLICT (name) DO UPDATE SET count=tally.count+$2",
+                    " ON CONFLICT (name) DO UPDATE SET count=CASE WHEN tally.count>$3-$2"
+                    " THEN $3 ELSE tally.count+$2 END",
                     name,
-                    count,
+                    min(count, COUNTED_MOST),
+                    COUNTED_MOST,
                 )
 
     async def all(self) -> dict[str, int]:

@@ -33,6 +33,8 @@ class About(StrEnum):
     """Subject: a ward; mark: the drill. Tells the operators, whose channel it tries too."""
     MUTED = "muted"
     """Subject: an account on duty whose phone cannot ring; mark: why."""
+    UNDELIVERABLE = "undeliverable"
+    """Subject: a room that refuses what the alert bot must tell it. Written by the bot."""
     NO_RING = "no_ring"
     """Subject: an account of a team, on duty or not, that no alarm can ring now; mark: why. Told to
     nobody: it is what answers in the ward's room are made of."""

@@ -20,7 +20,15 @@ from typing import Final
 
 from fajma.errors import DecodeError
 from fajma.vitals import DeviceId, Kind
-from fajma.wire.values import REQUIRED, NoUsableValueError, Reason, Rejected, judge, part
+from fajma.wire.values import (
+    REQUIRED,
+    NoUsableValueError,
+    Reason,
+    Rejected,
+    judge,
+    part,
+    unusable,
+)
 
 V1_TOPIC: Final = "fajma/sensors/{device}"
 """Where a v1 device publishes; ``device`` is its MAC address in any usual spelling."""
@@ -89,14 +97,17 @@ class Decoded:
     Attributes:
         device: the monitor.
         timestamp_ms: milliseconds since 1970 (``UNIX_MS_FROM`` and above) or since its start.
-        values: plausible values by kind, in the unit of ``MEASURES``; at least one.
+        values: plausible values by kind, in the unit of ``MEASURES``; empty only where something
+            is ``unusable``.
         rejected: what was kept out, in the order of ``Kind``; often empty.
+        unusable: as in ``fajma.vitals.Reading``; what it names is in ``rejected`` too.
     """
 
     device: DeviceId
     timestamp_ms: int
     values: Mapping[Kind, Decimal]
     rejected: tuple[Rejected, ...]
+    unusable: frozenset[Kind] = frozenset()
 
 
 @lru_cache(_REMEMBERED_DEVICES)
@@ -165,9 +176,10 @@ def decode_v1(topic: str, payload: bytes) -> Decoded:
         timestamp_ms = _timestamp_ms(message.get("timestamp"))
         judged = _judge_values(message)
     values, rejected = part(judged)
-    if not values:
+    low = unusable(rejected)
+    if not values and not low:
         raise NoUsableValueError(rejected)
-    return Decoded(device, timestamp_ms, values, rejected)
+    return Decoded(device, timestamp_ms, values, rejected, low)
 
 
 def encode_v1(device: DeviceId, timestamp_ms: int, values: Mapping[Kind, Decimal]) -> bytes:

@@ -27,7 +27,7 @@ from typing import Final, TypeAlias
 from fajma.errors import DecodeError
 from fajma.vitals import MEASURES, DeviceId, Kind
 from fajma.wire import cbor
-from fajma.wire.values import REQUIRED, Reason, Rejected, judge, part
+from fajma.wire.values import REQUIRED, Reason, Rejected, judge, part, unusable
 
 MAX_ITEMS: Final = 256
 """Readings and gaps in one pack."""
@@ -93,13 +93,17 @@ class Item:
     contact: bool | None
 
     @property
-    def no_usable_value(self) -> bool:
-        """Whether nothing can be believed and it is not because the probe is off.
+    def unusable(self) -> frozenset[Kind]:
+        """As in ``fajma.vitals.Reading``; what it names is in ``rejected`` too."""
+        return unusable(self.rejected)
 
-        Such an item is refused by itself, with ``rejected`` as the reasons: a dying patient can
-        look like this.
+    @property
+    def no_usable_value(self) -> bool:
+        """Whether it says nothing about the patient: no value, none unusable, probe not off.
+
+        Such an item is refused by itself, with ``rejected`` as the reasons.
         """
-        return not self.values and self.contact is not False
+        return not self.values and self.contact is not False and not self.unusable
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal
 from enum import StrEnum
 from typing import Final
 
 from fajma.errors import DecodeError
-from fajma.vitals import MAX_DECIMALS, MEASURES, Kind
+from fajma.vitals import MAX_DECIMALS, MEASURES, TELLING_LOW, Kind
 
 REQUIRED: Final = (Kind.HEART_RATE, Kind.SPO2, Kind.TEMPERATURE)
 """Kinds that a monitor should always measure; blood pressure is optional."""
@@ -32,7 +32,8 @@ class Reason(StrEnum):
     WRONG_UNIT = "wrong_unit"
     """The message states another unit than ours (v2 only; v1 states none)."""
     INCONSISTENT = "inconsistent"
-    """Systolic is not above diastolic, so neither can be believed."""
+    """Systolic is not above diastolic, so neither can be believed; or diastolic has no systolic
+    beside it that can be: a pressure in kPa betrays itself by its systolic value only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,11 +45,10 @@ class Rejected:
 
 
 class NoUsableValueError(DecodeError):
-    """The message is well formed and from the right device, but holds no plausible value.
+    """The message is well formed and from the right device, but says nothing about the patient.
 
     Attributes:
-        rejected: why each value was kept out: a dying patient can look like this, so ingest must
-            not treat it as noise.
+        rejected: why each value was kept out; none of them is ``unusable``.
     """
 
     def __init__(self, rejected: tuple[Rejected, ...]) -> None:
@@ -97,6 +97,8 @@ def part(
     if isinstance(systolic, Decimal) and isinstance(diastolic, Decimal) and systolic <= diastolic:
         unbelievable = dict.fromkeys((Kind.SYSTOLIC, Kind.DIASTOLIC), Reason.INCONSISTENT)
         judged = {**judged, **unbelievable}
+    elif isinstance(diastolic, Decimal) and not isinstance(systolic, Decimal):
+        judged = {**judged, Kind.DIASTOLIC: Reason.INCONSISTENT}
     values: dict[Kind, Decimal] = {}
     rejected: list[Rejected] = []
     for kind in _KINDS:
@@ -106,3 +108,12 @@ def part(
         elif found is not None:
             rejected.append(Rejected(kind, found))
     return values, tuple(rejected)
+
+
+def unusable(rejected: Iterable[Rejected]) -> frozenset[Kind]:
+    """The kinds whose absurdly low value may be the patient's state (``Reading.unusable``)."""
+    return frozenset(
+        one.kind
+        for one in rejected
+        if one.reason is Reason.IMPLAUSIBLE_LOW and one.kind in TELLING_LOW
+    )

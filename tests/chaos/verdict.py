@@ -69,9 +69,10 @@ async def _logged(records: Records) -> list[tuple[tuple[DeviceId, int], Reading]
 
 
 def _same(item: Item, reading: Reading) -> bool:
-    return (item.measured_at, item.values, item.quality, item.contact) == (
+    return (item.measured_at, item.values, item.quality, item.contact, item.unusable) == (
         reading.measured_at,
         reading.values,
         reading.quality,
         reading.contact,
+        reading.unusable,
     )

@@ -16,6 +16,7 @@ from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
 from fajma.store.site import site_key
 from fajma.vitals import DeviceId
+from tests.integration.scene import Scene, staffed
 
 ADMITTED = datetime(2026, 3, 2, 8, 0, tzinfo=UTC)
 
@@ -60,6 +61,12 @@ async def sqlite_records(tmp_path: Path, site_key_file: Path) -> AsyncIterator[R
     store = await Store.open(DatabaseSettings(url=f"sqlite://{tmp_path}/store/fajma.db"))
     yield Records(store, await site_key(store, site_key_file))
     await store.close()
+
+
+@pytest.fixture
+async def scene(sqlite_records: Records) -> Scene:
+    """Two wards with their staff and rooms."""
+    return await staffed(sqlite_records)
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.broker import INGEST, EmbeddedBroker, may
 from bridges.mqtt_vitals.ingest import Ingest, Message, Outcome
-from bridges.mqtt_vitals.rate import BURST
+from bridges.mqtt_vitals.rate import Rates
 from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
 from console.mosquitto import Mosquitto
 from console.pki import Credentials, issue_bridge, issue_device, issue_server
@@ -33,6 +33,7 @@ from fajma.config import Mqtt
 from fajma.errors import UnavailableError
 from fajma.store import Records
 from fajma.store.consultations import Consultation
+from fajma.tasks import end
 from fajma.vitals import DeviceId, Kind
 from fajma.wire import V1_TOPIC, encode_v1
 
@@ -206,8 +207,8 @@ async def stored(records: Records) -> list[int]:
 class WatchedIngest(Ingest):
     """Tells after each batch that something was committed; can be made to fail."""
 
-    def __init__(self, records: Records) -> None:
-        super().__init__(records)
+    def __init__(self, records: Records, *, rates: Rates | None = None) -> None:
+        super().__init__(records, rates=rates)
         self.records = records
         self.failures: list[Exception] = []
         self.refused: Counter[str] = Counter()
@@ -582,8 +583,8 @@ async def test_a_broker_that_dies_before_it_answers_is_not_taken_for_one_of_the_
         writer.close()
         greeted.set()
 
-    async with subscribed(settings, WatchedIngest(records)) as subscriber:
-        await mosquitto.stop()
+    async def dies(subscriber: Subscriber) -> None:
+        greeted.clear()
         dying = await asyncio.start_server(hang_up, LOOPBACK, settings.port, ssl=tls)
         async with asyncio.timeout(WITHIN_S):
             await greeted.wait()
@@ -594,6 +595,50 @@ async def test_a_broker_that_dies_before_it_answers_is_not_taken_for_one_of_the_
             await subscriber.subscribed.wait()
         assert subscriber._client is not None
         assert subscriber._client.protocol == MQTTProtocolVersion.MQTTv5
+
+    # The very first greeting, and a later one.
+    await mosquitto.stop()
+    subscriber = Subscriber(settings, WatchedIngest(records))
+    running = asyncio.create_task(subscriber.run())
+    await dies(subscriber)
+    await mosquitto.stop()
+    await dies(subscriber)
+    await end([running])
+
+
+async def test_a_broker_that_says_so_or_never_answers_is_spoken_to_in_the_old_protocol(
+    embedded_site: Site, records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = embedded_site.settings.model_copy(update={"embedded": False})
+    subscriber = Subscriber(settings, WatchedIngest(records))
+    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    tls.load_cert_chain(str(settings.server_cert_file), str(settings.server_key_file))
+    greeted: asyncio.Queue[int] = asyncio.Queue()
+
+    async def old(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said = await reader.read(4096)
+        level = said[said.index(b"MQTT") + 4]
+        writer.write(b"\x20\x02\x00" + (b"\x01" if level == 5 else b"\x00"))
+        greeted.put_nowait(level)
+        await writer.drain()
+        writer.close()
+
+    server = await asyncio.start_server(old, LOOPBACK, settings.port, ssl=tls)
+    running = asyncio.create_task(subscriber.run())
+    async with asyncio.timeout(WITHIN_S):
+        levels = [await greeted.get() for _ in range(4)]
+    assert levels == [5, 4, 5, 4]  # after each loss it may be another broker
+    server.close()
+    await end([running])
+
+    # amqtt waits for the rest of what it takes for a long client id.
+    monkeypatch.setattr("bridges.mqtt_vitals.subscriber.CONNECT_WITHIN_S", 1.0)
+    embedded = EmbeddedBroker(embedded_site.settings)
+    await embedded.start()
+    async with subscribed(settings, WatchedIngest(records)) as subscriber:
+        assert subscriber._client is not None
+        assert subscriber._client.protocol == MQTTProtocolVersion.MQTTv311
+    await embedded.stop()
 
 
 # --- what is sent --------------------------------------------------------------------------------
@@ -629,10 +674,10 @@ async def test_an_oversized_and_a_garbled_message_are_counted_and_stop_nothing(
 async def test_a_monitor_that_floods_is_limited_and_no_other_loses_or_waits(
     broker: Site, records: Records
 ) -> None:
-    sent = int(BURST) + 1000
+    sent = 3000
     began_ms = int(datetime.now(UTC).timestamp() * 1000) - sent
     values = {Kind.HEART_RATE: Decimal(70), Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}
-    ingest = WatchedIngest(records)
+    ingest = WatchedIngest(records, rates=Rates(burst=2000, backlog=0))
     async with (
         subscribed(broker.settings, ingest),
         monitor(broker) as flooding,

@@ -24,7 +24,8 @@ from structlog.testing import capture_logs
 
 from bots.alerts import engine as engine_module
 from bots.alerts.alarm import Decision, ReadingFact, step
-from bots.alerts.alarm_state import PatientState
+from bots.alerts.alarm_state import FIRST_STANDING, PatientState
+from bots.alerts.announcer import Announcer
 from bots.alerts.engine import FOLLOWER, AlarmEngine, rules_from
 from fajma.config import Alarms, DatabaseSettings
 from fajma.events import ALARM, AlarmBlock
@@ -43,6 +44,7 @@ MINE = DeviceId("A4CF12F03B7E")
 OTHER = DeviceId("A4CF12F03B7F")
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 SETTINGS = Alarms()
+RULES = rules_from(SETTINGS).of(FIRST_STANDING)
 
 EPISODE = (97, *(88,) * 4, *(97,) * 8)
 """Falls under 90 % long enough to be confirmed, and recovers long enough to be over."""
@@ -82,7 +84,7 @@ async def expected(records: Records, patient: PatientKey) -> list[Decision]:
     state, announced = PatientState(), []
     for logged in await records.readings.after(0, limit=100_000, patient=patient):
         fact = ReadingFact(logged.position, logged.reading)
-        state, decisions = step(state, fact, rules_from(SETTINGS))
+        state, decisions = step(state, fact, RULES)
         announced += [one for one in decisions if one.announce]
     return announced
 
@@ -116,7 +118,7 @@ async def test_each_announced_decision_is_promised_once(records: Records, admit:
     consultation = await admit(records, MINE)
     await log(records, consultation.patient, readings(MINE, EPISODE * 2))
     woken = records.store.hints.subscribe("outbox")
-    assert await judge_all(records) == 2 * len(EPISODE)
+    assert await judge_all(records) == 2 * len(EPISODE) + 1  # and that the monitor is worn
     assert woken.is_set()
     deliveries = await promised(records)
     blocks = [AlarmBlock.from_content(one.content[ALARM]) for one in deliveries]
@@ -193,20 +195,22 @@ async def test_the_engine_follows_the_log_by_itself(sqlite_records: Records, adm
     await agrees_with_the_rules(sqlite_records, patient)
 
 
-async def test_a_patient_who_is_well_is_neither_written_nor_looked_up_again(
+async def test_the_state_of_a_patient_who_is_well_is_written_once_a_minute(
     records: Records, admit: Admit
 ) -> None:
     patient = (await admit(records, MINE)).patient
     engine = AlarmEngine(SETTINGS, records)
-    for start in range(3):
-        await log(records, patient, readings(MINE, (97, 96), start=2 * start))
+    written = set()
+    for start in range(20):  # 5 s each
+        await log(records, patient, readings(MINE, (97,), start=start))
         await judge_all(records, engine=engine)
-    assert await records.alarm_states.get(patient) is None
+        written.add(await records.alarm_states.get(patient))
+    assert len(written) == 2
 
-    # A state that was written with a place far behind is as good.
-    await log(records, patient, readings(MINE, (88, 97, 97, 97, 97, 97, 97, 97, 97), start=6))
+    # Who starts again from it judges what came since, and tells nothing twice.
+    await log(records, patient, readings(MINE, (88, 97, 97, 97, 97, 97, 97, 97, 97), start=20))
     await judge_all(records, engine=engine)
-    await log(records, patient, readings(MINE, EPISODE, start=15))
+    await log(records, patient, readings(MINE, EPISODE, start=29))
     await judge_all(records)
     await agrees_with_the_rules(records, patient)
     assert len(await promised(records)) == 2
@@ -220,21 +224,28 @@ async def test_only_live_readings_raise_or_end_an_alarm(
     old = [replace(one, age=age) for one in readings(MINE, EPISODE)]
     await log(sqlite_records, patient, old)
     await judge_all(sqlite_records)
-    assert await promised(sqlite_records) == []
+    told = [one.content[ALARM] for one in await promised(sqlite_records)]
+    assert [one for one in told if "kind" in one and "late" not in one] == []
 
     await log(sqlite_records, patient, readings(MINE, EPISODE[:5], start=len(EPISODE)))
     rest = readings(MINE, EPISODE[5:], start=len(EPISODE) + 5)
     await log(sqlite_records, patient, [replace(one, age=age) for one in rest])
     await judge_all(sqlite_records)
-    assert [one.content[ALARM]["state"] for one in await promised(sqlite_records)] == ["started"]
+    of_values = [one.content[ALARM] for one in await promised(sqlite_records)]
+    live = [one["state"] for one in of_values if "kind" in one and "late" not in one]
+    assert live == ["started"]
 
 
 async def test_a_probe_that_is_off_ends_no_alarm(records: Records, admit: Admit) -> None:
     patient = (await admit(records, MINE)).patient
     off = [replace(one, values={}, contact=False) for one in readings(MINE, EPISODE[5:], start=5)]
     await log(records, patient, [*readings(MINE, EPISODE[:5]), *off])
-    assert await judge_all(records) == len(EPISODE)
-    assert [one.content[ALARM]["state"] for one in await promised(records)] == ["started"]
+    assert await judge_all(records) == len(EPISODE) + 1
+    blocks = [one.content[ALARM] for one in await promised(records)]
+    assert [(one["state"], one.get("trouble")) for one in blocks] == [
+        ("started", None),
+        ("started", "probe_off"),
+    ]
 
 
 async def test_a_pass_takes_as_many_queries_for_forty_patients_as_for_one(
@@ -242,6 +253,7 @@ async def test_a_pass_takes_as_many_queries_for_forty_patients_as_for_one(
 ) -> None:
     devices = [DeviceId(f"A4CF12F0{n:04X}") for n in range(40)]
     patients = [(await admit(records, device)).patient for device in devices]
+    await judge_all(records)
 
     async def queries(count: int, start: int) -> int:
         for device, patient in zip(devices[:count], patients, strict=False):
@@ -250,9 +262,10 @@ async def test_a_pass_takes_as_many_queries_for_forty_patients_as_for_one(
         caplog.clear()
         with caplog.at_level(SILLY, "mau.db"):
             assert await just_started.advance() == 2 * count
+            assert len(just_started._states) == count
         return sum("seconds" in record.getMessage() for record in caplog.records)
 
-    assert await queries(1, start=0) == await queries(40, start=2) <= 8
+    assert await queries(1, start=0) == await queries(40, start=2) <= 16
 
 
 async def test_the_memory_of_the_engine_is_bounded(
@@ -271,6 +284,23 @@ async def test_the_memory_of_the_engine_is_bounded(
     for patient in patients:
         await agrees_with_the_rules(sqlite_records, patient)
         assert len(await promised(sqlite_records, patient)) == 2
+
+
+async def test_monitors_that_were_worn_before_links_were_facts_are_watched_and_told_once(
+    records: Records, admit: Admit
+) -> None:
+    patient = (await admit(records, MINE)).patient
+    await records.store.db.execute("DELETE FROM fact")
+    await records.store.db.execute("UPDATE log_head SET position=0 WHERE log='facts'")
+    for _ in range(2):
+        engine = AlarmEngine(SETTINGS, records, now=lambda: NOON)
+        await engine.adopt()
+        await judge_all(records, engine=engine)
+
+    assert await records.facts.head() == 1
+    assert engine._states == {}
+    state = PatientState.from_json(await records.alarm_states.get(patient) or "")
+    assert state.standing.worn == {MINE: NOON}
 
 
 # --- identity ------------------------------------------------------------------------------------
@@ -302,9 +332,7 @@ async def test_delivery_ids_cannot_be_guessed_without_the_site_key(
     decision = (await expected_of(EPISODE))[0]
     patient = PatientKey("9f" * 16)
     ids = {
-        AlarmEngine(SETTINGS, Records(sqlite_records.store, SiteKey(raw * 32)))._delivery_id(
-            patient, decision
-        )
+        Announcer(Records(sqlite_records.store, SiteKey(raw * 32)))._delivery_id(patient, decision)
         for raw in (b"a", b"b")
     }
     assert len(ids) == 2
@@ -313,7 +341,7 @@ async def test_delivery_ids_cannot_be_guessed_without_the_site_key(
 async def expected_of(spo2: Sequence[int]) -> list[Decision]:
     state, announced = PatientState(), []
     for position, reading in enumerate(readings(MINE, spo2), 1):
-        state, decisions = step(state, ReadingFact(position, reading), rules_from(SETTINGS))
+        state, decisions = step(state, ReadingFact(position, reading), RULES)
         announced += [one for one in decisions if one.announce]
     return announced
 

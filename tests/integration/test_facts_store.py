@@ -9,10 +9,9 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 from fajma.errors import BugError
-from fajma.facts import Fact, Profiled, TakenOff, TimePassed, Worn
+from fajma.facts import AgeBand, Fact, Profiled, TakenOff, TimePassed, Worn
 from fajma.store import Records
 from fajma.store.consultations import Consultation
-from fajma.store.patients import AgeBand
 from fajma.store.readings import NewReading
 from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
 

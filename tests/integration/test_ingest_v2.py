@@ -14,7 +14,8 @@ import pytest
 
 from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import AUDIT_AGAIN, Ingest, Message
-from bridges.mqtt_vitals.rate import BURST
+from bridges.mqtt_vitals.rate import BURST, Rates
+from fajma.facts import Connection
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.devices import KeyPair
@@ -112,6 +113,37 @@ async def test_readings_come_out_as_they_were_measured_and_the_monitor_may_delet
     assert await records.tally.all() == {"stored": 2}
 
 
+async def test_a_monitor_that_leaves_the_broker_or_comes_back_is_told_to_the_alarm_engine_once(
+    records: Records, admit: Admit
+) -> None:
+    await admit(records, DEVICE)
+
+    def status(second: float, *, online: bool, device: DeviceId = DEVICE) -> Message:
+        payload = b'{"online": true}' if online else b'{"online": false}'
+        arrival = Arrival(at(second), 5000 + second)
+        return Message(v2_topic(device, Channel.STATUS), payload, arrival, lambda: None)
+
+    ingests = [Ingest(records), Ingest(records)]  # each hears only a part
+    for number, told in enumerate(
+        [
+            [status(0, online=True)],
+            [status(1, online=True), status(1, online=False, device=STRANGER)],
+            [status(2, online=True), status(3, online=False)],
+            [status(4, online=False)],
+            [status(5, online=True)],
+        ]
+    ):
+        await ingests[number % 2].commit(told)
+
+    sealed = await records.facts.sealed_after(0, up_to_reading=0, limit=99)
+    facts = [await records.facts.open(one) for one in sealed]
+    assert [one for one in facts if isinstance(one, Connection)] == [
+        Connection(at(second), DEVICE, online)
+        for second, online in ((0, True), (3, False), (5, True))
+    ]
+    assert await numbers(records) == []
+
+
 async def test_a_replay_a_reordering_and_a_new_packing_of_the_same_records_count_once(
     records: Records, keys: KeyPair
 ) -> None:
@@ -127,6 +159,17 @@ async def test_a_replay_a_reordering_and_a_new_packing_of_the_same_records_count
     outcome = await Ingest(records).commit([first, second, repacked])  # started anew
     assert (outcome.stored, outcome.refused, acknowledged(outcome)) == (0, Counter(), [4])
     assert await numbers(records) == [2, 3, 0, 1, 4]
+
+
+async def test_records_that_a_monitor_deleted_though_they_never_came_are_counted_once(
+    records: Records, keys: KeyPair
+) -> None:
+    ingest = Ingest(records)
+    await ingest.commit([message(keys, pack(item(0)))])
+    jumped = message(keys, pack(item(9), oldest=5))
+    await ingest.commit([jumped])
+    await ingest.commit([jumped])
+    assert (await records.tally.all())["records_missing"] == 4  # 1 to 4; 5 to 8 may still come
 
 
 async def test_a_gap_is_waited_for_until_the_monitor_says_that_it_will_never_come(
@@ -322,11 +365,29 @@ async def test_a_message_that_we_stumble_over_is_kept_apart_and_stops_nobody(
 async def test_a_record_without_usable_value_is_kept_apart_and_settled(
     records: Records, keys: KeyPair
 ) -> None:
-    dying = item(1, values={Kind.SPO2: Decimal(12)}, contact=True)
-    outcome = await Ingest(records).commit([message(keys, pack(item(0), dying, item(2)))])
+    absurd = item(1, values={Kind.SPO2: Decimal(101)}, contact=True)
+    outcome = await Ingest(records).commit([message(keys, pack(item(0), absurd, item(2)))])
     assert (outcome.stored, acknowledged(outcome)) == (2, [2])
     assert outcome.refused["no_usable_value"] == 1
+    assert outcome.refused["spo2_implausible_high"] == 1
+
+
+async def test_a_record_that_is_only_absurdly_low_is_counted_and_is_a_reading_that_says_so(
+    records: Records, keys: KeyPair
+) -> None:
+    dying = item(0, values={Kind.SPO2: Decimal(12), Kind.TEMPERATURE: Decimal(20)}, contact=True)
+    ingest = Ingest(records)
+    outcome = await ingest.commit([message(keys, pack(dying))])
+    assert (outcome.stored, acknowledged(outcome)) == (1, [0])
     assert outcome.refused["spo2_implausible_low"] == 1
+    assert "no_usable_value" not in outcome.refused
+    [one] = await records.readings.after(0, limit=10)
+    # A temperature that is too low is a probe that fell off.
+    assert (one.reading.values, one.reading.unusable) == ({}, {Kind.SPO2})
+    assert (await ingest.commit([message(keys, pack(dying))])).repeated == 1
+    other = replace(dying, values={Kind.HEART_RATE: Decimal(0)})
+    outcome = await ingest.commit([message(keys, pack(other))])
+    assert outcome.refused["sequence_reused"] == 1
 
 
 async def test_a_probe_that_is_off_is_a_reading_without_values(
@@ -374,7 +435,7 @@ async def test_a_monitor_that_floods_is_held_back_and_no_other_is_and_nothing_is
     records = sqlite_records
     await admit(records, DEVICE)
     keys = await records.devices.new_keys(DEVICE, now=NOON)
-    ingest = Ingest(records)
+    ingest = Ingest(records, rates=Rates(backlog=0))
     flood = [message(keys, pack(item(n))) for n in range(int(BURST) + 50)]
     same_time = Arrival(at(0), 5000.0)
     outcome = await ingest.commit([one._replace(arrival=same_time) for one in flood])

@@ -19,7 +19,7 @@ from fajma.store.people import Role, Staff
 from fajma.store.site import site_key
 from fajma.store.wards import Ward
 from fajma.store.warnings import About
-from tests.integration.test_orders import (
+from tests.integration.scene import (
     AWA,
     IBOU,
     MEDICINE,

@@ -25,7 +25,7 @@ from appservice.operator import DEVICE, Operator
 from console.processes import free_port
 from console.synapse import OPERATOR, Synapse, SynapseSite
 from fajma.errors import InputError, UnavailableError
-from fajma.events import WATCH_RELATION
+from fajma.events import EVERYONE, NOBODY, RING, WATCH_RELATION
 from tests.conftest import run
 from tests.push_gateway import Notification, PushGateway, have_pusher
 
@@ -77,11 +77,17 @@ class Person:
             return answer
 
     async def say(
-        self, room_id: str, event_type: str = ENCRYPTED, *, about: dict[str, str] | None = None
+        self,
+        room_id: str,
+        event_type: str = ENCRYPTED,
+        *,
+        about: dict[str, str] | None = None,
+        ring: str | None = None,
     ) -> str:
         """Something that looks encrypted, and may refer to another event; its event id."""
         path = f"rooms/{quote(room_id)}/send/{event_type}/{next(numbers)}"
         content = ciphertext() | ({"m.relates_to": about} if about else {})
+        content |= {RING: ring} if ring else {}
         return str((await self.ask("PUT", path, content))["event_id"])
 
     async def set_state(self, room_id: str) -> str:
@@ -344,6 +350,30 @@ async def test_a_wish_to_watch_reaches_no_phone_and_what_people_write_does(
     assert wish not in pushed
 
 
+async def test_an_alarm_that_nobody_answered_rings_off_duty_and_others_do_not(
+    clinic: Clinic, operator: Operator, gateway: PushGateway, awa: Person
+) -> None:
+    room_id = await clinic.consultation(awa)
+    await operator.ring(awa.mxid, rings=False)
+    alarm = await clinic.alerts.say(room_id)
+    unanswered = await clinic.alerts.say(room_id, ring=EVERYONE)
+    pushed = await came(gateway, awa, unanswered)
+    assert pushed[-1] == unanswered
+    assert alarm not in pushed
+
+
+async def test_the_end_of_an_alarm_reaches_no_phone_on_duty(
+    clinic: Clinic, operator: Operator, gateway: PushGateway, awa: Person
+) -> None:
+    room_id = await clinic.consultation(awa)
+    await operator.ring(awa.mxid, rings=True)
+    end = await clinic.alerts.say(room_id, ring=NOBODY)
+    alarm = await clinic.alerts.say(room_id)
+    pushed = await came(gateway, awa, alarm)
+    assert pushed[-1] == alarm
+    assert end not in pushed
+
+
 async def test_without_our_rules_telemetry_would_push(
     clinic: Clinic, gateway: PushGateway, awa: Person
 ) -> None:
@@ -481,7 +511,7 @@ async def test_an_account_is_made_closed_and_opened_again(
     assert (await moussa.ask("GET", "account/whoami"))["user_id"] == mxid
     await operator.ring(mxid, rings=True)
     listed = (await moussa.ask("GET", "pushrules/"))["global"]["override"]
-    assert listed[1]["rule_id"] == "com.fajma.alarms"
+    assert listed[3]["rule_id"] == "com.fajma.alarms"
 
 
 async def test_a_locked_account_is_named_as_such(operator: Operator) -> None:

@@ -22,6 +22,7 @@ from fajma import duty
 from fajma.config import DatabaseSettings
 from fajma.duty import Roster
 from fajma.errors import BugError
+from fajma.facts import AgeBand
 from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store import Records, Store, to_ms
@@ -30,7 +31,7 @@ from fajma.store.audit import OPERATOR
 from fajma.store.consultations import Consultation
 from fajma.store.devices import Wearing
 from fajma.store.keys import PatientKeys
-from fajma.store.patients import AgeBand, Patient
+from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff, named
 from fajma.store.pins import APPROVAL_VALID, Changed, Pins, new_epoch
 from fajma.store.schema import upgrade_table

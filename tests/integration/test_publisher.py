@@ -12,10 +12,9 @@ import pytest
 from mautrix.errors import MatrixConnectionError, MatrixUnknownRequestError, MForbidden
 from structlog.testing import capture_logs
 
-from appservice.sender import BusyError
 from bridges.mqtt_vitals.budget import HOMESERVER_PAUSES_S, ROOM_PAUSES_S
 from bridges.mqtt_vitals.publisher import MAX_BATCH_READINGS, PLACES
-from fajma.errors import UnavailableError
+from fajma.errors import BusyError, UnavailableError
 from fajma.events import VITALS, VITALS_BATCH, VITALS_DAY
 from fajma.store import Records
 from fajma.store.consultations import Consultation, ConsultationId
@@ -387,6 +386,53 @@ async def test_a_reading_that_cannot_be_read_does_not_stop_another_room(
     assert mine.room_id not in desk.sender.rooms
 
 
+async def test_readings_that_do_not_open_are_passed_over_and_told_of_once_each(
+    sqlite_records: Records, desk: Desk, mine: Consultation
+) -> None:
+    await measure(sqlite_records, mine, 5)
+    for position, sealed in ((2, b"\x01" * 64), (3, b"")):
+        await sqlite_records.store.db.execute(
+            "UPDATE reading SET sealed=$1 WHERE position=$2", sealed, position
+        )
+    await sqlite_records.watching.came(mine.room_id or "", NOON)
+    with capture_logs() as logged:
+        for _ in range(2):  # a second process tells nobody again
+            async with desk.open():
+                desk.later(60)
+                await desk.round()
+    [batch] = batches(desk, mine)
+    assert (batch.first, batch.last, len(batch.readings)) == (1, 5, 3)
+    assert len(batches(desk, mine, history=True)) == 1
+    assert (await sqlite_records.feeds.get(mine.id)).published == 5
+    [told] = [one for one in logged if one["log_level"] == "critical"]
+    assert (told["event"], told["patient"], told["count"]) == (
+        "readings_unreadable",
+        mine.patient,
+        2,
+    )
+    assert (await sqlite_records.tally.all())["unreadable"] == 2
+
+
+async def test_a_patient_whose_key_is_gone_holds_up_nobody(
+    sqlite_records: Records, desk: Desk, mine: Consultation, other: Consultation
+) -> None:
+    await measure(sqlite_records, mine, 2 * MAX_BATCH_READINGS + 1)
+    await measure(sqlite_records, other, 3)
+    await sqlite_records.store.db.execute(
+        "DELETE FROM patient_key WHERE patient_key=$1", mine.patient
+    )
+    records = Records(sqlite_records.store, sqlite_records.site_key)  # which has no key at hand
+    desk = Desk(records, desk.sender)
+    async with desk.open():
+        for _ in range(3):
+            desk.later(1)
+            await desk.round()
+    await everything_is_published_once(records, desk, other)
+    assert mine.room_id not in desk.sender.rooms
+    assert (await records.feeds.get(mine.id)).published == 2 * MAX_BATCH_READINGS + 1
+    assert (await records.tally.all())["unreadable"] == 2 * MAX_BATCH_READINGS + 1
+
+
 # --- the snapshot --------------------------------------------------------------------------------
 
 
@@ -478,7 +524,7 @@ async def test_late_readings_are_marked_and_never_hide_newer_ones(
     assert shown.latest[Kind.TEMPERATURE].age is Age.LATE
 
 
-async def test_a_probe_that_is_off_breaks_nothing_and_costs_no_event(
+async def test_a_room_is_told_that_the_probe_is_off(
     sqlite_records: Records, desk: Desk, mine: Consultation
 ) -> None:
     await measure(sqlite_records, mine, 3, worn=False)
@@ -488,15 +534,16 @@ async def test_a_probe_that_is_off_breaks_nothing_and_costs_no_event(
         for _ in range(3):
             desk.later(60)
             await desk.round()
-        assert desk.sender.rooms == {}
-        assert (await sqlite_records.feeds.get(mine.id)).published == 3
+        [batch] = batches(desk, mine)
+        assert [(one.values, one.probe_off) for one in batch.readings] == [({}, True)] * 3
+        shown = states(desk, mine)[-1]
+        assert (shown.latest, shown.probe_off_since) == ({}, batch.readings[0].measured_at)
         await measure(sqlite_records, mine, 1)
         await measure(sqlite_records, mine, 2, worn=False)
         desk.later(60)
         await desk.round()
     await everything_is_published_once(sqlite_records, desk, mine)
-    assert len(states(desk, mine)) == 1
-    assert len(batches(desk, mine)) == 1
+    assert [one.probe_off for one in batches(desk, mine)[-1].readings] == [False, True, True]
 
 
 async def test_the_lag_is_what_is_not_known_to_be_in_the_rooms(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -17,7 +19,7 @@ from bridges.mqtt_vitals.ingest import Ingest, Message
 from console import readings as command
 from console.readings import replay
 from fajma.config import DatabaseSettings
-from fajma.errors import InputError
+from fajma.errors import InputError, UnavailableError
 from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
 from fajma.store.database import SQLITE_PRAGMAS
@@ -72,10 +74,10 @@ async def test_what_was_refused_for_want_of_a_wearer_is_given_to_him_once_he_is_
 ) -> None:
     ingest = Ingest(records)
     await ingest.commit([message(0), message(1), message(2, device=OTHER)])
-    assert await replay(records) == (0, 3)  # nobody yet
+    assert await replay(records) == (0, {"unknown_device": 3})  # nobody yet
     await admit(records, DEVICE)
-    assert await replay(records, device=DEVICE) == (2, 0)
-    assert await replay(records) == (0, 1)
+    assert await replay(records, device=DEVICE) == (2, {})
+    assert await replay(records) == (0, {"unknown_device": 1})
     stored = [one.reading for one in await records.readings.after(0, limit=10)]
     assert [(one.age, one.measured_at) for one in stored] == [
         (Age.LATE, NOON),
@@ -84,6 +86,22 @@ async def test_what_was_refused_for_want_of_a_wearer_is_given_to_him_once_he_is_
     # The broker delivers one of them again: it is known.
     assert (await ingest.commit([message(0)])).repeated == 1
     assert [one.device for one in await records.quarantine.listed()] == [OTHER]
+
+
+async def test_what_is_tried_again_is_not_counted_as_refused_again(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    bad = encode_v1(DEVICE, int(NOON.timestamp() * 1000), {Kind.SPO2: Decimal(97)})
+    await Ingest(records).commit([message(0, payload=bad), message(1, device=OTHER)])
+    counted = await records.quarantine.counts()
+    kept = await records.quarantine.listed()
+    await replay(records)
+    assert await records.quarantine.counts() == counted
+    assert await records.quarantine.listed() == kept
+    await admit(records, DEVICE)
+    assert await replay(records) == (1, {"unknown_device": 1})
+    assert await records.quarantine.counts() == counted
 
 
 async def test_what_is_kept_expires_and_its_count_remains(records: Records) -> None:
@@ -157,6 +175,23 @@ async def test_count_tells_what_came_in_what_did_not_and_who_lags(
     ]
 
 
+async def test_a_database_that_another_process_keeps_busy_is_one_clear_line(
+    sqlite_records: Records, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @asynccontextmanager
+    async def opened(_: object) -> AsyncIterator[Records]:
+        yield sqlite_records
+
+    async def work(*_: object) -> None:
+        raise sqlite3.OperationalError("database is locked")
+
+    monkeypatch.setattr(command, "load", lambda _: Settings())
+    monkeypatch.setattr(command, "opened", opened)
+    with pytest.raises(UnavailableError, match="another process") as caught:
+        await asyncio.to_thread(command.with_records, tmp_path / "x.toml", work)
+    assert caught.value.code == "database_unavailable"
+
+
 async def test_tail_shows_the_newest_readings_of_all_or_of_one_patient(
     sqlite_records: Records, admit: Admit, asked: Callable[..., Awaitable[str]]
 ) -> None:
@@ -179,6 +214,32 @@ async def test_the_list_of_the_quarantine_shows_no_value(
     said = await asked("quarantine", "list")
     assert said.endswith(f"2026-03-02T12:00:00+00:00  {DEVICE}  unknown_device")
     assert "97" not in said.split(DEVICE)[1]
+
+
+async def test_a_monitor_may_be_written_as_people_write_it(
+    sqlite_records: Records, asked: Callable[..., Awaitable[str]]
+) -> None:
+    await Ingest(sqlite_records).commit([message(0), message(1, device=OTHER)])
+    [line] = (await asked("quarantine", "list", "--device", "a4:cf:12:f0:3b:7e")).splitlines()
+    assert DEVICE in line
+    said = await asked("quarantine", "replay", "--device", "A4-CF-12-F0-3B-7E")
+    assert "1 messages stay in the quarantine" in said
+    assert await asked("quarantine", "list", "--device", "unknown") == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["list", "--device", "monitor 3"], "twelve hex digits"),
+        (["replay", "--device", "A4CF12F03B7"], "twelve hex digits"),
+        (["list", "--reason", "to_large"], "too_deep, too_large, unknown_device"),
+        (["list", "--reason", "systolic_missing"], "spo2_implausible_low"),
+    ],
+)
+def test_what_can_be_nothing_in_the_quarantine_is_refused(arguments: list[str], told: str) -> None:
+    error = CliRunner().invoke(command.readings, ["quarantine", *arguments]).exception
+    assert isinstance(error, InputError)  # exit code 2
+    assert told in str(error)
 
 
 # --- a database that would lose what it has committed --------------------------------------------
@@ -208,3 +269,18 @@ def test_sqlite_syncs_each_commit(tmp_path: Path) -> None:
     assert connection.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL
     assert json.dumps(SQLITE_PRAGMAS).count("OFF") == 0
     connection.close()
+
+
+async def test_tail_and_count_tell_of_a_row_that_does_not_open(
+    sqlite_records: Records, admit: Admit, asked: Callable[..., Awaitable[str]]
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    await Ingest(sqlite_records).commit([message(n) for n in range(3)])
+    await sqlite_records.store.db.execute("UPDATE reading SET sealed=$1 WHERE position=2", b"\x01")
+    first, second, third = (await asked("tail")).splitlines()
+    assert second == "2  does not open"
+    assert "spo2" in first
+    assert "spo2" in third
+    await sqlite_records.readings.note_unreadable([2], NOON)
+    assert await sqlite_records.readings.note_unreadable([2], NOON) == 0
+    assert "unreadable 1" in (await asked("count")).splitlines()

@@ -16,8 +16,9 @@ from mautrix.crypto import PgCryptoStore
 from mautrix.errors import MatrixConnectionError, MatrixUnknownRequestError, MForbidden
 
 from appservice import sender as module
-from appservice.sender import BusyError, SealedState, Sender
+from appservice.sender import SealedState, Sender
 from appservice.state import RoomState
+from fajma.errors import BusyError
 from fajma.store import Records
 
 ROOM = "!room:clinic.test"

@@ -34,7 +34,7 @@ from fajma.store.followers import Feed
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, LoggedReading, NewReading
 from fajma.store.site import site_key
-from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
+from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 from tests.conftest import Postgres
 
 Admit = Callable[..., Awaitable[Consultation]]
@@ -112,6 +112,17 @@ async def test_a_reading_comes_back_as_it_was(records: Records, patient: Patient
     assert await everything(records) == [LoggedReading(1, patient, reading)]
     [logged] = await everything(records)
     assert str(logged.reading.values[Kind.TEMPERATURE]) == "37.4200"
+
+
+async def test_a_reading_without_any_value_comes_back_with_what_is_known(
+    records: Records, patient: PatientKey
+) -> None:
+    unusable = frozenset({Kind.HEART_RATE, Kind.SPO2})
+    reading = Reading(
+        DEVICE, NOON, NOON, Clock.DEVICE, {}, Age.LATE, 7, contact=True, unusable=unusable
+    )
+    assert await append(records, [NewReading(b"r" * 16, patient, reading)]) == 1
+    assert await everything(records) == [LoggedReading(1, patient, reading)]
 
 
 async def test_positions_are_counted_from_one_without_gaps(
@@ -197,6 +208,24 @@ async def test_a_statement_that_fails_undoes_the_transaction_and_the_store_goes_
         await write()
     assert await everything(records) == []
     assert await append(records, [new(1, patient)]) == 1
+
+
+async def test_what_a_transaction_has_read_nobody_changes_before_it_writes(
+    sqlite_records: Records, tmp_path: Path
+) -> None:
+    """Another process that commits in between would make SQLite refuse our write at once."""
+    records = sqlite_records
+    other = sqlite3.connect(tmp_path / "store" / "fajma.db", timeout=0, isolation_level=None)
+    write = "INSERT INTO tally (name, count) VALUES ('{}', 1)"
+    async with records.store.transaction() as connection:
+        await connection.fetch("SELECT * FROM tally")
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            other.execute(write.format("theirs"))
+        async with records.store.transaction() as nested:  # part of the one that is open
+            await nested.execute(write.format("ours"))
+    other.execute(write.format("theirs"))
+    other.close()
+    assert await records.tally.all() == {"ours": 1, "theirs": 1}
 
 
 # --- cancellation --------------------------------------------------------------------------------

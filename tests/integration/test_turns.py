@@ -18,6 +18,7 @@ from mautrix.util.async_db import Database
 from bridges.mqtt_vitals.cadence import AGAIN_AFTER
 from bridges.mqtt_vitals.publisher import MAX_HISTORY_READINGS
 from fajma.events import VITALS, VITALS_BATCH, VITALS_DAY
+from fajma.language import Language
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.vitals import DeviceId, Kind
@@ -336,13 +337,41 @@ async def test_history_waits_until_nothing_else_is_due(
     assert len(batches(desk, rooms[0], history=True)) == 1
 
 
+async def test_a_new_consultation_begins_when_it_is_opened_and_shows_the_last_day_thinned(
+    sqlite_records: Records, desk: Desk, mine: Consultation
+) -> None:
+    await measure(sqlite_records, mine, 3_000)
+    desk.now = NOON + timedelta(hours=5)
+    opening = await sqlite_records.consultations.add(
+        patient=mine.patient,
+        clinicians=(),
+        language=Language.FRENCH,
+        time_zone="Africa/Dakar",
+        now=desk.now,
+    )
+    await sqlite_records.consultations.open_in(opening.id, "!again:clinic.test")
+    again = await sqlite_records.consultations.get(opening.id)
+    assert again is not None
+    await measure(sqlite_records, mine, 2)
+    async with desk.open():
+        await come(desk, again)
+        for _ in range(3):
+            desk.later(60)
+            await desk.round()
+    assert [(one.first, one.last) for one in batches(desk, again)] == [(3001, 3002)]
+    parts = batches(desk, again, history=True)
+    assert (parts[0].first, parts[-1].last) == (1, 3002)
+    assert 0 < sum(len(one.readings) for one in parts) < 3_000
+    assert len(states(desk, again)) > 0
+
+
 async def test_history_that_fails_does_not_hold_up_what_is_measured_now(
     sqlite_records: Records, desk: Desk, mine: Consultation
 ) -> None:
     await measure(sqlite_records, mine, 2)
     async with desk.open():
         await come(desk, mine)
-        await sqlite_records.store.db.execute("UPDATE reading SET sealed=$1", b"\x01" * 64)
+        desk.sender.failing["history"] = MForbidden(403)
         desk.later(COMES_S)
         await desk.round()
         await measure(sqlite_records, mine, 1)

@@ -132,6 +132,30 @@ def test_a_clock_that_is_set_while_it_runs_costs_one_reading() -> None:
     assert ages == [Age.LATE, Age.LIVE, Age.LIVE, Age.LIVE]
 
 
+@pytest.mark.parametrize("jump_s", [600, 86_400, 6 * 366 * 86_400.0])
+@pytest.mark.parametrize("uneven_s", [0, 4])
+def test_a_clock_that_jumps_and_comes_back_places_nothing_in_the_past(
+    jump_s: float, uneven_s: float
+) -> None:
+    clocks = Clocks()
+    unix(clocks, 0, 0)
+    unix(clocks, 5, 5, ahead_s=jump_s)
+    back = unix(clocks, 10, 10)
+    assert back == Placed(at(10), Clock.WRONG, Age.LATE)
+    # It is not steady yet where the next one comes later than usual.
+    second = unix(clocks, 15 + uneven_s, 15)
+    assert near(second.measured_at, 15 + uneven_s, within_s=5)
+    assert unix(clocks, 20 + uneven_s, 20).age is Age.LIVE
+
+
+def test_an_old_message_that_comes_after_a_newer_one_keeps_its_own_time() -> None:
+    clocks = Clocks()
+    unix(clocks, 0, 0)
+    unix(clocks, 600, 600)
+    assert unix(clocks, 601, 300) == Placed(at(300), Clock.DEVICE, Age.LATE)
+    assert unix(clocks, 605, 605) == Placed(at(605), Clock.DEVICE, Age.LIVE)
+
+
 def test_a_backlog_of_a_monitor_whose_clock_is_ahead_is_late_all_the_same() -> None:
     clocks = Clocks()
     for number in range(3):
@@ -195,6 +219,13 @@ def test_a_restart_costs_one_reading() -> None:
         uptime(clocks, 5 * number, 40_000 + 5 * number)
     ages = [uptime(clocks, 30 + 5 * n, 5 * n).age for n in range(3)]
     assert ages == [Age.LATE, Age.LIVE, Age.LIVE]
+
+
+def test_a_restart_places_nothing_before_it() -> None:
+    clocks = Clocks()
+    for number in range(3):
+        uptime(clocks, 5 * number, 40_000 + 5 * number)
+    assert uptime(clocks, 30, 3) == Placed(at(30), Clock.ARRIVAL, Age.LATE)
 
 
 def test_a_monitor_that_learns_the_time_goes_from_uptime_to_unix() -> None:

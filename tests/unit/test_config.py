@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import re
 import tomllib
 from enum import Enum
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
+from console.main import cli
 from fajma import config
-from fajma.config import Settings, as_toml, keys, load, read_secret, sections
+from fajma.config import Settings, as_toml, files_named, keys, load, read_secret, sections
 from fajma.errors import InputError
+from fajma.files import write_private
 from fajma.language import Language
 
 PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
@@ -278,6 +282,22 @@ def test_plain_http_to_a_homeserver_elsewhere_is_refused(tmp_path: Path, url: st
 )
 def test_loopback_and_https_homeservers_are_accepted(tmp_path: Path, url: str) -> None:
     assert load(write(tmp_path, homeserver={"url": url})).homeserver.url == url.rstrip("/")
+
+
+def test_the_check_misses_the_certificates_of_further_ingests(tmp_path: Path) -> None:
+    directory = NEEDED["secrets"] | {"directory": "."}
+    mqtt = {"ca_file": "ca.crt", "cert_file": "ingest.crt", "key_file": "ingest.key", "ingests": 2}
+    path = write(tmp_path, mqtt=mqtt, secrets=directory)
+    for _, file in files_named(load(path)):
+        if "-2" not in file.name:
+            file.parent.mkdir(exist_ok=True)
+            write_private(file, base64.b64encode(bytes(32)))
+    error = CliRunner().invoke(cli, ["config", "check", "--config", str(path)]).exception
+    assert isinstance(error, InputError)
+    assert [line.split(":")[0] for line in str(error).splitlines()] == [
+        f"mqtt.{name}_file of ingest 2 cannot be read from {tmp_path}/ingest-2.{ending}"
+        for name, ending in (("cert", "crt"), ("key", "key"))
+    ]
 
 
 def test_no_setting_offers_plain_text() -> None:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Self
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -31,6 +31,7 @@ from cryptography.x509.oid import NameOID
 
 from console.device import device
 from console.monitor_v1 import simulate
+from console.pki import ensure_ca, issue_device
 from console.recording import read_recording
 from console.simulation import Options, make_distinctive, scenario_values
 from fajma.errors import InputError, UnavailableError
@@ -603,3 +604,68 @@ def test_a_monitor_without_a_certificate_is_told_that_it_is_refused(mosquitto: M
 
     with pytest.raises(KeyboardInterrupt):
         simulate(quick(mosquitto.port, ca=mosquitto.folder / "ca.pem"), warn=warn)
+
+
+# --- certificates --------------------------------------------------------------------------------
+
+
+def certify(who: str, authority: Path, out: Path) -> Result:
+    return CliRunner().invoke(
+        device,
+        [
+            *("certificate", who, "--ca-cert", str(authority / "ca.crt")),
+            *("--ca-key", str(authority / "ca.key"), "--out", str(out)),
+        ],
+    )
+
+
+@pytest.mark.parametrize(
+    ("who", "name"),
+    [
+        ("a4:cf:12:f0:3b:7e", DEVICE),
+        ("fajma-ingest", "fajma-ingest"),
+        ("fajma-ingest-2", "fajma-ingest-2"),
+    ],
+)
+def test_a_monitor_or_an_ingest_gets_a_certificate_in_its_one_spelling(
+    tmp_path: Path, who: str, name: str
+) -> None:
+    authority, out = tmp_path / "authority", tmp_path / "out"
+    ensure_ca(authority)
+    out.mkdir()
+    assert certify(who, authority, out).exit_code == 0
+    made = x509.load_pem_x509_certificate((out / f"{name}.crt").read_bytes())
+    made.verify_directly_issued_by(
+        x509.load_pem_x509_certificate((authority / "ca.crt").read_bytes())
+    )
+    assert made.subject.rfc4514_string() == f"CN={name}"
+    assert (out / f"{name}.key").stat().st_mode & 0o777 == 0o600
+    assert sorted(path.name for path in out.iterdir()) == [f"{name}.crt", f"{name}.key"]
+    before = (out / f"{name}.crt").read_bytes()
+    assert certify(who, authority, out).exit_code == 0
+    assert (out / f"{name}.crt").read_bytes() == before
+
+
+@pytest.mark.parametrize("who", ["fajma-ingest-9", "fajma-ingest-1", "A4CF12F03B7", "server"])
+def test_nobody_else_gets_a_certificate(tmp_path: Path, who: str) -> None:
+    ensure_ca(tmp_path)
+    error = certify(who, tmp_path, tmp_path).exception
+    assert isinstance(error, InputError)
+    assert error.code == "bad_device"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["ca.crt", "ca.key"]
+
+
+def test_an_authority_that_cannot_sign_is_refused(tmp_path: Path) -> None:
+    own, other, monitor = tmp_path / "own", tmp_path / "other", tmp_path / "monitor"
+    for directory in (own, other, monitor):
+        ensure_ca(directory)
+    (own / "ca.key").write_bytes((other / "ca.key").read_bytes())
+    of_monitor = issue_device(monitor, DEVICE)
+    of_monitor.cert_file.rename(monitor / "ca.crt")
+    of_monitor.key_file.rename(monitor / "ca.key")
+    (other / "ca.key").write_text("no key")
+    for directory in (own, other, monitor, tmp_path):
+        error = certify(DEVICE, directory, tmp_path).exception
+        assert isinstance(error, InputError)
+        assert error.code == "bad_authority"
+    assert list(tmp_path.glob("*.crt")) == []

@@ -10,7 +10,7 @@ from canonicaljson import encode_canonical_json
 
 from bridges.mqtt_vitals.publisher import MAX_BATCH_READINGS, MAX_HISTORY_READINGS
 from fajma.events import VITALS_BATCH, VitalsBatch
-from fajma.vitals import MEASURES, Age, Clock, DeviceId, Kind, PatientKey, Reading
+from fajma.vitals import MEASURES, TELLING_LOW, Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 LARGEST_EVENT = 65_536
 """Client-server specification, "Size limits": the complete event, as it travels between servers."""
@@ -25,12 +25,14 @@ HIGHEST = {kind: MEASURES[kind].highest - Decimal("0.0001") for kind in Kind}
 
 
 def reading(number: int, kinds: set[Kind]) -> tuple[int, Reading]:
-    """As costly as can be: times and values that leap, ages that change."""
+    """As costly as can be: times and values that leap, and everything that is told as runs."""
     at = NOON + (FAR if number % 2 else timedelta(0)) + timedelta(milliseconds=number)
     values = HIGHEST if number % 2 else LOWEST
     age = Age.UNKNOWN if number % 2 else Age.LATE
     shown = {kind: values[kind] for kind in kinds}
-    return 10**15 + number, Reading(DeviceId("0" * 12), at, at, Clock.DEVICE, shown, age)
+    rest = (99, True, frozenset()) if number % 2 else (1, False, TELLING_LOW)
+    reading = Reading(DeviceId("0" * 12), at, at, Clock.DEVICE, shown, age, *rest)
+    return 10**15 + number, reading
 
 
 def size(batch: VitalsBatch) -> int:
@@ -105,7 +107,18 @@ def test_a_minute_of_a_monitor_is_small() -> None:
             Kind.TEMPERATURE: Decimal("36.8"),
         }
         minute.append(
-            (1_000_000 + number, Reading(DeviceId("0" * 12), at, at, Clock.DEVICE, values))
+            (
+                1_000_000 + number,
+                Reading(
+                    DeviceId("0" * 12),
+                    at,
+                    at,
+                    Clock.DEVICE,
+                    values,
+                    quality=90 + number,
+                    contact=True,
+                ),
+            )
         )
     batch = VitalsBatch.of(PatientKey("f" * 32), "$" + "a" * 43, minute)
-    assert len(encode_canonical_json(batch.to_content())) < 480
+    assert len(encode_canonical_json(batch.to_content())) < 510

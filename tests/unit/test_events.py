@@ -68,6 +68,8 @@ VITALS_CONTENTS = st.builds(
             for kind in Kind
         },
     ),
+    probe_off_since=st.none() | TIMES,
+    unusable_since=st.dictionaries(KINDS, TIMES),
 )
 BATCHES = st.builds(
     VitalsBatch,
@@ -81,6 +83,9 @@ BATCHES = st.builds(
             TIMES,
             st.fixed_dictionaries({}, optional={kind: value_of(kind) for kind in Kind}),
             st.sampled_from(Age),
+            st.sampled_from(Quality),
+            st.booleans(),
+            st.frozensets(KINDS),
         ),
         min_size=1,
         max_size=8,
@@ -99,7 +104,17 @@ ALARMS = KINDS.flatmap(
         value=value_of(kind),
         limit=value_of(kind),
         measured_at=TIMES,
+        is_late=st.booleans(),
     )
+) | st.builds(
+    AlarmBlock,
+    delivery_id=st.text(),
+    alarm_id=st.text(),
+    patient=st.just(PATIENT),
+    state=st.sampled_from(["started", "escalated", "recovered"]),
+    priority=st.sampled_from(["medium", "high"]),
+    measured_at=TIMES | st.none(),
+    trouble=st.text(),
 )
 JSON = st.recursive(
     st.none()
@@ -115,6 +130,7 @@ JSON = st.recursive(
                 [
                     *("version", "patient", "value", "exponent", "limit", "latest", "for_s"),
                     *("series", "values", "at", "from", "steps", "ages", "late"),
+                    *("quality", "good", "probe_off", "probe_off_since", "unusable"),
                 ]
             )
             | st.text(max_size=3),
@@ -235,22 +251,61 @@ def test_readings_that_are_not_live_are_marked_as_runs() -> None:
     assert [one.age for one in VitalsBatch.from_content(content).readings] == ages
 
 
-def test_a_reading_without_values_takes_its_place_and_no_room() -> None:
+def test_a_chart_sees_from_when_to_when_the_probe_was_off_and_nothing_was_usable() -> None:
+    on = reading(NOON, {Kind.SPO2: Decimal(97)})
     off = replace(reading(NOON, {}), contact=False)
-    on = reading(NOON + MS, {Kind.SPO2: Decimal(97)})
-    batch = VitalsBatch.of(PATIENT, "$day", [(1, off), (2, on), (3, off)])
-    assert (batch.first, batch.last, len(batch.readings)) == (1, 3, 1)
-    assert VitalsBatch.from_content(as_sent(batch.to_content())) == batch
+    low = replace(reading(NOON, {}), unusable=frozenset({Kind.HEART_RATE, Kind.SPO2}))
+    readings = [
+        replace(one, measured_at=NOON + n * MS) for n, one in enumerate([off, off, on, low, off])
+    ]
+    batch = VitalsBatch.of(PATIENT, "$day", list(enumerate(readings)))
+    content = as_sent(batch.to_content())
+    assert content["probe_off"] == [[0, 1], [4, 4]]
+    assert content["unusable"] == {"heart_rate": [[3, 3]], "spo2": [[3, 3]]}
+    assert content["series"] == {"spo2": {"values": [97], "at": [2]}}
+    assert VitalsBatch.from_content(content) == batch
+
+
+def test_the_quality_of_the_pulse_wave_is_told_in_words_and_not_where_it_is_unknown() -> None:
+    percents = [None, 50, 100, 49, 0, None]
+    readings = [
+        (n, replace(reading(NOON + n * MS, {Kind.SPO2: Decimal(97)}), quality=percent))
+        for n, percent in enumerate(percents)
+    ]
+    content = VitalsBatch.of(PATIENT, "$day", readings).to_content()
+    assert content["quality"] == {"poor": [[3, 4]], "unknown": [[0, 0], [5, 5]]}
+    assert VitalsBatch.of(PATIENT, "$day", readings[1:3]).to_content()["quality"] == {}
+    assert "quality" not in VitalsBatch.of(PATIENT, "$day", readings[:1]).to_content()
+
+
+def test_a_snapshot_says_since_when_there_is_nothing_to_see() -> None:
+    vitals = Vitals(PATIENT, NOON, {}, NOON - MS, {Kind.SPO2: NOON - 2 * MS})
+    content = as_sent(vitals.to_content())
+    assert content["probe_off_since"] == 1_772_452_799_999
+    assert content["unusable_since"] == {"spo2": 1_772_452_799_998}
 
 
 @pytest.mark.parametrize(
-    "runs", [{"late": [[0, 1]]}, {"late": [[-1, 0]]}, {"late": [[0, 10**12]]}, {"old": [[0, 0]]}]
+    "marks",
+    [
+        {"ages": {"late": [[0, 1]]}},
+        {"ages": {"late": [[-1, 0]]}},
+        {"ages": {"late": [[0, 10**12]]}},
+        {"ages": {"old": [[0, 0]]}},
+        {"quality": {"good": [[1, 1]]}},
+        {"quality": {"fair": [[0, 0]]}},
+        {"probe_off": [[0, 10**12]]},
+        {"probe_off": [[0]]},
+        {"probe_off": {"spo2": [[0, 0]]}},
+        {"unusable": {"spo2": [[1, 0]]}},
+        {"unusable": {"blood_sugar": [[0, 0]]}},
+    ],
 )
-def test_marks_of_readings_that_are_not_there_are_refused(runs: dict[str, Any]) -> None:
+def test_marks_of_readings_that_are_not_there_are_refused(marks: dict[str, Any]) -> None:
     reader, content = READERS["batch"]
-    reader(content | {"ages": {"late": [[0, 0]]}})
+    reader(content | {"ages": {"late": [[0, 0]]}, "probe_off": [[0, 0]]})
     with pytest.raises(DecodeError):
-        reader(content | {"ages": runs})
+        reader(content | marks)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +365,7 @@ READERS: dict[str, tuple[Callable[[Any], object], dict[str, Any]]] = {
     "alarm": (
         AlarmBlock.from_content,
         AlarmBlock(
-            "d", "a", PATIENT, "started", Kind.SPO2, "high", Decimal(86), Decimal(90), NOON
+            "d", "a", PATIENT, "started", "high", NOON, Kind.SPO2, Decimal(86), Decimal(90)
         ).to_content(),
     ),
 }

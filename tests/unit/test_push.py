@@ -127,6 +127,17 @@ def test_an_alarm_of_any_hospital_rings_on_duty_and_is_silent_off_duty(server: s
     assert effect(alarm, rings=False) == ("com.fajma.alarms", False, {})
 
 
+def test_the_end_of_an_alarm_is_silent() -> None:
+    end = message("@fajma-alerts:clinic.test") | {"content.com\\.fajma\\.ring": "nobody"}
+    assert effect(end) == ("com.fajma.endings", False, {})
+
+
+@pytest.mark.parametrize("rings", [True, False])
+def test_an_alarm_that_nobody_answered_rings_off_duty_too(*, rings: bool) -> None:
+    unanswered = message("@fajma-alerts:clinic.test") | {"content.com\\.fajma\\.ring": "everyone"}
+    assert effect(unanswered, rings=rings) == ("com.fajma.everyone", True, RING)
+
+
 @pytest.mark.parametrize("rings", [True, False])
 def test_telemetry_and_answers_are_silent_for_everybody(rings: bool) -> None:  # noqa: FBT001
     vitals, talk = message("@fajma-vitals:clinic.test"), message("@fajma:clinic.test")
@@ -159,6 +170,8 @@ def test_a_new_account_gets_all_rules_in_order_and_before_those_of_the_server(
     account.bring(rings=True)
     assert [rule["rule_id"] for rule in account.answer()["global"]["override"]] == [
         ".m.rule.master",
+        "com.fajma.everyone",
+        "com.fajma.endings",
         "com.fajma.alarms",
         "com.fajma.telemetry",
         "com.fajma.invitations",
@@ -177,10 +190,14 @@ def test_nothing_is_sent_when_all_is_right(account: Account) -> None:
 
 def test_going_off_duty_changes_the_alarm_rule_and_nothing_else(account: Account) -> None:
     account.bring(rings=True)
-    (change,) = account.bring(rings=False)
+    change, *above = account.bring(rings=False)
     assert (change.method, change.path) == ("PUT", "global/override/com.fajma.alarms")
     assert change.body is not None
     assert change.body["actions"] == []
+    assert [one.path for one in above] == [  # these must stay above: put again
+        "global/override/com.fajma.endings",
+        "global/override/com.fajma.everyone",
+    ]
 
 
 def test_a_room_muted_later_is_stepped_over_and_stays_muted_for_what_people_say(
@@ -191,13 +208,13 @@ def test_a_room_muted_later_is_stepped_over_and_stays_muted_for_what_people_say(
     assert account.override[0]["rule_id"] == "!ward:clinic.test"
     account.bring(rings=True)
     order = [rule["rule_id"] for rule in account.override]
-    assert order[0] == "com.fajma.alarms"
+    assert order[:3] == ["com.fajma.everyone", "com.fajma.endings", "com.fajma.alarms"]
     assert order[-1] == "!ward:clinic.test"
 
 
 def test_a_rule_that_the_user_disabled_is_enabled_again(account: Account) -> None:
     account.bring(rings=True)
-    account.override[0]["enabled"] = False
+    account.override[2]["enabled"] = False
     (change,) = account.bring(rings=True)
     assert change.path == "global/override/com.fajma.alarms/enabled"
     assert account.bring(rings=True) == ()
@@ -221,7 +238,7 @@ def test_a_rule_of_ours_from_another_version_is_taken_away(account: Account) -> 
 @pytest.mark.parametrize("silence", [["dont_notify"], ["coalesce"], []])
 def test_older_words_for_silence_are_left_alone(account: Account, silence: list[str]) -> None:
     account.bring(rings=True)
-    account.override[1]["actions"] = silence
+    account.override[3]["actions"] = silence
     assert account.bring(rings=True) == ()
 
 
@@ -242,9 +259,11 @@ def test_an_alarm_rule_that_was_made_quiet_or_strange_is_put_again(
     account: Account, actions: object
 ) -> None:
     account.bring(rings=True)
-    account.override[0]["actions"] = actions
+    account.override[2]["actions"] = actions
     assert [change.path for change in account.bring(rings=True)] == [
-        "global/override/com.fajma.alarms"
+        "global/override/com.fajma.alarms",
+        "global/override/com.fajma.endings",
+        "global/override/com.fajma.everyone",
     ]
 
 

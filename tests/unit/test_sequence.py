@@ -25,6 +25,8 @@ def test_a_monitor_that_holds_nothing_older_settles_what_is_below() -> None:
 def test_what_a_monitor_deleted_and_we_never_had_is_counted() -> None:
     assert Sequence().missing_below(1000) == 0  # never heard of before
     assert Sequence(5).missing_below(6) == 0
+    assert Sequence(2**32 - 1).missing_below(2**32 + 3) == 3
+    assert Sequence(5).missing_below(2**32) == 0  # enrolled again
     assert Sequence(5).missing_below(10) == 4
     assert Sequence(5, ((7, 8),)).missing_below(10) == 2
     assert Sequence(5, ((7, 20),)).missing_below(10) == 1

@@ -74,6 +74,41 @@ def test_a_value_that_is_not_live_says_so_until_a_live_one_follows() -> None:
     assert latest([live, older], Kind.SPO2).age is Age.LIVE
 
 
+def test_the_quality_is_that_of_the_pulse_wave_behind_the_value() -> None:
+    one = replace(reading(0, spo2=97, heart_rate=78, temperature=37), quality=90)
+    two = replace(reading(5, spo2=95, temperature=37), quality=10)
+    snapshot = Snapshot(PATIENT)
+    snapshot.take(one)
+    snapshot.take(two)
+    assert {kind: latest.quality for kind, latest in snapshot.vitals(NOON).latest.items()} == {
+        Kind.HEART_RATE: Quality.GOOD,
+        Kind.SPO2: Quality.POOR,
+        Kind.TEMPERATURE: Quality.UNKNOWN,
+    }
+
+
+def test_it_says_since_when_the_probe_is_off_or_nothing_usable_comes() -> None:
+    snapshot = Snapshot(PATIENT)
+    snapshot.take(reading(0, spo2=97))
+    for after_s in (5, 10):
+        snapshot.take(replace(reading(after_s), contact=False))
+        snapshot.take(replace(reading(3), contact=True))  # came late
+        assert not snapshot.is_empty
+        assert snapshot.vitals(NOON).probe_off_since == NOON + timedelta(seconds=5)
+    low = frozenset({Kind.SPO2})
+    snapshot.take(replace(reading(15), unusable=low))
+    snapshot.take(replace(reading(20, heart_rate=70), unusable=low | {Kind.HEART_RATE}))
+    vitals = snapshot.vitals(NOON)
+    assert vitals.probe_off_since is None
+    assert vitals.unusable_since == {
+        Kind.SPO2: NOON + timedelta(seconds=15),
+        Kind.HEART_RATE: NOON + timedelta(seconds=20),
+    }
+    assert vitals.latest[Kind.SPO2].measured_at == NOON
+    snapshot.take(reading(25, spo2=96, heart_rate=71))
+    assert snapshot.vitals(NOON).unusable_since == {}
+
+
 def test_of_two_readings_of_one_moment_the_one_that_came_last_counts() -> None:
     assert latest([reading(0, spo2=97), reading(0, spo2=95)], Kind.SPO2).value == 95
 

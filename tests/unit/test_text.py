@@ -18,12 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bots.alerts.alarm import Decision, Reason
-from bots.alerts.alarm_state import AlarmId
+from bots.alerts.alarm_state import AlarmId, Trouble
+from bots.alerts.late import LateDecision
 from bots.alerts.limits import DEFAULT_LIMITS, Comparison, Limit, Priority
+from bots.alerts.open_alarms import AnyDecision
+from bots.alerts.technical import TechnicalDecision
 from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, duty_time, render
 from fajma.errors import BugError
 from fajma.language import DEFAULT_LANGUAGE, Language, translator
-from fajma.vitals import Kind
+from fajma.vitals import DeviceId, Kind
 
 ROOT = Path(__file__).parents[2]
 FRENCH, ENGLISH = Language.FRENCH, Language.ENGLISH
@@ -50,11 +53,12 @@ def decision(
         alarm_id=AlarmId("spo2-low-4711"),
         since=NOW - timedelta(seconds=lasted),
         measured_at=NOW,
+        at=NOW,
     )
 
 
 def say(
-    told: Decision,
+    told: AnyDecision,
     *,
     bed: str = "4",
     initials: str = "A.D.",
@@ -229,6 +233,202 @@ def test_the_quality_of_the_signal_is_shown_where_it_is_known() -> None:
 def test_a_decision_that_is_not_announced_has_no_words(reason: Reason) -> None:
     with pytest.raises(BugError, match="announced"):
         say(decision(reason=reason))
+
+
+# What is said again, and ends that nobody saw
+
+
+@pytest.mark.parametrize(
+    ("reason", "step", "french", "english"),
+    [
+        (
+            Reason.RENOTIFIED,
+            0,
+            f"rappel{NB}: personne n'a répondu",
+            "reminder: nobody has answered",
+        ),
+        (
+            Reason.ESCALATED,
+            1,
+            f"personne n'a répondu{NB}: palier 2",
+            "nobody has answered: step 2",
+        ),
+        (Reason.SNOOZE_ENDED, 0, "fin de la pause", "the pause is over"),
+        (Reason.SNOOZE_BROKEN, 0, "aggravation pendant la pause", "worse during the pause"),
+    ],
+)
+def test_a_message_that_comes_again_says_why_after_what_is_wrong(
+    reason: Reason, step: int, french: str, english: str
+) -> None:
+    told = replace(decision(reason=reason), step=step)
+
+    assert say(told).body == (
+        f"ALARME HAUTE · Lit 4 A.D. · SpO2 86{NB}% (<{NB}90 depuis 20{NB}s) · {french} · "
+        "14:02 UTC+0 · Voir le patient"
+    )
+    assert f" · {english} · 14:02" in say(told, language=ENGLISH).body
+
+
+def test_a_reminder_does_not_say_that_a_value_breaks_a_limit_it_does_not_break() -> None:
+    told = decision(value="93.04", reason=Reason.RENOTIFIED, lasted=300)
+
+    assert f"SpO2 93{NB}% (alarme <{NB}90 il y a 5{NB}min)" in say(told).body
+    assert f"SpO2 93{NB}% (alarm <{NB}90 5{NB}min ago)" in say(told, language=ENGLISH).body
+
+
+def test_an_age_that_nobody_entered_is_named() -> None:
+    told = render(
+        decision(), bed="4", initials="A.D.", language=FRENCH, zone="UTC", age_unknown=True
+    )
+
+    assert f" · âge inconnu{NB}: limites d'un adulte · 14:02" in told.body
+
+
+def test_the_end_of_monitoring_names_the_limit_of_the_alarm_that_was_open() -> None:
+    end = decision(reason=Reason.NOT_MONITORED)
+
+    assert say(end).body == (
+        f"FIN DE SURVEILLANCE · Lit 4 A.D. · une alarme était ouverte{NB}: "
+        f"SpO2 <{NB}90{NB}% · 14:02 UTC+0"
+    )
+
+
+def test_an_end_by_other_limits_says_so() -> None:
+    end = decision(reason=Reason.RULES_CHANGED)
+
+    assert say(end).body == (
+        f"FIN D'ALARME · Lit 4 A.D. · SpO2 <{NB}90{NB}% · les limites ont changé · 14:02 UTC+0"
+    )
+
+
+# Technical alarms and late breaches
+
+
+def trouble(
+    what: Trouble,
+    *,
+    reason: Reason = Reason.STARTED,
+    lasted: float = 90,
+    last: datetime | None = NOW,
+    priority: Priority = Priority.MEDIUM,
+) -> TechnicalDecision:
+    at = NOW + timedelta(seconds=lasted)
+    device = DeviceId("A4CF12F03B7E")
+    alarm_id = AlarmId(f"{what}-{device}-n1")
+    return TechnicalDecision(reason, what, device, priority, alarm_id, NOW, last, at)
+
+
+@pytest.mark.parametrize(
+    ("told", "text"),
+    [
+        (
+            trouble(Trouble.NO_READINGS),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · plus de mesures depuis 90{NB}s · "
+                "dernière 14:02 UTC+0 · Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.NO_READINGS, last=None, lasted=120),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · plus de mesures depuis 2{NB}min · "
+                "aucune encore · Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.NO_READINGS, reason=Reason.RENOTIFIED, lasted=700),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · plus de mesures depuis 12{NB}min · "
+                f"rappel{NB}: personne n'a répondu · dernière 14:02 UTC+0 · "
+                "Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.PROBE_OFF, lasted=30),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · capteur détaché ou sans signal depuis 30{NB}s · "
+                "dernière 14:02 UTC+0 · Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.UNKNOWN_AGE, lasted=60),
+            (
+                f"ALARME TECHNIQUE · Lit 4 A.D. · mesures d'âge inconnu depuis 60{NB}s · "
+                "dernière 14:02 UTC+0 · Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.WRONG_CLOCK),
+            (
+                "ALARME TECHNIQUE · Lit 4 A.D. · l'horloge du moniteur est fausse · "
+                "14:04 UTC+0 · Régler l'horloge"
+            ),
+        ),
+        (
+            trouble(Trouble.NO_USABLE_PULSE, priority=Priority.HIGH),
+            (
+                "ALARME HAUTE · Lit 4 A.D. · pas de pouls exploitable · dernière 14:02 UTC+0 · "
+                "Voir le patient et le capteur"
+            ),
+        ),
+        (
+            trouble(Trouble.PROBE_OFF, reason=Reason.RECOVERED),
+            "FIN D'ALARME TECHNIQUE · Lit 4 A.D. · le signal du pouls est revenu · 14:04 UTC+0",
+        ),
+    ],
+)
+def test_a_technical_alarm_says_what_is_wrong_since_when_and_what_was_the_last(
+    told: TechnicalDecision, text: str
+) -> None:
+    found = say(told)
+
+    assert found.body == text
+    assert words_of(found.html).text == text
+
+
+@pytest.mark.parametrize("what", Trouble)
+@pytest.mark.parametrize("reason", [reason for reason in Reason if reason.announced])
+@pytest.mark.parametrize("language", Language)
+def test_every_announced_word_on_every_trouble_can_be_said(
+    what: Trouble, reason: Reason, language: Language
+) -> None:
+    assert " · " in say(trouble(what, reason=reason), language=language).body
+
+
+def late(first: timedelta, last: timedelta, reason: Reason = Reason.DURING_OUTAGE) -> LateDecision:
+    limit = DEFAULT_LIMITS[Kind.SPO2][0][1]
+    return LateDecision(
+        reason=reason,
+        kind=Kind.SPO2,
+        direction=limit.direction,
+        priority=limit.priority,
+        value=Decimal(84),
+        measured_at=NOW - first,
+        limit=limit,
+        alarm_id=AlarmId("late-spo2-low-4711"),
+        first=NOW - first,
+        last=NOW - last,
+        at=NOW,
+        step=1,
+    )
+
+
+def test_a_late_breach_says_its_worst_value_and_from_when_to_when() -> None:
+    told = late(timedelta(minutes=62), timedelta(minutes=57))
+
+    assert say(told).body == (
+        f"PENDANT LA COUPURE · ALARME HAUTE · Lit 4 A.D. · SpO2 84{NB}% (<{NB}90) · "
+        "13:00 à 13:05 UTC+0 · Voir le patient"
+    )
+    assert "13:00 to 13:05 UTC+0" in say(told, language=ENGLISH).body
+
+
+def test_a_late_breach_of_another_day_has_its_date_and_a_short_one_a_single_time() -> None:
+    two_days = timedelta(days=2)
+
+    assert " · 27 févr. 14:02 UTC+0 · " in say(late(two_days, two_days)).body
+    reminder = say(late(two_days, two_days, Reason.ESCALATED)).body
+    assert f"(<{NB}90) · personne n'a répondu{NB}: palier 2 · 27 févr." in reminder
 
 
 # What staff typed is not trusted

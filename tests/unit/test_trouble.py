@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 from mautrix.errors import MatrixConnectionError, MatrixUnknownRequestError, MForbidden
 
-from appservice.sender import BusyError
 from bridges.mqtt_vitals.trouble import Whose, is_refusal, whose
-from fajma.errors import UnavailableError
+from fajma.errors import BusyError, UnavailableError
 
 
 @pytest.mark.parametrize(

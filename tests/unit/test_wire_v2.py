@@ -68,7 +68,7 @@ def values(draw: st.DrawFn) -> dict[Kind, Decimal]:
         for kind in Kind
         if (places := draw(st.sampled_from([None, None, 0, 1, 4]))) is not None
     }
-    if found.get(Kind.SYSTOLIC, Decimal(301)) <= found.get(Kind.DIASTOLIC, Decimal(0)):
+    if found.get(Kind.SYSTOLIC, Decimal(0)) <= found.get(Kind.DIASTOLIC, Decimal(-1)):
         del found[Kind.DIASTOLIC]
     return found
 
@@ -156,6 +156,7 @@ def spell_item(item: Item) -> dict[str, Any]:
         ],
         "quality": item.quality,
         "contact": item.contact,
+        **({"unusable": sorted(item.unusable)} if item.unusable else {}),
         **({"no_usable_value": True} if item.no_usable_value else {}),
     }
 

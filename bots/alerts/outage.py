@@ -1,0 +1,113 @@
+"""Many patients of a ward that go silent together: one message, and one when they are back. Pure.
+
+A broker, a switch or an access point that fails silences a whole ward. Thirty alarms then hide the
+one patient who matters, so:
+
+1. When somebody's silence is due to be told, and at least ``LEAST`` patients of the ward and at
+   least half of those who wear a monitor there are silent, it is an outage. Silent is who was not
+   heard for half of the usual time: the others would follow one by one within the next minute.
+2. The ward is told once for all of them, and again while it lasts and nobody sees to it.
+3. It is over when at least half of them were heard again for ``STEADY``, or all of them were.
+   The ward is told who is not back; their silence counts for itself from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from datetime import datetime, timedelta
+from html import escape
+from typing import Final
+
+from bots.alerts.alarm_state import PatientState
+from bots.alerts.text import MAX_BED, Text, clock_time
+from fajma.language import SEPARATOR, Language, shown, translator
+from fajma.vitals import PatientKey
+
+# FAJMA defaults, not from a guideline.
+
+LEAST: Final = 3
+"""Fewer are told one by one."""
+
+STEADY: Final = timedelta(seconds=60)
+"""For how long at least half must be back: longer than a single reading counts (rule 1)."""
+
+BEDS_SHOWN: Final = 12
+"""Most beds that a message lists."""
+
+
+def heard_at(state: PatientState) -> datetime | None:
+    """When a patient was last heard, by any monitor that is worn; ``None`` if none is worn."""
+    standing = state.standing
+    times = [
+        max(since, state.heard[device].at) if device in state.heard else since
+        for device, since in standing.worn.items()
+    ]
+    return max(times, default=None)
+
+
+def silent(
+    states: Mapping[PatientKey, PatientState], now: datetime, silent_after: timedelta
+) -> frozenset[PatientKey]:
+    """Who of these patients wears a monitor and was not heard for half of the usual time."""
+    found = set()
+    for patient, state in states.items():
+        heard = heard_at(state)
+        if heard is not None and now - heard >= silent_after / 2:
+            found.add(patient)
+    return frozenset(found)
+
+
+def is_outage(silenced: Collection[PatientKey], members: Collection[PatientKey]) -> bool:
+    """Whether so many of a ward's patients with a monitor are silent that it is one matter."""
+    return len(silenced) >= LEAST and 2 * len(silenced) >= len(members)
+
+
+def half_back(silenced: Collection[PatientKey], concerned: Collection[PatientKey]) -> bool:
+    """Whether at least half of those whom an outage concerned were heard again."""
+    return 2 * len(silenced) <= len(concerned)
+
+
+# The words
+
+
+def began(count: int, members: int, *, since: datetime, language: Language, zone: str) -> Text:
+    """That a ward is not monitored."""
+    _ = translator(language).gettext
+    return _told(
+        _("TECHNICAL ALARM"),
+        _("no readings from {count} of {all} patients since {time}").format(
+            count=count, all=members, time=clock_time(since, zone)
+        ),
+        _("See the patients, then network and power of the monitors"),
+    )
+
+
+def ended(
+    missing: Collection[str],
+    concerned: int,
+    *,
+    since: datetime,
+    now: datetime,
+    language: Language,
+    zone: str,
+) -> Text:
+    """That it is over, and in which beds nothing was heard yet."""
+    _ = translator(language).gettext
+    back = _("{count} of {all} patients are monitored again").format(
+        count=concerned - len(missing), all=concerned
+    )
+    times = _("readings were missing from {start} to {end}").format(
+        start=clock_time(since, zone), end=clock_time(now, zone)
+    )
+    parts = [back, times]
+    if missing:
+        beds = ", ".join(shown(bed, MAX_BED) for bed in sorted(missing)[:BEDS_SHOWN])
+        more = len(missing) - BEDS_SHOWN
+        beds = f"{beds} + {more}" if more > 0 else beds
+        parts.append(_("still no readings: beds {beds}").format(beds=beds))
+    return _told(_("END OF OUTAGE"), *parts)
+
+
+def _told(title: str, *parts: str) -> Text:
+    html = [f"<strong>{escape(title)}</strong>", *map(escape, parts)]
+    return Text(SEPARATOR.join((title, *parts)), SEPARATOR.join(html))
