@@ -137,11 +137,16 @@ class Proxy:
         call = Call(name, self._numbers[name])
         self.calls.append(call)
         body = await request.read()
+        if call == self._at and self._held is not None:
+            self.has_failed = True
+            return await self._keep(request, body, self._held)
+        task = asyncio.current_task()
+        if task is not None and "sync" not in request.path:
+            self._under_way.add(task)
+            task.add_done_callback(self._under_way.discard)
         if call != self._at:
             return await self._answer(request, body)
         self.has_failed = True
-        if self._held is not None:
-            return await self._keep(request, body, self._held)
         return await self._fail(request, body)
 
     async def _keep(
@@ -178,14 +183,7 @@ class Proxy:
     async def _forward(
         self, request: web.Request, body: bytes
     ) -> tuple[int, Mapping[str, str], bytes]:
-        """Have the homeserver do it, also if the client has gone away."""
-        task = asyncio.create_task(self._ask(request, body))
-        if "sync" not in request.path:
-            self._under_way.add(task)
-            task.add_done_callback(self._under_way.discard)
-        return await asyncio.shield(task)
-
-    async def _ask(self, request: web.Request, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
+        """Have the homeserver do it."""
         kept = {"authorization", "content-type", "accept-encoding"}
         headers = {name: text for name, text in request.headers.items() if name.lower() in kept}
         async with self._session.request(
@@ -225,7 +223,7 @@ class _Tap:
         self.seen: list[Statement] = []
         self._numbers: Counter[str] = Counter()
         self._at, self._after, self._deadly = at, after, deadly
-        self.has_failed = False
+        self.failed = asyncio.Event()
 
     def count(self, text: str) -> Statement:
         self._numbers[text] += 1
@@ -236,7 +234,7 @@ class _Tap:
     def maybe_fail(self, one: Statement, *, after: bool) -> None:
         if one != self._at or after is not self._after:
             return
-        self.has_failed = True
+        self.failed.set()
         if self._deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         raise OSError("the database is away")

@@ -80,6 +80,13 @@ _REMOTE_TIMEOUT_MS: Final = 3_000
 _RETRY_REMOTE_S: Final = 60.0
 """After a user's or device's keys could not be had, how long until we ask again."""
 
+_BLIP_PAUSES_S: Final = (0.3, 0.7)
+"""Pauses before our homeserver is asked again that failed over what a message needs; then the
+message goes without it, to whoever can read it."""
+
+_CLAIM_TIMEOUT_S: Final = _REMOTE_TIMEOUT_MS / 1000 + 5
+"""How long it may take to answer about one-time keys."""
+
 _FULL_SYNC_TIMEOUT_S: Final = 300.0
 """nio sets no limit for a first sync; a stalled connection would hang for ever."""
 
@@ -225,6 +232,7 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         self._ask_again_at: dict[str, float] = {}
         self._on_gap: list[OnGap] = []
         self._claim_again_at: dict[tuple[str, str], float] = {}
+        self._claim_failed = False
 
     # -----------------------------------------------------------------------------------------
     # Session
@@ -311,15 +319,15 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
     # Requests
 
     async def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
     ) -> tuple[int, dict[str, Any]]:
         """A request that nio has no method for: HTTP status and answer (empty if no object)."""
-        response = await self.send(
-            method,
-            f"{_CLIENT}/{path}",
-            None if body is None else json.dumps(body),
-            {"Authorization": f"Bearer {self.access_token}", "Content-Type": "application/json"},
-        )
+        response = await self._ask(method, path, body, timeout_s=timeout_s)
         try:
             answer = await response.json(content_type=None)
         except ValueError:
@@ -327,6 +335,24 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         except (ClientError, TimeoutError, OSError) as error:
             raise _no_answer() from error
         return response.status, answer if isinstance(answer, dict) else {}
+
+    async def _ask(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+        *,
+        timeout_s: float | None = None,
+    ) -> ClientResponse:
+        """A request below ``/_matrix/client/v3/`` as our account."""
+        response: ClientResponse = await self.send(
+            method,
+            f"{_CLIENT}/{path}",
+            None if body is None else json.dumps(body),
+            {"Authorization": f"Bearer {self.access_token}", "Content-Type": "application/json"},
+            timeout=timeout_s,
+        )
+        return response
 
     async def send(self, *args: Any, **kwargs: Any) -> Any:
         """As nio's, but raises ``UnavailableError`` when the homeserver does not answer."""
@@ -384,10 +410,15 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
 
     async def _ask_for_changes(self) -> None:
         """The same before a message, which must not wait for somebody of whom we are not told."""
-        if not isinstance(await self.keys_query(), _CheckedKeys):
-            for user in self._due_for_query():
-                async with self._query_lock:
-                    await self._ask_about({user})
+        for pause_s in _BLIP_PAUSES_S:
+            if isinstance(await self.keys_query(), _CheckedKeys):
+                return
+            await asyncio.sleep(pause_s)
+        for user in self._due_for_query():
+            async with self._query_lock:
+                answer = await self._ask_about({user})
+            if not isinstance(answer, _CheckedKeys):
+                self._ask_again_at[user] = time.monotonic() + _RETRY_REMOTE_S
 
     async def _ask_about(self, users: set[str]) -> KeysQueryResponse | KeysQueryError:
         """Ask for devices and take in what is told; the caller has the lock."""
@@ -405,8 +436,8 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             self.olm.users_for_key_query |= users - answered
         for user in answered:
             self._ask_again_at.pop(user, None)
-        if isinstance(answer, _CheckedKeys) or len(users) == 1:
-            # Somebody's homeserver is away, or ours does not tell: go on with what we know of them.
+        if isinstance(answer, _CheckedKeys):
+            # Somebody's homeserver is away: go on with what we know of them.
             again = time.monotonic() + _RETRY_REMOTE_S
             self._ask_again_at.update(dict.fromkeys(users - answered, again))
         return answer
@@ -543,8 +574,13 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
             user: dict.fromkeys(devices, "signed_curve25519") for user, devices in user_set.items()
         }
         body = {"one_time_keys": wanted, "timeout": _REMOTE_TIMEOUT_MS}
-        status, answer = await self._request("POST", _with_timeout("keys/claim"), body)
-        if status != 200:  # noqa: PLR2004
+        self._claim_failed = True
+        status, answer = await self._request(
+            "POST", _with_timeout("keys/claim"), body, timeout_s=_CLAIM_TIMEOUT_S
+        )
+        if status == 200 and isinstance(answer.get("one_time_keys"), dict):  # noqa: PLR2004
+            self._claim_failed = False
+        else:
             _log.warning("The homeserver gives no one-time keys (HTTP %d).", status)
         claimed: dict[str, dict[str, Any]] = {}
         for user, devices in wanted.items():
@@ -558,17 +594,36 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         await self.receive_response(response)
         return response
 
-    async def _claim_missing(self, room_id: str) -> None:
-        """Make encryption to a room's signed devices possible; once a minute for each."""
+    async def _claim_missing(self, room_id: str, *, again: bool = False) -> None:
+        """Make encryption to a room's signed devices possible; once a minute for each.
+
+        Args:
+            room_id: the room.
+            again: also of whom it was just tried in vain because our homeserver failed.
+        """
         now = time.monotonic()
         due: dict[str, list[str]] = {}
         for user, devices in self.get_missing_sessions(room_id).items():
             for device in devices:
-                if self._claim_again_at.get((user, device), 0) <= now:
+                if again or self._claim_again_at.get((user, device), 0) <= now:
                     self._claim_again_at[user, device] = now + _RETRY_REMOTE_S
                     due.setdefault(user, []).append(device)
         if due:
             await self.keys_claim(due)
+        elif again:
+            self._claim_failed = False  # meanwhile nobody lacks any
+
+    async def _claim_for_message(self, room_id: str) -> None:
+        """The same before a message: whoever is left out now can never read it."""
+        for pause_s in (*_BLIP_PAUSES_S, None):
+            try:
+                await self._claim_missing(room_id, again=self._claim_failed)
+            except UnavailableError as error:
+                _log.warning("One-time keys could not be claimed (%s).", error.code)
+            if not self._claim_failed:
+                return
+            if pause_s is not None:
+                await asyncio.sleep(pause_s)
 
     # -----------------------------------------------------------------------------------------
     # Sending
@@ -706,29 +761,40 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
         """Make a new room key and send it to the signed devices in the room.
 
         nio marks a key as shared although sending it failed, never unlocks a room when claiming
-        keys was interrupted, and credits a late answer to the wrong key; hence our own.
+        keys was interrupted, credits a late answer to the wrong key, and forgets our access token
+        when the homeserver refuses (it takes the list of devices for a soft logout); hence our own.
         """
         self.invalidate_outbound_session(room_id)
-        await self._claim_missing(room_id)
+        await self._claim_for_message(room_id)
         await self._look_at_records(room_id)  # the homeserver may have taken its time
         with self._one_commit():
             readers = list(self._readers(room_id))
             batches = list(self.olm.share_group_session_parallel(room_id, readers))
         session = self.olm.outbound_group_sessions[room_id]
         for recipients, messages in batches:
-            method, path, data = Api.to_device(
-                self.access_token, "m.room.encrypted", messages, uuid4()
-            )
-            answer = await self._send(
-                ShareGroupSessionResponse, method, path, data, (room_id, recipients)
-            )
-            if not isinstance(answer, ShareGroupSessionResponse):
-                raise UnavailableError(
-                    "The homeserver refused to pass on a room key; trying again later.",
-                    code="sharing_refused",
-                )
+            await self._pass_on(messages)
             session.users_shared_with.update(recipients)
         session.shared = True
+
+    async def _pass_on(self, messages: Mapping[str, Any]) -> None:
+        """Have encrypted to-device messages delivered.
+
+        Raises:
+            BusyError: the homeserver wants to be left alone (only with ``tells_when_busy``).
+            UnavailableError: it does not answer, or refuses.
+        """
+        response = await self._ask("PUT", f"sendToDevice/m.room.encrypted/{uuid4()}", messages)
+        if self._tells_when_busy and response.status == _TOO_MANY:
+            raise await _busy(response)
+        if response.status != 200:  # noqa: PLR2004
+            raise UnavailableError(
+                "The homeserver refused to pass on a room key; trying again later.",
+                code="sharing_refused",
+            )
+        try:
+            await self.parse_body(response)  # a proxy's page is no success
+        except (ClientError, TimeoutError, OSError) as error:
+            raise _no_answer() from error
 
     # -----------------------------------------------------------------------------------------
     # Receiving
@@ -790,11 +856,27 @@ class SignedClient(AsyncClient):  # type: ignore[misc]
                 await self._claim_missing(room.room_id)
 
     async def keys_upload(self) -> Any:
-        """As nio's, but what we publish is on disk first, so that a crash cannot lose it."""
+        """As nio's, but what we publish is on disk first, so that a crash cannot lose it.
+
+        And with a new fallback key each time, which nio does not know: the homeserver gives it out
+        once the one-time keys are used up, whereupon it asks us for more.
+        """
         content = self.olm.share_keys()
+        account = self.olm.account._account  # noqa: SLF001 - nio hides what vodozemac can do
+        if not account.fallback_key:  # otherwise one is not published yet
+            account.generate_fallback_key()
+        content["fallback_keys"] = {
+            f"signed_curve25519:{key_id}": self._signed_fallback(key.to_base64())
+            for key_id, key in account.fallback_key.items()
+        }
         self.olm.save_account()
         method, path, data = Api.keys_upload(self.access_token, content)
         return await self._send(KeysUploadResponse, method, path, data)
+
+    def _signed_fallback(self, key: str) -> dict[str, Any]:
+        bare = {"key": key, "fallback": True}
+        signature = self.olm.sign_json(bare)
+        return {**bare, "signatures": {self.user_id: {f"ed25519:{self.device_id}": signature}}}
 
     async def _handle_sync(self, response: SyncResponse) -> None:
         """Handle a batch completely, then remember it; nio remembers it first and loses it."""

@@ -157,6 +157,15 @@ async def test_an_answer_429_says_how_long_to_wait_if_it_does(
         assert caught.value.retry_after_s == retry_after_s
 
 
+async def test_a_page_of_a_room_is_given_as_the_homeserver_has_it(
+    homeserver: Homeserver, sender: Sender
+) -> None:
+    homeserver.body = {"chunk": [{"event_id": "$1"}]}
+    assert await sender.messages(ROOM, {"dir": "b"}) == homeserver.body
+    assert homeserver.seen[-1][0] == "GET"
+    assert homeserver.seen[-1][1].endswith(f"/rooms/{ROOM}/messages")
+
+
 async def test_other_refusals_are_mautrix_s(homeserver: Homeserver, sender: Sender) -> None:
     homeserver.status, homeserver.body = 403, {"errcode": "M_FORBIDDEN", "error": "no"}
     with pytest.raises(MForbidden):

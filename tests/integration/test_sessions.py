@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 from bridges.mqtt_vitals.subscriber import client_id
 from console.mosquitto import Mosquitto
 from console.sessions import require_certificates, serve
-from fajma.config import DatabaseSettings, Mqtt
+from fajma.config import Alarms, DatabaseSettings, Mqtt
 from fajma.errors import InputError
 from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
@@ -63,7 +63,8 @@ def settings(mosquitto: Mosquitto, tmp_path: Path) -> Any:
         key_file=tmp_path / "bridge.key",
         ingests=2,
     )
-    return SimpleNamespace(mqtt=mqtt, database=SimpleNamespace(lease_s=LEASE_S))
+    database = SimpleNamespace(lease_s=LEASE_S)
+    return SimpleNamespace(mqtt=mqtt, alarms=Alarms(), database=database)
 
 
 @contextlib.asynccontextmanager

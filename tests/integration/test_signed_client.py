@@ -580,22 +580,47 @@ async def test_room_keys_are_never_forwarded_even_to_our_own_signed_device(
     assert b.client.outgoing_to_device_messages == []
 
 
+async def claim(client: AsyncClient, user_id: str, device_id: str) -> dict[str, Any]:
+    """A one-time key of a device, as anybody may take it."""
+    wanted = {user_id: {device_id: "signed_curve25519"}}
+    answer = await call(client, "POST", "keys/claim", {"one_time_keys": wanted})
+    [key] = answer["one_time_keys"][user_id][device_id].values()
+    return key
+
+
 async def test_one_time_keys_are_replenished_when_all_are_used(asha: Account, tmp_path: Path):
     client = asha.client(tmp_path / "a")
     await client.start_session(asha.password)
-    wanted = {client.user_id: {client.device_id: "signed_curve25519"}}
-
-    async def claim() -> dict[str, Any]:
-        answer = await call(client, "POST", "keys/claim", {"one_time_keys": wanted})
-        return answer["one_time_keys"]
-
     for _ in range(client.olm.account.max_one_time_keys):
-        assert await claim()
-    assert not await claim()
+        assert "fallback" not in await claim(client, client.user_id, client.device_id)
+    fallback = await claim(client, client.user_id, client.device_id)
+    assert fallback["fallback"] is True
     await client.sync()
     await client._keep_up()
-    assert await claim()
+    assert "fallback" not in await claim(client, client.user_id, client.device_id)
+    for _ in range(client.olm.account.max_one_time_keys - 1):
+        await claim(client, client.user_id, client.device_id)
+    another = await claim(client, client.user_id, client.device_id)
+    assert another["fallback"] is True
+    assert another["key"] != fallback["key"]
     await client.close()
+
+
+async def test_a_device_that_is_away_is_spoken_to_although_its_one_time_keys_are_used_up(
+    asha: Account, ben: Account, tmp_path: Path
+):
+    async with running(asha, tmp_path / "a") as a:
+        async with running(ben, tmp_path / "b") as b:
+            await common_room(a, b)
+        while "fallback" not in await claim(a.client, ben.user_id, b.client.device_id):
+            pass
+    (tmp_path / "new").mkdir()
+    shutil.copy(tmp_path / "a" / "recovery-key", tmp_path / "new" / "recovery-key")
+    async with running(asha, tmp_path / "new") as new:
+        [room_id] = new.client.rooms
+        await send(new.client, room_id, "by the last key")
+    async with running(ben, tmp_path / "b") as b:
+        assert (await b.message("by the last key")).verified
 
 
 async def test_a_second_device_adopts_the_identity_with_its_recovery_key(

@@ -1,4 +1,4 @@
-"""The watch looks at once when something happened, also in another process without a hint."""
+"""When the watch looks: at once, also without a hint from another process; and whom it tells."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ import pytest
 
 from appservice.watch import Watch
 from fajma.config import People
+from fajma.duty import Roster
+from fajma.language import Language
 from fajma.store import Hints, Records, Store
+from fajma.store.alarms import Delivery, SentBy
+from fajma.store.people import Role, Staff
 from fajma.store.pins import new_epoch
+from fajma.store.wards import Ward, WardId
+from fajma.store.warnings import About
 from fajma.tasks import end
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -91,3 +97,83 @@ async def test_without_any_change_there_is_no_look_before_its_time(watch: Looks)
         async with asyncio.timeout(0.3):
             await watch.looks_again()
     assert watch.looks == before
+
+
+# --- a room that refuses alarms -------------------------------------------------------------------
+
+WARD = WardId("medecine-2")
+TEAM, OPERATOR = "@awa:clinic.test", "@ibou:clinic.test"
+
+
+class FakeOperator:
+    """Remembers the notices."""
+
+    def __init__(self) -> None:
+        self.notices: list[tuple[str, str]] = []
+
+    async def notice(self, account: str, text: str, *, transaction_id: str) -> None:
+        assert transaction_id
+        self.notices.append((account, text))
+
+
+class FakeMatrix:
+    """A homeserver of ours."""
+
+    def is_local(self, _: str) -> bool:
+        return True
+
+
+@pytest.fixture
+async def operators(records: Records) -> FakeOperator:
+    await records.wards.add(Ward(WARD, "!ward", Language.FRENCH, "Africa/Dakar", Roster()))
+    async with records.store.transaction() as connection:
+        for account, role in ((TEAM, Role.NURSE), (OPERATOR, Role.OPERATOR)):
+            ward = WARD if role is Role.NURSE else None
+            person = Staff(account, account[1:4], role, ward, Language.ENGLISH, NOON)
+            await records.people.put(connection, person)
+    return FakeOperator()
+
+
+async def announced(records: Records, operators: FakeOperator, room_id: str) -> list[Delivery]:
+    await records.warnings.set(About.UNDELIVERABLE, room_id, [""], now=NOON)
+    nobody = cast("Any", None)
+    watch = Watch(
+        SELDOM, records, cast("Any", FakeMatrix()), cast("Any", operators), nobody, now=lambda: NOON
+    )
+    for _ in range(2):
+        await watch._announce()
+    return [
+        await records.outbox.get(one)
+        for room in await records.outbox.rooms_waiting()
+        for one in await records.outbox.waiting(room)
+    ]
+
+
+async def test_a_room_that_refuses_alarms_is_told_once_to_the_ward_and_without_a_bed_to_operators(
+    records: Records, operators: FakeOperator
+) -> None:
+    patient = await records.patients.add(
+        number="7", initials="A.D.", bed="Z9", account=None, ward=WARD
+    )
+    opening = await records.consultations.add(
+        patient=patient.key,
+        clinicians=(TEAM,),
+        language=Language.FRENCH,
+        time_zone="Africa/Dakar",
+        now=NOON,
+    )
+    await records.consultations.open_in(opening.id, "!refuses")
+    [told] = await announced(records, operators, "!refuses")
+    assert (told.room_id, told.sender) == ("!ward", SentBy.ALERTS)
+    assert "Z9" in told.content["body"]
+    [(account, text)] = operators.notices
+    assert account == OPERATOR
+    assert "!refuses" in text
+    assert "Z9" not in text
+
+
+async def test_of_a_ward_s_own_room_that_refuses_only_operators_are_told(
+    records: Records, operators: FakeOperator
+) -> None:
+    assert await announced(records, operators, "!ward") == []
+    assert [account for account, _ in operators.notices] == [OPERATOR]

@@ -201,6 +201,7 @@ def test_every_letter_is_written_in_both_languages() -> None:
             wards.greeting(language, None, AWA),
             letters.outage(language, ward="w", on_duty=True),
             letters.outage(language, ward="w", on_duty=False),
+            letters.undeliverable(language, room_id="!r:clinic.test"),
         ]
 
     english, french = all_of(Language.ENGLISH), all_of(Language.FRENCH)
