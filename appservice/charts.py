@@ -78,7 +78,8 @@ class ChartSender:
 
     async def _deliver(self, delivery_id: str) -> None:
         outbox = self._records.outbox
-        if self._now() < self._not_before.get(delivery_id, self._now()):
+        not_before = self._not_before.get(delivery_id)
+        if not_before is not None and self._now() < not_before:
             return
         try:
             event_id = await self._drawn_and_sent(await outbox.get(delivery_id))

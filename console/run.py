@@ -412,14 +412,15 @@ async def _alert_bot(settings: Settings, records: Records, tell: Started) -> Non
         )
         await client.start_session(password)
         bot = AlertBot(client, records, host=host)
-        orders = Orders(client, records, rules_from(settings.alarms), ours=(host, vitals, alerts))
+        rules = rules_from(settings.alarms)
+        orders = Orders(client, records, rules, ours=(host, vitals, alerts))
         pace = _pace(settings)
         signs = Signs(client, records, names_of(settings), pace)
         jobs = {
             "alert bot": bot.run(),
             "orders": orders.run(),
             "watchers": Watchers(client, records).run(),
-            "dead man's switch": DeadMan(client, records, signs, pace).run(),
+            "dead man's switch": DeadMan(client, records, signs, pace, rules).run(),
         }
         if settings.alarms.watchdog_url is not None:
             every_s = settings.alarms.watchdog_every_s

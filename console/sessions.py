@@ -2,7 +2,8 @@
 
 Messages are divided among the sessions, and a broker goes on giving a session its share when nobody
 serves it (seen with Mosquitto 2.0.11). So each session is served under a lease: by its own ingest,
-and when that is gone by another one, which gives it back now and then, in case it has returned.
+and when that is gone by another one. Each ingest also holds a lease that only says that it is
+there: when that is held again, its session is given back to it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from fajma.tasks import end
 
 log = structlog.get_logger()
 
-GIVE_BACK_AFTER_S: Final = 60.0
-"""How long another's session is served before its own ingest gets the chance to take it."""
+LOOKS: Final = 3
+"""How often in the length of a lease we look whether the ingest whose session we serve is back."""
 
 
 def require_certificates(settings: Settings, number: int) -> None:
@@ -69,6 +70,9 @@ async def serve(
         subscriber = Subscriber(settings.mqtt, Ingest(records), number=one)
         running = asyncio.create_task(subscriber.run())
         telling = asyncio.create_task(_when(subscriber.subscribed, started))
+        returning = (
+            [] if one == number else [asyncio.create_task(_returned(records, one, length_s))]
+        )
         living = asyncio.create_task(
             give_signs(
                 records,
@@ -78,12 +82,13 @@ async def serve(
             )
         )
         try:
-            async with asyncio.timeout(None if one == number else GIVE_BACK_AFTER_S):
+            await asyncio.wait([running, *returning], return_when=asyncio.FIRST_COMPLETED)
+            if running.done():
                 await running
-        except TimeoutError:
-            log.info("session_given_back", session=one)
+            else:
+                log.info("session_given_back", session=one)
         finally:
-            await end([telling, living, running])
+            await end([telling, *returning, living, running])
 
     async def own() -> None:
         await lead(records.leases, _lease(number), length_s=length_s, part=partial(session, number))
@@ -96,9 +101,36 @@ async def serve(
 
     async with asyncio.TaskGroup() as group:
         group.create_task(own())
+        if settings.mqtt.ingests > 1:
+            group.create_task(_be_there(records, number, length_s))
         for one in range(1, settings.mqtt.ingests + 1):
             if one != number:
                 group.create_task(other(one))
+
+
+async def _be_there(records: Records, number: int, length_s: float) -> None:
+    async def until_cancelled(_: Lease) -> None:
+        await asyncio.Event().wait()
+
+    await lead(records.leases, _presence(number), length_s=length_s, part=until_cancelled)
+
+
+async def _returned(records: Records, number: int, length_s: float) -> None:
+    """Until another ingest is there."""
+    # One that died without a word seems to be for so long.
+    pause_s = length_s
+    while True:
+        await asyncio.sleep(pause_s)
+        pause_s = length_s / LOOKS
+        try:
+            if await records.leases.is_held(_presence(number)):
+                return
+        except Exception as error:  # noqa: BLE001 - a database that is away comes back
+            log.warning("ingest_not_looked_for", ingest=number, error=type(error).__name__)
+
+
+def _presence(number: int) -> str:
+    return f"ingest-{number}"
 
 
 def _lease(number: int) -> str:

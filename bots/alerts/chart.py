@@ -60,6 +60,8 @@ _MAX_TICKS: Final = 7
 _GAP: Final = timedelta(seconds=30)
 _GAP_INTERVALS: Final = 3  # a line breaks where so many usual intervals have no value
 
+_TITLE_SIZES: Final = (27, 22, 18, 14, 11)  # of which the largest is taken that fits
+_FRESH: Final = timedelta(minutes=2)  # an older value says when it was measured
 _DASH: Final = "\N{EN DASH}"
 _BACKGROUND: Final = "#ffffff"
 _INK: Final = "#000000"
@@ -204,7 +206,9 @@ class _Canvas:
         day = plot.until.astimezone(self._zone)
         date = format_date(day.date(), "d MMM y", locale=plot.language.value)
         span = f"{date}  {self._clock(plot.since)} {_DASH} {clock_time(plot.until, plot.zone)}"
-        self._text(12, 8, plot.title, 27)
+        room = WIDTH - 48 - self._width(span, 20)
+        fits = (one for one in _TITLE_SIZES if self._width(plot.title, one) <= room)
+        self._text(12, 8, plot.title, next(fits, _TITLE_SIZES[-1]))
         self._text(WIDTH - 12, 12, span, 20, ink=_FAINT, anchor="ra")
 
     def strip(self, kinds: Sequence[Kind], top: float, bottom: float) -> None:
@@ -341,7 +345,7 @@ class _Canvas:
         said = "/".join(f"{one.value:.{decimals}f}" for one in newest)
         if self._plot.language is Language.FRENCH:
             said = said.replace(".", ",")
-        old = self._plot.until - newest[0].at > timedelta(minutes=2)
+        old = self._plot.until - newest[0].at > _FRESH
         size = 34 if len(newest) == 1 else 24
         middle = (top + bottom) / 2
         self._text(WIDTH - _RIGHT + 8, middle, said, size, ink=_FAINT if old else _INK, anchor="lm")
@@ -379,7 +383,11 @@ class _Canvas:
         """Write; returns where the text ends."""
         font = _font(size * _FINER)
         self._draw.text((x * _FINER, y * _FINER), said, ink, font, anchor=anchor)
-        return x + font.getlength(said) / _FINER
+        return x + self._width(said, size)
+
+    @staticmethod
+    def _width(said: str, size: int) -> float:
+        return _font(size * _FINER).getlength(said) / _FINER
 
     def _line(self, points: Sequence[tuple[float, float]], ink: str, width: int) -> None:
         finer = [(x * _FINER, y * _FINER) for x, y in points]

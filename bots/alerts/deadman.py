@@ -29,6 +29,7 @@ from bots.alerts import silence_text
 from bots.alerts.client import SignedClient
 from bots.alerts.delayed import MAX_SCHEDULED, DelayedEvents
 from bots.alerts.signs import Pace, Signs, Verdict
+from bots.alerts.site_rules import SiteRules
 from bots.alerts.text import Text
 from bots.alerts.told_rooms import ToldRoom, ToldRooms
 from fajma.errors import FajmaError, InputError
@@ -61,6 +62,7 @@ class DeadMan:
         records: our records.
         signs: whether all works.
         pace: how often what is done.
+        rules: by which patients are judged.
         now: the clock.
         steady_s: a clock that nobody sets, s.
     """
@@ -71,6 +73,7 @@ class DeadMan:
         records: Records,
         signs: Signs,
         pace: Pace,
+        rules: SiteRules,
         *,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         steady_s: Callable[[], float] = time.monotonic,
@@ -82,7 +85,7 @@ class DeadMan:
         self._now = now
         self._steady_s = steady_s
         self._events = DelayedEvents(client)
-        self._rooms = ToldRooms(records)
+        self._rooms = ToldRooms(records, rules)
         self._hint = records.store.hints.subscribe("trust")
         self._longest_s = 0.0
         self._asked_s: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Final
 
 from bots.alerts.alarm import Reason
@@ -26,9 +26,6 @@ from fajma.vitals import Age, Kind, PatientKey
 
 PAGE: Final = 500
 """Readings opened at a time, between which others have their turn."""
-
-CLOCKS_DIFFER: Final = timedelta(minutes=10)
-"""A reading may have come so long before the time that it states: a clock may be ahead."""
 
 _BEGAN: Final = frozenset({Reason.STARTED.value, Reason.WORSENED.value})
 
@@ -121,12 +118,13 @@ class Illustrator:
             opened, _ = await readings.open_all(page)
             for logged in opened:
                 reading = logged.reading
-                if since <= reading.measured_at < until:
+                at = min(reading.measured_at, reading.received_at)  # its clock may be ahead
+                if since <= at <= until:
                     late = reading.age is not Age.LIVE
                     for kind, value in reading.values.items():
-                        found[kind].append(Point(reading.measured_at, float(value), late))
+                        found[kind].append(Point(at, float(value), late))
             earliest = min((one.reading.received_at for one in opened), default=until)
-            if len(page) < PAGE or earliest < since - CLOCKS_DIFFER:
+            if len(page) < PAGE or earliest < since:
                 break
             last = page[0].position - 1
         return {kind: sorted(points, key=lambda one: one.at) for kind, points in found.items()}

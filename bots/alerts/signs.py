@@ -57,7 +57,7 @@ class Verdict:
     Attributes:
         at_s: when, by the steady clock.
         follows: whether we follow the homeserver.
-        awaited: the parts that gave no sign since we began to look, not long ago.
+        awaited: the parts that gave no sign since we began to look, or are behind; not for long.
         silent: the parts that gave none for too long, and when by their clocks they gave the last
             one; ``None`` if never.
     """
@@ -142,6 +142,8 @@ class Signs:
         self._now = now
         self._steady_s = steady_s
         self._synced_s: float | None = None
+        self._late_since_s: float | None = None
+        """Since when, at each look, something waited for a judgement for too long."""
         self._pulse = Pulse(names, limit_s=pace.limit_s, now_s=steady_s())
         self._verdict: Verdict | None = None
         client.add_response_callback(self._on_sync, nio.SyncResponse)
@@ -164,12 +166,22 @@ class Signs:
         silent: dict[str, datetime | None] = {}
         for name in sorted(self._pulse.silent(now_s)):
             silent.setdefault(kind_of(name), beats[name].at if name in beats else None)
-        if unjudged is not None and self._now() - unjudged > timedelta(seconds=self._limit_s):
-            silent[ALARMS] = unjudged
+        awaited = {kind_of(name) for name in self._pulse.awaited(now_s)}
+        # Half of the limit old, and seen so for the other half: after a start the engine has much
+        # to judge, and a clock that is set makes what waits look old for a moment.
+        if unjudged is None or self._now() - unjudged < timedelta(seconds=self._limit_s / 2):
+            self._late_since_s = None
+        else:
+            if self._late_since_s is None:
+                self._late_since_s = now_s
+            if now_s - self._late_since_s < self._limit_s / 2:
+                awaited.add(ALARMS)
+            else:
+                silent[ALARMS] = unjudged
         self._verdict = Verdict(
             at_s=now_s,
             follows=self._synced_s is not None and now_s - self._synced_s < SYNC_WITHIN_S,
-            awaited=frozenset(map(kind_of, self._pulse.awaited(now_s))),
+            awaited=frozenset(awaited),
             silent=silent,
         )
         return self._verdict

@@ -9,17 +9,20 @@ from typing import Final
 
 import structlog
 
-from bots.alerts.alarm_state import PatientState
+from bots.alerts.alarm import Reason
+from bots.alerts.alarm_state import PatientState, Trouble
 from bots.alerts.limits import Priority
+from bots.alerts.open_alarms import open_alarms
 from bots.alerts.silence_text import no_reading
-from bots.alerts.text import MAX_BED, MAX_INITIALS, open_alarm
+from bots.alerts.site_rules import SiteRules
+from bots.alerts.text import MAX_BED, MAX_INITIALS, render
 from fajma.errors import FajmaError
 from fajma.language import Language, shown, translator
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.patients import Patient
 from fajma.store.wards import Ward
-from fajma.vitals import Kind, PatientKey
+from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
 
@@ -48,10 +51,16 @@ class ToldRoom:
 
 
 class ToldRooms:
-    """Finds them in our records."""
+    """Finds them in our records.
 
-    def __init__(self, records: Records) -> None:
+    Args:
+        records: our records.
+        rules: by which patients are judged.
+    """
+
+    def __init__(self, records: Records, rules: SiteRules) -> None:
         self._records = records
+        self._rules = rules
         self._alarms: dict[PatientKey, tuple[datetime, Priority | None]] = {}
         """By patient: when something was announced last, and the worst open alarm then."""
 
@@ -121,8 +130,9 @@ class ToldRooms:
             # Whoever cannot be read may be in alarm.
             log.critical("alarm_state_unreadable", patient=patient, code=error.code)
             return Priority.HIGH
-        episodes = [one.episode for one in state.tracks.values() if one.episode is not None]
-        return max((one.limit.priority for one in episodes), default=None)
+        now = datetime.now(UTC)  # stands in no priority
+        told = (one.say(Reason.STARTED, now) for one in open_alarms(state, self._rules))
+        return max((one.priority for one in told), default=None)
 
     async def _state(self, patient: PatientKey) -> PatientState:
         text = await self._records.alarm_states.get(patient)
@@ -135,48 +145,49 @@ class ToldRooms:
         worn = await self._records.devices.worn()
         lines: list[str] = []
         for patient in await self._patients(room):
-            lines += await self._alarms_of(patient, room)
-            if patient.key in worn:
-                newest = await self._records.heartbeats.last_received(patient.key)
-                if newest is None or newest < since:
+            try:
+                state = await self._state(patient.key)
+            except FajmaError as error:
+                log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
+                lines.append(_unreadable(patient, room.language))
+                continue
+            lines += self._open(state, patient, room, now)
+            is_told = any(one.trouble is Trouble.NO_READINGS for one in state.troubles)
+            if patient.key in worn and not is_told:
+                last = await self._records.heartbeats.last_received(patient.key)
+                if last is None or last < since:
                     where = _where(patient, room.language)
                     lines.append(
-                        no_reading(where, room.language, last=newest, zone=room.time_zone, now=now)
+                        no_reading(where, room.language, last=last, zone=room.time_zone, now=now)
                     )
         return lines
 
-    async def _patients(self, room: ToldRoom) -> Sequence[Patient]:
-        records = self._records
-        if room.patient is not None:
-            patient = await records.patients.get(room.patient)
-            return [] if patient is None else [patient]
-        found = []
-        for patient in await records.patients.all():
-            ward = await records.wards.responsible(patient.key)
-            if ward is not None and room.ward is not None and ward.id == room.ward.id:
-                found.append(patient)
-        return found
-
-    async def _alarms_of(self, patient: Patient, room: ToldRoom) -> list[str]:
-        _ = translator(room.language).gettext
-        try:
-            state = await self._state(patient.key)
-        except FajmaError as error:
-            log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
-            where = _("Bed {bed}").format(bed=shown(patient.bed, MAX_BED))
-            return [_("{where}: alarms cannot be read, see the patient").format(where=where)]
+    def _open(
+        self, state: PatientState, patient: Patient, room: ToldRoom, now: datetime
+    ) -> list[str]:
+        """The open alarms, each as it would be told now."""
         return [
-            open_alarm(
-                Kind(key.rsplit("-", 1)[0]),
-                track.episode,
+            render(
+                one.say(Reason.STARTED, now),
                 bed=patient.bed,
                 initials=patient.initials,
                 language=room.language,
                 zone=room.time_zone,
-            )
-            for key, track in state.tracks.items()
-            if track.episode is not None
+            ).body
+            for one in open_alarms(state, self._rules)
         ]
+
+    async def _patients(self, room: ToldRoom) -> Sequence[Patient]:
+        if room.ward is not None:
+            return await self._records.patients_of(room.ward)
+        patient = await self._records.patients.get(room.patient) if room.patient else None
+        return [] if patient is None else [patient]
+
+
+def _unreadable(patient: Patient, language: Language) -> str:
+    _ = translator(language).gettext
+    where = _("Bed {bed}").format(bed=shown(patient.bed, MAX_BED))
+    return _("{where}: alarms cannot be read, see the patient").format(where=where)
 
 
 def _where(patient: Patient, language: Language) -> str:

@@ -32,7 +32,7 @@ from fajma.store import Records
 from fajma.store.away import is_outage
 from fajma.store.devices import Fleet, KeyPair
 from fajma.store.leases import LeaseLostError
-from fajma.store.quarantine import Refused
+from fajma.store.quarantine import REPLAYABLE, Refused
 from fajma.store.readings import Fate, NewReading
 from fajma.vitals import DeviceId, Kind, Reading
 from fajma.wire import Channel, Envelope, Gap, Item, Pack
@@ -49,9 +49,6 @@ DOWNGRADED: Final = "downgraded"
 BUG: Final = "bug"
 LOST_MOST: Final = 1 << 40
 """Most records that one batch can count as lost; a firmware that claims more has a bug."""
-
-REPLAYABLE: Final = frozenset({UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED})
-"""Refusals that may be none when the message is looked at again."""
 
 SUSPICIOUS: Final = frozenset(
     {"wrong_device", "not_authentic", UNKNOWN_KEY, SEQUENCE_REUSED, RATE_LIMITED, DOWNGRADED}
@@ -206,8 +203,11 @@ class Ingest:
             settled = await self._settle(connection, batch)
             # What comes from the quarantine was counted and is kept: see Message.replayed.
             first = [one for one in batch.refused if not one.again]
-            await records.quarantine.keep(connection, first)
+            made_room = await records.quarantine.keep(connection, first)
             counts = Counter(fate.value for fate in fates if fate is not Fate.REUSED)
+            if made_room:
+                counts["quarantine_full"] = made_room
+                log.warning("quarantine_full", gone=made_room)
             if batch.lost:
                 counts["lost_at_device"] = batch.lost
             if batch.missing:
@@ -294,6 +294,10 @@ class Ingest:
             raise DecodeError("Monitors say nothing on this topic.", code="bad_topic")
 
     def _sort_pack(self, device: DeviceId, message: Message, batch: _Batch) -> None:
+        if not message.replayed and not batch.rates.allows(device, message.arrival.mono_s):
+            # Neither stored nor settled: the monitor sends it again, later.
+            self._refuse(batch, RATE_LIMITED, device, message, keep=False)
+            return
         envelope = batch.envelopes.get(message.payload) or wire.parse_envelope(message.payload)
         keys = self._fleet.keys(envelope.device, envelope.key_version)
         if keys is None:
@@ -302,10 +306,6 @@ class Ingest:
                 code=UNKNOWN_KEY,
             )
         content = wire.open_envelope(envelope, keys.up, message.topic)
-        if not message.replayed and not batch.rates.allows(device, message.arrival.mono_s):
-            # Neither stored nor settled: the monitor sends it again, later.
-            self._refuse(batch, RATE_LIMITED, device, message, keep=False)
-            return
         pack = wire.decode_pack(content, device)
         unknown = False
         for item, placed in self._placed(pack, message, batch.clocks):

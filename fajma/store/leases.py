@@ -72,6 +72,14 @@ class Leases:
         )
         return kept is not None
 
+    async def is_held(self, name: str) -> bool:
+        """Whether anybody holds it now."""
+        held = await self._store.db.fetchval(
+            f"SELECT 1 FROM lease WHERE name=$1 AND until>{self._now}",  # noqa: S608 - ours
+            name,
+        )
+        return held is not None
+
     async def release(self, lease: Lease) -> None:
         """Give it back before its time; nothing if it is lost."""
         await self._store.db.execute(

@@ -21,6 +21,16 @@ MAX_KEPT: Final = 10_000
 MAX_KEPT_OF_DEVICE: Final = 2_000
 """The same for one monitor, so that none crowds out what the others had refused."""
 
+REPLAYABLE: Final = frozenset({"unknown_device", "no_patient_key", "rate_limited"})
+"""Refusals that may be none when the message is looked at again. They have room of their own, which
+rubbish cannot take: a v2 monitor deletes what we keep here."""
+
+MAX_REPLAYABLE: Final = 200_000
+"""Most such messages kept."""
+
+MAX_REPLAYABLE_OF_DEVICE: Final = 20_000
+"""The same for one monitor: more than a day of one that sends each 5 s."""
+
 MAX_PAYLOAD_BYTES: Final = 16_384
 """How much of a refused payload is kept: the largest message that could still become a reading."""
 
@@ -68,8 +78,12 @@ class Quarantine:
         self._store = store
         self._site = site
 
-    async def keep(self, connection: Connection, refused: Sequence[Refused]) -> None:
-        """Count and keep, inside the caller's transaction."""
+    async def keep(self, connection: Connection, refused: Sequence[Refused]) -> int:
+        """Count and keep, inside the caller's transaction.
+
+        Returns:
+            How many older messages had to make room.
+        """
         for reason, count in sorted(Counter(one.reason for one in refused).items()):
             await connection.execute(
                 "INSERT INTO rejection (reason, count) VALUES ($1, $2)"
@@ -87,26 +101,28 @@ class Quarantine:
                 sealed = self._site.seal(content.encode(), place=f"quarantine/{quarantine_id}")
                 rows.append((quarantine_id, one.reason, one.device, to_ms(one.received_at), sealed))
         if not rows:
-            return
+            return 0
         await connection.executemany(
             "INSERT INTO quarantine (quarantine_id, reason, device_id, received_at, sealed)"
             " VALUES ($1, $2, $3, $4, $5)",
             rows,
         )
-        for device in {one.device for one in refused if one.keep}:
-            await connection.execute(
-                "DELETE FROM quarantine WHERE quarantine_id IN (SELECT quarantine_id FROM"
-                " quarantine WHERE device_id=$1 ORDER BY received_at DESC LIMIT $3 OFFSET $2)",
-                device,
-                MAX_KEPT_OF_DEVICE,
-                MAX_KEPT,
-            )
-        await connection.execute(
-            "DELETE FROM quarantine WHERE quarantine_id IN (SELECT quarantine_id FROM"
-            " quarantine ORDER BY received_at DESC LIMIT $2 OFFSET $1)",
-            MAX_KEPT,
-            MAX_KEPT,
-        )
+        return await self._make_room(connection, [one for one in refused if one.keep])
+
+    async def _make_room(self, connection: Connection, kept: Sequence[Refused]) -> int:
+        """The oldest of too many go; returns how many."""
+        gone = 0
+        for replayable in sorted({one.reason in REPLAYABLE for one in kept}):
+            names = ", ".join(f"'{reason}'" for reason in sorted(REPLAYABLE))
+            among = f"reason {'' if replayable else 'NOT '}IN ({names})"
+            most = MAX_REPLAYABLE if replayable else MAX_KEPT
+            most_of_one = MAX_REPLAYABLE_OF_DEVICE if replayable else MAX_KEPT_OF_DEVICE
+            for device in sorted(
+                {one.device for one in kept if (one.reason in REPLAYABLE) is replayable}
+            ):
+                gone += await _forget(connection, f"{among} AND device_id=$3", most_of_one, device)
+            gone += await _forget(connection, among, most)
+        return gone
 
     async def counts(self) -> dict[str, int]:
         """How often each reason occurred, ever."""
@@ -163,3 +179,20 @@ class Quarantine:
             "DELETE FROM quarantine WHERE received_at<$1 RETURNING quarantine_id", to_ms(before)
         )
         return len(gone)
+
+
+async def _forget(connection: Connection, among: str, most: int, *more: object) -> int:
+    """Forget what is beyond the newest of some messages; returns how many."""
+    rows = await connection.fetch(
+        f"SELECT quarantine_id FROM quarantine WHERE {among}"  # noqa: S608 - written by us
+        " ORDER BY received_at DESC LIMIT $2 OFFSET $1",
+        most,
+        most,
+        *more,
+    )
+    if rows:
+        await connection.executemany(
+            "DELETE FROM quarantine WHERE quarantine_id=$1",
+            [(row["quarantine_id"],) for row in rows],
+        )
+    return len(rows)

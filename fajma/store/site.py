@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
@@ -44,8 +47,29 @@ async def change_site_key(store: Store, path: Path) -> None:
     run go on, for they have the keys that are wrapped.
 
     Raises:
-        InputError: as ``site_key``.
+        InputError: as ``site_key``; or another change is under way (``site_key_changing``).
     """
+    with _alone(path):
+        await _change_site_key(store, path)
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Two that change one file would each overwrite what the other needs."""
+    lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise InputError(
+            "somebody changes the site key at this moment: look at it again when he is done",
+            code="site_key_changing",
+        ) from None
+    finally:
+        os.close(lock)
+
+
+async def _change_site_key(store: Store, path: Path) -> None:
     await site_key(store, path)  # so that there is something to wrap
     old = _read(path)
     new = generate_site_key()

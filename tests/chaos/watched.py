@@ -10,16 +10,13 @@ import asyncio
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from mautrix.util.async_db import Connection
 
 from bridges.mqtt_vitals import ingest, subscriber
 from bridges.mqtt_vitals.ingest import Message, Outcome, Settlement
 from tests.chaos.phases import Marks, Phase
-
-GIVE_BACK_AFTER_S: Final = 2.0
-"""A session of an ingest that has returned goes back to it in seconds, not in a minute."""
 
 
 def marks_of(config_path: Path, number: int) -> Marks:
@@ -91,11 +88,9 @@ def main() -> None:
     WatchedIngest.marks = WatchedSubscriber.marks = _our_marks()
     ingest.Ingest = WatchedIngest  # type: ignore[misc]
     subscriber.Subscriber = WatchedSubscriber  # type: ignore[misc]
-    # These import what was replaced.
-    from console import sessions  # noqa: PLC0415
+    # It imports what was replaced.
     from console.main import main as command  # noqa: PLC0415
 
-    sessions.GIVE_BACK_AFTER_S = GIVE_BACK_AFTER_S  # type: ignore[misc]
     command()
 
 

@@ -233,6 +233,22 @@ async def test_a_planned_stop_is_told_before_and_after_and_rings_nobody_in_betwe
     assert found[0].detail["reason"] == "Mise à jour"
 
 
+@pytest.mark.slow
+async def test_a_homeserver_that_was_away_says_so_itself_and_fajma_once_that_it_is_over(
+    place: tuple[Ward, str],
+) -> None:
+    ward, room_id = place
+    await held(ward, room_id, [ward.observer])
+    silences, ends = len(said(ward, room_id, SILENT)), len(said(ward, room_id, BACK))
+    await ward.clinic.synapse.stop()
+    await asyncio.sleep(1.5 * SILENCE_S)  # time itself is the subject
+    await ward.clinic.synapse.start()
+    await hear(ward.observer, room_id, SILENT, after=silences)
+    await hear(ward.observer, room_id, BACK, after=ends)
+    await held(ward, room_id, [ward.observer])
+    assert len(said(ward, room_id, BACK)) == ends + 1
+
+
 async def test_a_phone_that_came_meanwhile_reads_it_and_one_that_is_blocked_does_not(
     place: tuple[Ward, str],
 ) -> None:

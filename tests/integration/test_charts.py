@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from datetime import timedelta
+from datetime import datetime, timedelta
+from decimal import Decimal
 from io import BytesIO
 from typing import Any, cast
 
@@ -24,7 +25,8 @@ from fajma.language import Language
 from fajma.store import Records
 from fajma.store.alarms import Delivery, SentBy
 from fajma.store.consultations import Consultation
-from fajma.vitals import Age
+from fajma.store.readings import NewReading
+from fajma.vitals import Age, Clock, DeviceId, Kind, Reading
 from tests.integration.desk import NOON, measure
 
 Admit = Callable[..., Awaitable[Consultation]]
@@ -63,16 +65,21 @@ class Host:
 
 
 class Studio:
-    """Who draws and who sends, under a clock that stands still."""
+    """Who draws and who sends, under a clock that stands still or gains with each look."""
 
     def __init__(self, records: Records) -> None:
         self.records = records
+        self.ticks = timedelta(0)
         self.now = NOON + timedelta(hours=1)
         self.host = Host()
         illustrator = Illustrator(records, SiteRules())
         self.sender = ChartSender(
-            records, cast("Sender", self.host), illustrator.draw, now=lambda: self.now
+            records, cast("Sender", self.host), illustrator.draw, now=self._clock
         )
+
+    def _clock(self) -> datetime:
+        self.now += self.ticks
+        return self.now
 
     async def promise(
         self, consultation: Consultation, number: int = 1, *, hours: float = 1, **more: Any
@@ -108,6 +115,7 @@ async def test_a_chart_goes_into_the_room_as_an_encrypted_attachment(
     consultation = await admit(studio.records, MINE)
     await measure(studio.records, consultation, 700)
     await studio.promise(consultation)
+    studio.ticks = timedelta(microseconds=1)
     await studio.sender.deliver()
     [content] = studio.host.contents()
     assert (content["msgtype"], content["filename"]) == ("m.image", "chart.png")
@@ -193,6 +201,22 @@ async def test_what_came_late_is_drawn_as_late(studio: Studio, admit: Admit) -> 
     illustrator = Illustrator(studio.records, SiteRules())
     points = await illustrator._points(consultation.patient, NOON, studio.now)
     assert [point.late for point in next(iter(points.values()))] == [True] * 10 + [False] * 10
+
+
+async def test_a_reading_whose_clock_is_ahead_is_drawn_when_it_came(
+    studio: Studio, admit: Admit
+) -> None:
+    consultation = await admit(studio.records, MINE)
+    ahead = NOON + timedelta(minutes=4)
+    values = {Kind.SPO2: Decimal(86)}
+    reading = Reading(DeviceId(MINE), ahead, NOON, Clock.DEVICE, values)
+    async with studio.records.store.transaction() as connection:
+        await studio.records.readings.append(
+            connection, [NewReading(bytes(16), consultation.patient, reading)]
+        )
+    illustrator = Illustrator(studio.records, SiteRules())
+    points = await illustrator._points(consultation.patient, NOON - timedelta(hours=1), NOON)
+    assert [point.at for point in points[Kind.SPO2]] == [NOON]
 
 
 async def test_a_row_that_does_not_open_leaves_a_gap_and_costs_no_chart(

@@ -8,18 +8,20 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from types import SimpleNamespace
 from typing import Any, cast
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 
-from bots.alerts.alarm_state import AlarmId, Episode, PatientState, Track
+from bots.alerts.alarm_state import AlarmId, Episode, Latest, PatientState, Track
 from bots.alerts.client import SignedClient
 from bots.alerts.deadman import AFTER_STOP, NO_DELAYED_EVENTS, DeadMan
 from bots.alerts.delayed import MAX_SCHEDULED
 from bots.alerts.limits import Comparison, Limit, Priority, TrackKey
 from bots.alerts.signs import Pace, Signs
+from bots.alerts.site_rules import SiteRules
 from fajma.duty import Roster, take
 from fajma.errors import FajmaError, InputError, UnavailableError
 from fajma.events import MONITORING, Monitoring, MonitoringBlock
@@ -31,10 +33,12 @@ from fajma.store.heartbeats import ALARMS, APPSERVICE, INGEST, ingest
 from fajma.store.maintenance import Maintenance
 from fajma.store.people import Role, Staff
 from fajma.store.wards import Ward, WardId
+from fajma.vitals import Kind
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 NAMES = (ingest(1), ingest(2), APPSERVICE, ALARMS)
 PACE = Pace(0.9)
+RULES = SiteRules()
 WARD_ROOM, OTHER_ROOM = "!ward:clinic.test", "!other:clinic.test"
 AWA, MOUSSA = "@awa:clinic.test", "@moussa:clinic.test"
 
@@ -172,7 +176,7 @@ class Scene:
         client = cast("SignedClient", self.client)
         clocks: Any = {"now": lambda: self.now, "steady_s": lambda: self.passed_s}
         signs = Signs(client, self.records, NAMES, PACE, **clocks)
-        self.dead_man = DeadMan(client, self.records, signs, PACE, **clocks)
+        self.dead_man = DeadMan(client, self.records, signs, PACE, RULES, **clocks)
         return self.dead_man
 
     @property
@@ -424,6 +428,23 @@ async def test_readings_that_nobody_judges_are_a_silence_though_the_engine_says_
     ]
 
 
+async def test_after_a_start_the_engine_gets_the_time_to_judge_what_waited(
+    scene: Scene, admit: Any
+) -> None:
+    consultation: Consultation = await admit(scene.records, "A4CF12F03B7E")
+    await scene.records.store.db.execute(
+        "INSERT INTO alarm_state (patient_key, changed_at, sealed, due_at) VALUES ($1, 0, $2, $3)",
+        consultation.patient,
+        b"x",
+        round((NOON - timedelta(hours=1)).timestamp() * 1000),
+    )
+    assert await scene.look(4) == "something_silent"
+    assert scene.client.held == {}
+    await scene.records.store.db.execute("UPDATE alarm_state SET due_at=NULL")
+    assert await scene.look() is None
+    assert await scene.told() == []
+
+
 async def test_in_a_room_that_our_messages_do_not_reach_the_homeserver_must_speak(
     scene: Scene,
 ) -> None:
@@ -476,7 +497,11 @@ async def test_who_has_an_open_alarm_or_sent_nothing_is_named_when_monitoring_is
     )
     limit = Limit(Comparison.BELOW, 90, Priority.HIGH)  # type: ignore[arg-type]
     episode = Episode(AlarmId("spo2-low-1"), NOON, limit)
-    state = PatientState(1, {TrackKey("spo2-low"): Track(episode=episode)})
+    state = PatientState(
+        1,
+        {TrackKey("spo2-low"): Track(episode=episode)},
+        latest=(Latest(NOON, {Kind.SPO2: Decimal(86)}),),
+    )
     async with records.store.transaction() as connection:
         new = NewState(consultation.patient, state.to_json(), scene.now)
         await records.alarm_states.put(connection, new)
@@ -485,8 +510,8 @@ async def test_who_has_an_open_alarm_or_sent_nothing_is_named_when_monitoring_is
     scene.born()
     await scene.look(20)
     ((_, body),) = await scene.told()
-    assert body.splitlines()[1:] == [
-        "Lit 1 A.D. · SpO2 <\N{NO-BREAK SPACE}90\N{NO-BREAK SPACE}% · depuis 12:00 UTC+0",
+    assert body.replace("\N{NO-BREAK SPACE}", " ").splitlines()[1:] == [
+        "ALARME HAUTE · Lit 1 A.D. · SpO2 86 % (< 90) · 12:00 UTC+0 · Voir le patient",
         "Lit 1 A.D. · encore aucune mesure",
     ]
     ((_, elsewhere),) = await scene.told(OTHER_ROOM)
@@ -512,9 +537,11 @@ async def test_a_planned_stop_is_told_and_holds_the_message_until_a_minute_after
     assert "un arrêt prévu devait finir à 12:30 UTC+0" in held.body
     # FAJMA stops and starts; a part is not there for a while: nobody is rung.
     before = dict(scene.client.held)
+    scene.client.put_off.clear()
     scene.born()
     scene.working.clear()
     await scene.look(20)
+    assert scene.client.put_off == []  # it would come later than a minute after the end
     assert await scene.told() == []
     assert {held.delay_s for held in scene.client.held.values()} == {held.delay_s}
     assert scene.client.held == before

@@ -10,7 +10,9 @@ import pytest
 from bridges.mqtt_vitals import ingest as ingest_module
 from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import BUG, DOWNGRADED, LOST_MOST, Ingest, Message
-from fajma.store import Records
+from bridges.mqtt_vitals.rate import Rates
+from console.readings import replay
+from fajma.store import Records, quarantine
 from fajma.store.consultations import Consultation
 from fajma.store.devices import KeyPair
 from fajma.store.quarantine import Refused
@@ -165,3 +167,46 @@ async def test_a_pack_on_a_topic_of_ours_is_not_believed(records: Records, keys:
     outcome = await Ingest(records).commit([message(keys, pack(item(0)), topic=topic)])
 
     assert (outcome.stored, dict(outcome.refused)) == (0, {"bad_topic": 1})
+
+
+async def test_what_cannot_be_stored_when_it_is_tried_again_stays_in_the_quarantine(
+    records: Records, admit: Admit
+) -> None:
+    """The monitor deleted it, since it was told that it is safe here."""
+    old = await records.devices.new_keys(DEVICE, now=NOON)
+    outcome = await Ingest(records).commit([message(old, pack(item(0)))])
+    assert acknowledged(outcome) == [0]
+    new = await records.devices.new_keys(DEVICE, now=NOON)
+    await records.devices.retire_keys(DEVICE, before=new.version, now=NOON)
+    await admit(records, DEVICE)
+
+    assert await replay(records) == (0, {"unknown_key": 1})
+    assert len(await records.quarantine.listed()) == 1
+
+
+async def test_rubbish_takes_no_room_from_what_can_be_tried_again(
+    sqlite_records: Records, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("MAX_KEPT", "MAX_KEPT_OF_DEVICE"):
+        monkeypatch.setattr(quarantine, name, 5)
+    pair = await sqlite_records.devices.new_keys(DEVICE, now=NOON)
+    ingest = Ingest(sqlite_records)
+    await ingest.commit([message(pair, pack(item(0)))])  # nobody wears it, and it is told: deleted
+    topic = f"fajma/sensors/{DEVICE}"
+    rubbish = [Message(topic, b"{", Arrival(at(n), 5000.0 + n), lambda: None) for n in range(9)]
+    await ingest.commit(rubbish)
+
+    kept = [one.reason for one in await sqlite_records.quarantine.listed()]
+    assert sorted(kept) == ["downgraded"] * 5 + ["unknown_device"]
+    assert (await sqlite_records.tally.all())["quarantine_full"] == 4
+
+
+async def test_rubbish_on_a_sealed_topic_is_limited_like_anything_else(
+    sqlite_records: Records,
+) -> None:
+    topic = v2_topic(STRANGER, Channel.VITALS)
+    flood = [Message(topic, b"%d" % n, Arrival(at(0), 5000.0), lambda: None) for n in range(300)]
+    outcome = await Ingest(sqlite_records, rates=Rates(burst=100, backlog=0)).commit(flood)
+
+    assert outcome.refused["rate_limited"] == 200
+    assert len(await sqlite_records.audit.latest()) >= 1

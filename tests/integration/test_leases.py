@@ -56,7 +56,9 @@ async def run_out(records: Records) -> None:
 
 async def test_a_lease_is_held_by_one_until_it_is_given_back(records: Records) -> None:
     leases = records.leases
+    assert not await leases.is_held("alarms")
     assert await leases.acquire(MINE)
+    assert await leases.is_held("alarms")
     assert not await leases.acquire(OTHERS)
     assert not await leases.acquire(MINE)
     assert not await leases.renew(OTHERS)

@@ -17,13 +17,13 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.subscriber import client_id
-from console import sessions
 from console.mosquitto import Mosquitto
 from console.sessions import require_certificates, serve
-from fajma.config import DatabaseSettings, Mqtt
+from fajma.config import Alarms, DatabaseSettings, Mqtt
 from fajma.errors import InputError
 from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
+from fajma.store.leases import Leases
 from fajma.store.site import site_key
 from fajma.tasks import end
 from fajma.vitals import DeviceId, Kind
@@ -63,7 +63,8 @@ def settings(mosquitto: Mosquitto, tmp_path: Path) -> Any:
         key_file=tmp_path / "bridge.key",
         ingests=2,
     )
-    return SimpleNamespace(mqtt=mqtt, database=SimpleNamespace(lease_s=LEASE_S))
+    database = SimpleNamespace(lease_s=LEASE_S)
+    return SimpleNamespace(mqtt=mqtt, alarms=Alarms(), database=database)
 
 
 @contextlib.asynccontextmanager
@@ -129,10 +130,18 @@ async def test_two_ingests_divide_the_messages_and_one_serves_the_session_of_the
     assert (await records.tally.all())["stored"] == await records.readings.count() == 40
 
 
-async def test_a_session_is_given_back_to_its_own_ingest_when_that_returns(
+async def test_a_session_is_served_until_its_own_ingest_is_back_and_given_back_then(
     settings: Any, records: Records, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sessions, "GIVE_BACK_AFTER_S", 1.0)
+    looked: asyncio.Queue[bool] = asyncio.Queue()
+    is_held = Leases.is_held
+
+    async def watched(leases: Leases, name: str) -> bool:
+        held = await is_held(leases, name)
+        looked.put_nowait(held)
+        return held
+
+    monkeypatch.setattr(Leases, "is_held", watched)
 
     async def holder(number: int) -> str:
         row = await records.store.db.fetchrow(
@@ -141,12 +150,16 @@ async def test_a_session_is_given_back_to_its_own_ingest_when_that_returns(
         return str(row["holder"]) if row else ""
 
     with capture_logs() as logs:
-        async with ingest(settings, records, 1):
-            async with asyncio.timeout(WITHIN_S):
-                while not await holder(2):
-                    pass  # a query answers, no clock is waited for
+        async with ingest(settings, records, 1), asyncio.timeout(WITHIN_S):
+            assert not await looked.get()
+            serving = await holder(2)
+            assert serving
+            for _ in range(5):  # longer than its lease
+                assert not await looked.get()
+            assert await holder(2) == serving
+            assert "session_given_back" not in [one["event"] for one in logs]
             async with ingest(settings, records, 2):  # started means subscribed to its own
-                assert await holder(2)
+                assert await holder(2) not in {"", serving}
     assert "session_given_back" in [one["event"] for one in logs]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,20 @@ async def test_a_change_that_is_cut_off_leaves_a_file_that_opens_and_can_be_repe
     assert await names(store, site_key_file) == before
     await change_site_key(store, site_key_file)
     assert await names(store, site_key_file) == before
+
+
+async def test_two_changes_at_once_leave_a_file_that_opens(
+    store: Store, site_key_file: Path
+) -> None:
+    before = await names(store, site_key_file)
+    for _ in range(5):
+        ended = await asyncio.gather(
+            *(change_site_key(store, site_key_file) for _ in range(3)), return_exceptions=True
+        )
+        refused = [one for one in ended if one is not None]
+        assert len(refused) < len(ended)
+        assert {getattr(one, "code", "") for one in refused} <= {"site_key_changing"}
+        assert await names(store, site_key_file) == before
 
 
 async def test_a_file_with_another_key_is_refused(

@@ -142,6 +142,12 @@ def test_a_bed_of_any_letters_is_drawn(title: str) -> None:
     opened(draw(plot({Kind.SPO2: points(10)}, title=title)))
 
 
+def test_a_long_bed_does_not_run_into_the_times() -> None:
+    image = opened(draw(plot({}, title=f"Lit {'W' * 32} {'M' * 12}")))
+    before_the_date = image.crop((452, 5, 460, 44)).getcolors()
+    assert before_the_date == [(8 * 39, (255, 255, 255))]
+
+
 def test_letters_with_accents_have_shapes_of_their_own() -> None:
     assert draw(plot({}, title="É")) != draw(plot({}, title="E"))
     assert draw(plot({}, title="É")) != draw(plot({}, title="\U0001f642"))

@@ -409,7 +409,7 @@ class JudgeMachine(RuleBasedStateMachine):
                 assert episode is not None
                 assert episode.limit.priority >= limit.priority
                 care, snooze = state.care[episode.alarm_id], state.snoozes.get(bands.key)
-                covered = snooze is not None and now < snooze.until
+                covered = snooze is not None and now <= snooze.until  # at its end it is told
                 assert care.told_at is not None or covered
 
     @invariant()
