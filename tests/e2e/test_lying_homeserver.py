@@ -832,9 +832,14 @@ class Forgetful(SignedClient):
     silent_about: frozenset[str] = frozenset()
 
     async def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        timeout_s: float | None = None,
     ) -> tuple[int, dict[str, Any]]:
-        status, answer = await super()._request(method, path, body)
+        status, answer = await super()._request(method, path, body, timeout_s=timeout_s)
         if path.startswith("keys/query"):
             for listed in answer.values():
                 for user in self.silent_about:
