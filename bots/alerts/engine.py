@@ -220,6 +220,10 @@ class AlarmEngine:
                 if now - one.told_at >= self._rules.schedules[Priority.MEDIUM].again
                 and one.ward not in {each.ward for each, _ in over}
             ]
+            # Nothing can be sealed for whoever has no key: the others must not wait for that.
+            locked = await records.readings.locked({patient for patient, _ in noted})
+            noted = [(patient, fact) for patient, fact in noted if patient not in locked]
+            later |= dict.fromkeys(locked, now + KEEP_EVERY)
             if not (noted or later or again):
                 return 0
             async with records.store.transaction() as connection:
@@ -235,6 +239,8 @@ class AlarmEngine:
                     await records.outbox.add(connection, told)
         if begun or over or again:
             records.store.hints.notify("outbox")
+        for patient in sorted(locked):
+            log.critical("patient_key_missing", patient=patient)
         return len(noted)
 
     async def _due(

@@ -156,3 +156,19 @@ async def test_a_planned_stop_raises_no_storm_and_hides_nobody_afterwards(site: 
     await site.seconds_pass(60, sending=PATIENTS - 1)
     assert await site.about_patients() == ["no_readings"]
     assert "Lit 4" in (await site.told())[-1]
+
+
+async def test_a_patient_whose_key_is_gone_keeps_nobody_else_s_silence_from_being_told(
+    site: Site,
+) -> None:
+    await site.seconds_pass(60, sending=PATIENTS)
+    gone, other = list(site.worn.values())[-2:]
+    await site.records.store.db.execute("DELETE FROM patient_key WHERE patient_key=$1", gone)
+    fresh = Records(site.records.store, site.records.site_key)  # as after a restart: no key cached
+    site.engine = AlarmEngine(Alarms(), fresh, now=lambda: site.now)
+    await site.seconds_pass(120, sending=3)
+
+    outbox = site.records.outbox
+    told = [await outbox.get(one) for one in await outbox.waiting("!ward:clinic.test")]
+    assert [one.patient for one in told] == [other]
+    assert told[0].content[ALARM]["trouble"] == "no_readings"
