@@ -205,20 +205,21 @@ class AlarmEngine:
         """
         records, now = self._records, self._now()
         async with records.store.session():
+            under_way = await records.outages.all()
             due_now, later = await self._due(now)
-            noted: list[tuple[PatientKey, Fact]] = [(one, TimePassed(now)) for one in due_now]
-            begun = await self._outages_begin(due_now, now)
-            noted = [
+            begun = await self._outages_begin(due_now, {one.ward for one in under_way}, now)
+            over = await self._outages_end(under_way, now)
+            noted: list[tuple[PatientKey, Fact]] = [
                 *((patient, OutageStarted(now)) for one in begun for patient in one.patients),
-                *noted,
+                *((patient, TimePassed(now)) for patient in due_now),
+                *((patient, OutageEnded(now)) for one, _ in over for patient in one.patients),
             ]
-            over = await self._outages_end(now)
-            noted += [(patient, OutageEnded(now)) for one, _ in over for patient in one.patients]
+            ended = {one.ward for one, _ in over}
             again = [
                 replace(one, told_at=now)
-                for one in await records.outages.all()
+                for one in under_way
                 if now - one.told_at >= self._rules.schedules[Priority.MEDIUM].again
-                and one.ward not in {each.ward for each, _ in over}
+                and one.ward not in ended
             ]
             # Nothing can be sealed for whoever has no key: the others must not wait for that.
             locked = await records.readings.locked({patient for patient, _ in noted})
@@ -248,14 +249,16 @@ class AlarmEngine:
     ) -> tuple[list[PatientKey], dict[PatientKey, datetime | None]]:
         """For whom something is due now; and for whom it was thought to be and is later."""
         patients = await self._records.alarm_states.due(now, limit=MAX_STEP)
-        await self._load(patients, await self._place())
+        if not patients:
+            return [], {}
+        await self._load(patients)
         behind = await self._all_behind()
         # In a planned stop, of which the wards know, silence is no news; nor right after our start,
         # since nobody could be heard while we were down.
-        stop = await self._records.maintenance.current(now) if patients else None
-        quiet_until = max(
-            self._grace_until, stop.until + START_GRACE if stop else self._grace_until
-        )
+        stop = await self._records.maintenance.current(now)
+        quiet_until = self._grace_until
+        if stop is not None:
+            quiet_until = max(quiet_until, stop.until + START_GRACE)
         due_now: list[PatientKey] = []
         later: dict[PatientKey, datetime | None] = {}
         for patient in patients:
@@ -267,7 +270,7 @@ class AlarmEngine:
             at = due(held.state, self._rules)
             if at is None or at > now:
                 later[patient] = at
-            elif now < quiet_until and self._is_silent(held, now):
+            elif now < quiet_until and self._is_silent(held.state, now):
                 later[patient] = quiet_until
             else:
                 due_now.append(patient)
@@ -279,29 +282,27 @@ class AlarmEngine:
 
     # --- outages ---------------------------------------------------------------------------------
 
-    def _is_silent(self, held: _Held, now: datetime) -> bool:
-        heard = outage.heard_at(held.state)
-        return heard is not None and now - heard >= self._rules.silent_after / 2
+    def _is_silent(self, state: PatientState, now: datetime) -> bool:
+        return outage.is_silent(state, now, self._rules.silent_after)
 
     async def _silent(
         self, patients: Collection[PatientKey], now: datetime
     ) -> frozenset[PatientKey]:
-        await self._load(patients, await self._place())
-        states = {one: self._states[one].state for one in patients if one in self._states}
-        return outage.silent(states, now, self._rules.silent_after)
+        await self._load(patients)
+        held = {one: self._states[one] for one in patients if one in self._states}
+        return frozenset(one for one in held if self._is_silent(held[one].state, now))
 
-    async def _outages_begin(self, due_now: Collection[PatientKey], now: datetime) -> list[Outage]:
+    async def _outages_begin(
+        self, due_now: Collection[PatientKey], under_way: Collection[WardId], now: datetime
+    ) -> list[Outage]:
         """Outages that begin with those whose silence is due; those of before are left alone."""
         of_ward: dict[WardId, set[PatientKey]] = defaultdict(set)
         for patient in due_now:
             held = self._states.get(patient)
-            if held is not None and self._is_silent(held, now):
+            if held is not None and self._is_silent(held.state, now):
                 ward = await self._records.wards.responsible(patient)
                 if ward is not None and ward.room_id is not None:
                     of_ward[ward.id].add(patient)
-        if not of_ward:
-            return []
-        under_way = {one.ward for one in await self._records.outages.all()}
         begun = []
         for ward_id, patients in of_ward.items():
             if ward_id in under_way:
@@ -312,10 +313,12 @@ class AlarmEngine:
                 begun.append(Outage(ward_id, now, now, silenced, len(members)))
         return begun
 
-    async def _outages_end(self, now: datetime) -> list[tuple[Outage, frozenset[PatientKey]]]:
+    async def _outages_end(
+        self, under_way: Sequence[Outage], now: datetime
+    ) -> list[tuple[Outage, frozenset[PatientKey]]]:
         """Outages that are over, and who of them is still silent."""
         over = []
-        for one in await self._records.outages.all():
+        for one in under_way:
             silenced = await self._silent(one.patients, now)
             if not outage.half_back(silenced, one.patients):
                 self._half_back.pop(one.ward, None)
@@ -430,8 +433,14 @@ class AlarmEngine:
 
     # --- states ----------------------------------------------------------------------------------
 
-    async def _load(self, patients: Iterable[PatientKey], place: _Place) -> dict[PatientKey, str]:
+    async def _load(
+        self, patients: Iterable[PatientKey], place: _Place | None = None
+    ) -> dict[PatientKey, str]:
         """Have the states of these patients at hand, as of a place in the logs.
+
+        Args:
+            patients: whose.
+            place: the one that all are judged up to, if none is given.
 
         Returns:
             Whose cannot be had, with the kind of error.
@@ -439,6 +448,7 @@ class AlarmEngine:
         missing = [one for one in patients if one not in self._states]
         if not missing:
             return {}
+        place = place or await self._place()
         records = self._records
         troubles: dict[PatientKey, str] = {}
         states: dict[PatientKey, PatientState] = {}

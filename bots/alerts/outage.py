@@ -13,7 +13,7 @@ one patient who matters, so:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from html import escape
 from typing import Final
@@ -45,16 +45,10 @@ def heard_at(state: PatientState) -> datetime | None:
     return max(times, default=None)
 
 
-def silent(
-    states: Mapping[PatientKey, PatientState], now: datetime, silent_after: timedelta
-) -> frozenset[PatientKey]:
-    """Who of these patients wears a monitor and was not heard for half of the usual time."""
-    found = set()
-    for patient, state in states.items():
-        heard = heard_at(state)
-        if heard is not None and now - heard >= silent_after / 2:
-            found.add(patient)
-    return frozenset(found)
+def is_silent(state: PatientState, now: datetime, silent_after: timedelta) -> bool:
+    """Whether a patient wears a monitor and was not heard for half of the usual time."""
+    heard = heard_at(state)
+    return heard is not None and now - heard >= silent_after / 2
 
 
 def is_outage(silenced: Collection[PatientKey], members: Collection[PatientKey]) -> bool:

@@ -135,7 +135,8 @@ class AlarmStates:
     async def changed_since(self, moment: datetime) -> dict[PatientKey, datetime]:
         """Of which patients something was announced since then, and when at last."""
         rows = await self._store.db.fetch(
-            "SELECT patient_key, changed_at FROM alarm_state WHERE changed_at>=$1", to_ms(moment)
+            "SELECT patient_key, changed_at FROM alarm_state WHERE changed_at>=$1",
+            max(to_ms(moment), 1),  # 0: nothing was ever announced
         )
         return {PatientKey(row["patient_key"]): from_ms(row["changed_at"]) for row in rows}
 
