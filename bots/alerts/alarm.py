@@ -113,6 +113,23 @@ _RINGING: Final = frozenset(
 _ENDING: Final = frozenset({Reason.RECOVERED, Reason.RULES_CHANGED, Reason.NOT_MONITORED})
 
 
+class Reasoned:
+    """A decision of whatever subject: what follows from its reason alone."""
+
+    __slots__ = ()
+    reason: Reason
+
+    @property
+    def announce(self) -> bool:
+        """Whether somebody is told."""
+        return self.reason.announced
+
+    @property
+    def rings(self) -> bool:
+        """Whether it must be a new message."""
+        return self.reason.rings
+
+
 @dataclass(frozen=True, slots=True)
 class ReadingFact:
     """A reading as it stands in the readings log.
@@ -127,7 +144,7 @@ class ReadingFact:
 
 
 @dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(Reasoned):
     """What a reading meant for one kind and direction, announced or not.
 
     Attributes:
@@ -157,16 +174,6 @@ class Decision:
     measured_at: datetime
     at: datetime
     step: int = 0
-
-    @property
-    def announce(self) -> bool:
-        """Whether somebody is told; it follows from the reason alone."""
-        return self.reason.announced
-
-    @property
-    def rings(self) -> bool:
-        """Whether it must be a new message; it follows from the reason alone."""
-        return self.reason.rings
 
     @property
     def track(self) -> TrackKey:

@@ -20,7 +20,14 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import Final
 
-from bots.alerts.alarm import ReadingFact, Reason, confirmed, with_sample, worst_broken
+from bots.alerts.alarm import (
+    ReadingFact,
+    Reason,
+    Reasoned,
+    confirmed,
+    with_sample,
+    worst_broken,
+)
 from bots.alerts.alarm_state import AlarmId, LateBreach, LateRun, Sample
 from bots.alerts.limits import Bands, Direction, Limit, Priority, Rules, TrackKey
 from fajma.vitals import Kind
@@ -38,7 +45,7 @@ RUN_AT_MOST: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
-class LateDecision:
+class LateDecision(Reasoned):
     """What is said, or not, about a breach that nobody could be told of at the time.
 
     Attributes:
@@ -68,16 +75,6 @@ class LateDecision:
     last: datetime
     at: datetime
     step: int = 0
-
-    @property
-    def announce(self) -> bool:
-        """Whether somebody is told; it follows from the reason alone."""
-        return self.reason.announced
-
-    @property
-    def rings(self) -> bool:
-        """Whether it must be a new message; it follows from the reason alone."""
-        return self.reason.rings
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -138,7 +135,7 @@ def _with(run: LateRun, bands: Bands, sample: Sample, position: int) -> LateRun:
             found = LateBreach(
                 AlarmId(f"late-{bands.key}-{position}"),
                 limit,
-                worst=_worst(bands, *breaching),
+                worst=_worst(limit, *breaching),
                 first=min(one.measured_at for one in breaching),
                 last=max(one.measured_at for one in breaching),
             )
@@ -147,15 +144,16 @@ def _with(run: LateRun, bands: Bands, sample: Sample, position: int) -> LateRun:
         found = replace(
             found,
             limit=limit if limit is not None and worse else found.limit,
-            worst=_worst(bands, found.worst, sample),
+            worst=_worst(found.limit, found.worst, sample),
             first=min(found.first, sample.measured_at),
             last=max(found.last, sample.measured_at),
         )
     return LateRun(window, run.began, run.heard, found)
 
 
-def _worst(bands: Bands, *samples: Sample) -> Sample:
-    low = bands.limits[0].direction is Direction.LOW
+def _worst(limit: Limit, *samples: Sample) -> Sample:
+    """The sample that lies furthest out, on the side that a limit guards."""
+    low = limit.direction is Direction.LOW
     return (min if low else max)(samples, key=lambda one: one.value)
 
 
@@ -163,11 +161,10 @@ def joined(before: LateBreach | None, found: LateBreach) -> LateBreach:
     """What was found, together with what of its kind and direction waits for an answer."""
     if before is None:
         return found
-    low = before.limit.direction is Direction.LOW
     return LateBreach(
         before.alarm_id,
         max(before.limit, found.limit, key=lambda limit: limit.priority),
-        (min if low else max)(before.worst, found.worst, key=lambda one: one.value),
+        _worst(before.limit, before.worst, found.worst),
         min(before.first, found.first),
         max(before.last, found.last),
     )

@@ -23,7 +23,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
 
-from bots.alerts.alarm import Reason
+from bots.alerts.alarm import Reason, Reasoned
 from bots.alerts.alarm_state import (
     AlarmId,
     Heard,
@@ -87,7 +87,7 @@ _SPO2: Final = Kind.SPO2
 
 
 @dataclass(frozen=True, slots=True)
-class TechnicalDecision:
+class TechnicalDecision(Reasoned):
     """What is said, or not, about a sensor's trouble.
 
     Attributes:
@@ -112,16 +112,6 @@ class TechnicalDecision:
     last_good_at: datetime | None
     at: datetime
     step: int = 0
-
-    @property
-    def announce(self) -> bool:
-        """Whether somebody is told; it follows from the reason alone."""
-        return self.reason.announced
-
-    @property
-    def rings(self) -> bool:
-        """Whether it must be a new message; it follows from the reason alone."""
-        return self.reason.rings
 
     @property
     def key(self) -> tuple[str, ...]:
