@@ -184,12 +184,7 @@ class Announcer:
         """A message to a ward about no single patient; silent where nobody is called."""
         marks = (b"outage", ward.id.encode(), mark.encode())
         delivery_id = self._records.site_key.fingerprint(*marks).hex()
-        content: dict[str, Any] = {
-            "msgtype": "m.text",
-            "body": text.body,
-            "format": "org.matrix.custom.html",
-            "formatted_body": text.html,
-        }
+        content = text.message()
         if called is None:
             content[RING] = NOBODY
         else:
@@ -206,11 +201,7 @@ class Announcer:
         text: Text,
         where: _Where,
     ) -> Mapping[str, Any]:
-        content: dict[str, Any] = {
-            "msgtype": "m.text",
-            "body": text.body,
-            "format": "org.matrix.custom.html",
-            "formatted_body": text.html,
+        content = text.message() | {
             "m.mentions": {"user_ids": list(where.called)},
             ALARM: _block(patient, decision, delivery_id).to_content(),
         }

@@ -30,6 +30,7 @@ from bots.alerts.bedside_text import (
     side,
 )
 from bots.alerts.duty_desk import RefusedError, notice
+from bots.alerts.kept_state import kept_state
 from bots.alerts.limits import Direction
 from bots.alerts.news2 import score
 from bots.alerts.open_alarms import AnyDecision, OpenAlarm, episode_of, open_alarms
@@ -278,7 +279,7 @@ class BedsideDesk:
         language = asked.command.language
         _ = translator(language).gettext
         now = self._now()
-        state = await self._state(patient)
+        state = await kept_state(self._records, patient.key)
         open_ones = [
             (alarm, decision)
             for alarm, decision in self._open(state)
@@ -344,7 +345,7 @@ class BedsideDesk:
         async with records.store.transaction() as connection:
             if not await records.orders_seen.take(connection, mark, now=now):
                 return
-            state = await self._state(patient)
+            state = await kept_state(self._records, patient.key)
             said_of = [
                 decision
                 for alarm, decision in self._open(state)
@@ -421,7 +422,7 @@ class BedsideDesk:
                 ),
                 code="snooze_too_long",
             )
-        state = await self._state(patient)
+        state = await kept_state(self._records, patient.key)
         sides = [bands.key for bands in self._rules.of(state.standing).by_kind.get(kind, ())]
         if about.direction is not None:
             sides = [key for key in sides if key.endswith(f"-{about.direction}")]
@@ -476,7 +477,7 @@ class BedsideDesk:
         lines = []
         for patient in patients:
             try:
-                state = await self._state(patient)
+                state = await kept_state(self._records, patient.key)
             except FajmaError as error:  # the other beds are shown all the same
                 log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
                 lines.append(
@@ -548,7 +549,7 @@ class BedsideDesk:
         language = asked.command.language
         _ = translator(language).gettext
         now, kind = self._now(), _required(about.kind)
-        state = await self._state(patient)
+        state = await kept_state(self._records, patient.key)
         own = [
             one
             for one in state.standing.own_limits
@@ -571,7 +572,7 @@ class BedsideDesk:
         self, connection: Connection, asked: Asked, patient: Patient, facts: list[LimitSet]
     ) -> Done:
         await self._records.facts.append(connection, patient.key, *facts)
-        state = await self._state(patient)
+        state = await kept_state(self._records, patient.key)
         own = state.standing.own_limits
         for fact in facts:
             own = with_fact(own, fact)
@@ -619,7 +620,7 @@ class BedsideDesk:
         """The limits in force, and who set those of this patient alone, and why."""
         language, zone, now = asked.command.language, asked.place.zone, self._now()
         _ = translator(language).gettext
-        standing = (await self._state(patient)).standing
+        standing = (await kept_state(self._records, patient.key)).standing
         limits = limits_in_force(self._rules.of(standing), language)
         lines = [
             bed_of(patient, language),
@@ -662,7 +663,7 @@ class BedsideDesk:
             now, asked.account, about.respiration, about.consciousness, about.oxygen
         )  # fmt: skip
         await self._records.facts.append(connection, patient.key, fact)
-        state = await self._state(patient)
+        state = await kept_state(self._records, patient.key)
         standing = state.standing
         found = score(state.latest, (fact, *standing.entered), standing.profile, now)
         who = named(asked.person, asked.account)
@@ -702,10 +703,6 @@ class BedsideDesk:
         return Done(None, patient, {"hours": str(lasts / timedelta(hours=1))}, (delivery,))
 
     # --- states ----------------------------------------------------------------------------------
-
-    async def _state(self, patient: Patient) -> PatientState:
-        text = await self._records.alarm_states.get(patient.key)
-        return PatientState.from_json(text) if text else PatientState()
 
     def _open(self, state: PatientState) -> list[tuple[OpenAlarm, AnyDecision]]:
         """The open alarms that somebody was told of, each as it would be told now."""

@@ -9,7 +9,7 @@ from typing import Final
 from bots.alerts.alarm_state import OwnLimit
 from bots.alerts.limits import Comparison, Direction, Limit, Priority
 from bots.alerts.news2 import News2, Sign
-from bots.alerts.text import MAX_BED, MAX_INITIALS, duty_time, label_of, named_limit
+from bots.alerts.text import duty_time, label_of, named_limit, place_of
 from fajma.bedside import MAX_REASON
 from fajma.facts import Consciousness, Entered
 from fajma.language import SEPARATOR, Language, shown, translator
@@ -22,9 +22,7 @@ MAX_BEDS: Final = 60
 
 def bed_of(patient: Patient, language: Language) -> str:
     """``Lit 4 A.D.``, as an alarm begins."""
-    _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=shown(patient.bed, MAX_BED))
-    return f"{where} {shown(patient.initials, MAX_INITIALS)}"
+    return place_of(patient.bed, patient.initials, language)
 
 
 def beds(patients: Collection[Patient], language: Language) -> str:

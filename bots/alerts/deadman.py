@@ -438,11 +438,7 @@ class DeadMan:
 
 def _content(text: Text, state: Monitoring, called: Sequence[str]) -> Mapping[str, Any]:
     priority = "low" if state is Monitoring.BACK else "high"
-    return {
-        "msgtype": "m.text",
-        "body": text.body,
-        "format": "org.matrix.custom.html",
-        "formatted_body": text.html,
+    return text.message() | {
         "m.mentions": {"user_ids": list(called)},
         MONITORING: MonitoringBlock(state, priority).to_content(),
     }

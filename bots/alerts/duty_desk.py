@@ -15,9 +15,9 @@ from typing import Any, Final
 import structlog
 from mautrix.util.async_db import Connection
 
-from bots.alerts.alarm_state import PatientState
+from bots.alerts.kept_state import kept_state
 from bots.alerts.limits import Rules
-from bots.alerts.text import MAX_BED, duty_time, limits_in_force, open_alarm
+from bots.alerts.text import duty_time, limits_in_force, open_alarm, unreadable
 from fajma import duty
 from fajma.commands import (
     Action,
@@ -412,14 +412,10 @@ class DutyDesk:
         lines = []
         for patient in await self._records.patients_of(ward):
             try:
-                text = await self._records.alarm_states.get(patient.key)
-                state = PatientState.from_json(text) if text else PatientState()
+                state = await kept_state(self._records, patient.key)
             except FajmaError as error:  # one bad record must not stop a handover
                 log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
-                where = _("Bed {bed}").format(bed=shown(patient.bed, MAX_BED))
-                lines.append(
-                    _("{where}: alarms cannot be read, see the patient").format(where=where)
-                )
+                lines.append(unreadable(patient.bed, language))
                 continue
             for key, track in state.tracks.items():
                 if track.episode is not None:

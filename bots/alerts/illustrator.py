@@ -11,6 +11,7 @@ from bots.alerts.alarm import Reason
 from bots.alerts.alarm_state import PatientState
 from bots.alerts.bedside_text import bed_of, news2_line, oximeter_line
 from bots.alerts.chart import HEIGHT, WIDTH, Mark, Plot, Point, draw
+from bots.alerts.kept_state import kept_state
 from bots.alerts.limits import Priority
 from bots.alerts.news2 import score
 from bots.alerts.site_rules import SiteRules
@@ -53,7 +54,7 @@ class Illustrator:
         patient = None if key is None else await self._records.patients.get(key)
         if patient is None:
             raise BugError("a chart of nobody", code="chart_without_patient")
-        state = await self._state(patient.key)
+        state = await kept_state(self._records, patient.key)
         points = await self._points(patient.key, order.since, order.until)
         plot = Plot(
             title=bed_of(patient, order.language),
@@ -98,10 +99,6 @@ class Illustrator:
             more=[*more, *notes],
         )
         return text.body, text.html
-
-    async def _state(self, patient: PatientKey) -> PatientState:
-        text = await self._records.alarm_states.get(patient)
-        return PatientState.from_json(text) if text else PatientState()
 
     async def _points(
         self, patient: PatientKey, since: datetime, until: datetime

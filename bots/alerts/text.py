@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 from decimal import ROUND_CEILING, ROUND_FLOOR, ROUND_HALF_EVEN, Decimal
 from enum import StrEnum
 from html import escape
-from typing import Final
+from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 from babel.dates import format_datetime
@@ -56,6 +56,29 @@ class Text:
     body: str
     html: str
 
+    def message(self) -> dict[str, Any]:
+        """The content of an ``m.room.message`` that says it."""
+        return {
+            "msgtype": "m.text",
+            "body": self.body,
+            "format": "org.matrix.custom.html",
+            "formatted_body": self.html,
+        }
+
+
+def place_of(bed: str, initials: str, language: Language) -> str:
+    """Where to go, as an alarm begins: ``Lit 4 A.D.``; neither is trusted."""
+    _ = translator(language).gettext
+    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
+    return f"{where} {shown(initials, MAX_INITIALS)}"
+
+
+def unreadable(bed: str, language: Language) -> str:
+    """That nobody can say which alarms of a patient are open."""
+    _ = translator(language).gettext
+    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
+    return _("{where}: alarms cannot be read, see the patient").format(where=where)
+
 
 _Parts = list[tuple[str, str]]
 """Of a message: each has a bold text and a plain one after it; either may be empty."""
@@ -89,8 +112,7 @@ def render(
     if not decision.announce:
         raise BugError("Only render decisions that are announced.", code="decision_silent")
     _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
-    where = f"{where} {shown(initials, MAX_INITIALS)}"
+    where = place_of(bed, initials, language)
     if isinstance(decision, TechnicalDecision):
         return _joined(_of_trouble(decision, where, language, zone))
     if isinstance(decision, LateDecision):
@@ -259,10 +281,9 @@ def open_alarm(
 ) -> str:
     """An alarm that is not over, in one line, for who takes over: the limit, not a value."""
     _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
     since = _("since {time}").format(time=clock_time(episode.since, zone))
     limit = named_limit(kind, episode.limit, language)
-    return SEPARATOR.join((f"{where} {shown(initials, MAX_INITIALS)}", limit, since))
+    return SEPARATOR.join((place_of(bed, initials, language), limit, since))
 
 
 def named_limit(kind: Kind, limit: Limit, language: Language) -> str:

@@ -11,13 +11,15 @@ import structlog
 
 from bots.alerts.alarm import Reason
 from bots.alerts.alarm_state import PatientState, Trouble
+from bots.alerts.bedside_text import bed_of
+from bots.alerts.kept_state import kept_state
 from bots.alerts.limits import Priority
 from bots.alerts.open_alarms import open_alarms
 from bots.alerts.silence_text import no_reading
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.text import MAX_BED, MAX_INITIALS, render
+from bots.alerts.text import render, unreadable
 from fajma.errors import FajmaError
-from fajma.language import Language, shown, translator
+from fajma.language import Language
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.patients import Patient
@@ -125,7 +127,7 @@ class ToldRooms:
 
     async def _worst(self, patient: PatientKey) -> Priority | None:
         try:
-            state = await self._state(patient)
+            state = await kept_state(self._records, patient)
         except FajmaError as error:
             # Whoever cannot be read may be in alarm.
             log.critical("alarm_state_unreadable", patient=patient, code=error.code)
@@ -133,10 +135,6 @@ class ToldRooms:
         now = datetime.now(UTC)  # stands in no priority
         told = (one.say(Reason.STARTED, now) for one in open_alarms(state, self._rules))
         return max((one.priority for one in told), default=None)
-
-    async def _state(self, patient: PatientKey) -> PatientState:
-        text = await self._records.alarm_states.get(patient)
-        return PatientState.from_json(text) if text else PatientState()
 
     # --- who must be looked at -------------------------------------------------------------------
 
@@ -146,17 +144,17 @@ class ToldRooms:
         lines: list[str] = []
         for patient in await self._patients(room):
             try:
-                state = await self._state(patient.key)
+                state = await kept_state(self._records, patient.key)
             except FajmaError as error:
                 log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
-                lines.append(_unreadable(patient, room.language))
+                lines.append(unreadable(patient.bed, room.language))
                 continue
             lines += self._open(state, patient, room, now)
             is_told = any(one.trouble is Trouble.NO_READINGS for one in state.troubles)
             if patient.key in worn and not is_told:
                 last = await self._records.heartbeats.last_received(patient.key)
                 if last is None or last < since:
-                    where = _where(patient, room.language)
+                    where = bed_of(patient, room.language)
                     lines.append(
                         no_reading(where, room.language, last=last, zone=room.time_zone, now=now)
                     )
@@ -182,15 +180,3 @@ class ToldRooms:
             return await self._records.patients_of(room.ward)
         patient = await self._records.patients.get(room.patient) if room.patient else None
         return [] if patient is None else [patient]
-
-
-def _unreadable(patient: Patient, language: Language) -> str:
-    _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=shown(patient.bed, MAX_BED))
-    return _("{where}: alarms cannot be read, see the patient").format(where=where)
-
-
-def _where(patient: Patient, language: Language) -> str:
-    _ = translator(language).gettext
-    bed = _("Bed {bed}").format(bed=shown(patient.bed, MAX_BED))
-    return f"{bed} {shown(patient.initials, MAX_INITIALS)}"
