@@ -17,22 +17,20 @@ import structlog
 
 from bots.alerts.engine import FOLLOWER
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import NO_PATIENT_KEY, RATE_LIMITED, UNKNOWN_DEVICE, Ingest, Message
+from bridges.mqtt_vitals.ingest import Ingest, Message
 from console.people import config_option
 from console.refusals import MESSAGES, REASONS
 from console.run import opened
 from fajma.config import Settings, load
 from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
+from fajma.store.quarantine import NO_PATIENT_KEY, REPLAYABLE, UNKNOWN_DEVICE
 from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import MEASURES, Age
 from fajma.wire import parse_device_id
 
 PAGE: Final = 500
 POLL_S: Final = 1.0
-
-AGAIN: Final = (UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED)
-"""Reasons that may be gone when a message is tried again."""
 
 NOBODYS: Final = "unknown"
 """Whose messages are that name no monitor."""
@@ -211,7 +209,7 @@ def quarantine_replay(*, device: str | None, config_path: Path) -> None:
 
 
 async def replay(records: Records, *, device: str | None = None) -> tuple[int, Counter[str]]:
-    """Try again what was refused for a reason that may be gone: see ``AGAIN``.
+    """Try again what was refused for a reason that may be gone: see ``REPLAYABLE``.
 
     Returns:
         How many readings are in the log now that were not, and for which reason how many messages
@@ -221,7 +219,7 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, C
     stored, waiting = 0, Counter[str]()
     kept = [
         one
-        for reason in AGAIN
+        for reason in sorted(REPLAYABLE)
         for one in await records.quarantine.listed(device=device, reason=reason, limit=100_000)
     ]
     for one in kept:
@@ -232,7 +230,7 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, C
         message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
         outcome = await ingest.commit([message])
         stored += outcome.stored
-        reasons = [reason for reason in AGAIN if outcome.refused[reason]]
+        reasons = sorted(REPLAYABLE & outcome.refused.keys(), reverse=True)  # nobody's first
         settled = outcome.stored + outcome.repeated > 0 or not outcome.refused
         if reasons:
             waiting[reasons[0]] += 1

@@ -32,18 +32,21 @@ from fajma.store import Records
 from fajma.store.away import is_outage
 from fajma.store.devices import Fleet, KeyPair
 from fajma.store.leases import LeaseLostError
-from fajma.store.quarantine import REPLAYABLE, Refused
+from fajma.store.quarantine import (
+    NO_PATIENT_KEY,
+    RATE_LIMITED,
+    REPLAYABLE,
+    UNKNOWN_DEVICE,
+    Refused,
+)
 from fajma.store.readings import Fate, NewReading
 from fajma.vitals import DeviceId, Kind, Reading
 from fajma.wire import Channel, Envelope, Gap, Item, Pack
 
 log = structlog.get_logger()
 
-UNKNOWN_DEVICE: Final = "unknown_device"
-RATE_LIMITED: Final = "rate_limited"
 SEQUENCE_REUSED: Final = "sequence_reused"
 UNKNOWN_KEY: Final = "unknown_key"
-NO_PATIENT_KEY: Final = "no_patient_key"
 DOWNGRADED: Final = "downgraded"
 """A monitor whose sealed messages we know, said in clear what anybody could say."""
 BUG: Final = "bug"

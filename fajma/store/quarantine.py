@@ -21,7 +21,11 @@ MAX_KEPT: Final = 10_000
 MAX_KEPT_OF_DEVICE: Final = 2_000
 """The same for one monitor, so that none crowds out what the others had refused."""
 
-REPLAYABLE: Final = frozenset({"unknown_device", "no_patient_key", "rate_limited"})
+UNKNOWN_DEVICE: Final = "unknown_device"
+NO_PATIENT_KEY: Final = "no_patient_key"
+RATE_LIMITED: Final = "rate_limited"
+
+REPLAYABLE: Final = frozenset({UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED})
 """Refusals that may be none when the message is looked at again. They have room of their own, which
 rubbish cannot take: a v2 monitor deletes what we keep here."""
 

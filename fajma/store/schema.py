@@ -6,9 +6,22 @@ An upgrade, once released, is never edited: write the next one. ``sealed`` colum
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from mautrix.util.async_db import Connection, Scheme, UpgradeTable
 
 upgrade_table = UpgradeTable(version_table_name="fajma_version", database_name="fajma")
+
+
+def _register(statements: Sequence[str], description: str) -> None:
+    """The next upgrade: these statements, in order."""
+
+    async def upgrade(connection: Connection, _: Scheme) -> None:
+        for statement in statements:
+            await connection.execute(statement)
+
+    upgrade_table.register(upgrade, description=description)
+
 
 _V1 = (
     # A patient is a local record; a Matrix account is optional.
@@ -105,13 +118,7 @@ _V1 = (
     "CREATE INDEX outbox_waiting ON outbox (position) WHERE event_id IS NULL",
 )
 
-
-async def _v1(connection: Connection, _: Scheme) -> None:
-    for statement in _V1:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v1, description="Patients, consultations, readings log, alarms, outbox")
+_register(_V1, "Patients, consultations, readings log, alarms, outbox")
 
 _V2 = (
     # A team with a room of its own. The roster (who is on duty) holds user ids and times.
@@ -215,13 +222,7 @@ _V2 = (
     "CREATE INDEX outbox_waiting ON outbox (position) WHERE event_id IS NULL",
 )
 
-
-async def _v2(connection: Connection, _: Scheme) -> None:
-    for statement in _V2:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v2, description="Staff, wards, duty, pinned identities, audit")
+_register(_V2, "Staff, wards, duty, pinned identities, audit")
 
 _V3 = (
     # A keyed fingerprint of what a v2 record says, so that a number that is used again for
@@ -266,13 +267,7 @@ _V3 = (
     )""",
 )
 
-
-async def _v3(connection: Connection, _: Scheme) -> None:
-    for statement in _V3:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v3, description="v2 monitors, who wears what, leases")
+_register(_V3, "v2 monitors, who wears what, leases")
 
 _V4 = (
     # Until when somebody watches the vitals in a consultation's room.
@@ -295,13 +290,7 @@ _V4 = (
     "CREATE UNIQUE INDEX patient_of_account ON patient (account) WHERE account IS NOT NULL",
 )
 
-
-async def _v4(connection: Connection, _: Scheme) -> None:
-    for statement in _V4:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v4, description="Who watches, who came; what a snapshot shows")
+_register(_V4, "Who watches, who came; what a snapshot shows")
 
 _V5 = (
     # Which devices were signed by the identity that their user showed, by the last answer of the
@@ -329,13 +318,7 @@ _V5 = (
     "CREATE INDEX order_seen_of_session ON order_seen (session, message_index)",
 )
 
-
-async def _v5(connection: Connection, _: Scheme) -> None:
-    for statement in _V5:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v5, description="Which devices are signed, order of commands")
+_register(_V5, "Which devices are signed, order of commands")
 
 _V6 = (
     # What the alarm engine is told beside readings, and after which reading.
@@ -375,13 +358,7 @@ _V6 = (
     "CREATE INDEX alarm_state_due ON alarm_state (due_at) WHERE due_at IS NOT NULL",
 )
 
-
-async def _v6(connection: Connection, _: Scheme) -> None:
-    for statement in _V6:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v6, description="Facts, decisions, what is due")
+_register(_V6, "Facts, decisions, what is due")
 
 _V7 = (
     # Which rows of the log did not open, so that each is counted and told once.
@@ -391,13 +368,7 @@ _V7 = (
     )""",
 )
 
-
-async def _v7(connection: Connection, _: Scheme) -> None:
-    for statement in _V7:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v7, description="Readings that do not open")
+_register(_V7, "Readings that do not open")
 
 _V8 = (
     # When each part of ours last said that it works; trouble: why it does not, for operators.
@@ -437,23 +408,11 @@ _V8 = (
     )""",
 )
 
-
-async def _v8(connection: Connection, _: Scheme) -> None:
-    for statement in _V8:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v8, description="Signs of life, delayed events, planned stops")
+_register(_V8, "Signs of life, delayed events, planned stops")
 
 _V9 = (
     # Which delivery a reaction is to.
     "CREATE INDEX outbox_of_event ON outbox (event_id) WHERE event_id IS NOT NULL",
 )
 
-
-async def _v9(connection: Connection, _: Scheme) -> None:
-    for statement in _V9:
-        await connection.execute(statement)
-
-
-upgrade_table.register(_v9, description="Answers to alarms")
+_register(_V9, "Answers to alarms")
