@@ -134,11 +134,13 @@ class AlarmEngine:
         self._announcer = Announcer(records, has_webhook=settings.webhook_url is not None, now=now)
         self._now = now
         self._hint = records.store.hints.subscribe("readings", "facts")
-        # As of the last pass that was committed; who was judged last stands last.
+        # As of the last pass that was committed, like the place; who was judged last stands last.
         self._states: dict[PatientKey, _Held] = {}
         self._behind: dict[PatientKey, _Place] | None = None
         self._grace_until = now() + START_GRACE
         self._half_back: dict[WardId, datetime] = {}
+        self._at: _Place | None = None
+        self._adopted = False
 
     async def run(self) -> None:
         """Follow the logs until cancelled."""
@@ -155,7 +157,8 @@ class AlarmEngine:
     async def adopt(self) -> None:
         """Tell of the monitors that were worn before links were facts; once for each site."""
         records, now = self._records, self._now()
-        if await records.followers.position(ADOPTED):
+        if self._adopted or await records.followers.position(ADOPTED):
+            self._adopted = True
             return
         worn = [
             (patient, Worn(now, device))
@@ -277,8 +280,10 @@ class AlarmEngine:
         return due_now, later
 
     async def _place(self) -> _Place:
-        followers = self._records.followers
-        return _Place(await followers.position(FOLLOWER), await followers.position(FACTS_FOLLOWER))
+        if self._at is None:
+            position = self._records.followers.position
+            self._at = _Place(await position(FOLLOWER), await position(FACTS_FOLLOWER))
+        return self._at
 
     # --- outages ---------------------------------------------------------------------------------
 
@@ -352,6 +357,7 @@ class AlarmEngine:
                 await self._move_on(connection, troubles, start, end)
         else:
             self._remember(judged, troubles, start)
+        self._at = end
         for patient, trouble in troubles.items():
             log.critical("patient_not_judged", patient=patient, error=trouble)
         return sum(len(one.deliveries) for one in judged)
@@ -593,6 +599,7 @@ class AlarmEngine:
     def _forget(self) -> None:
         self._states.clear()
         self._behind = None
+        self._at = None
 
 
 class BehindError(Exception):
