@@ -700,16 +700,16 @@ class ConsultationService:
 
     async def _invite_all(self, found: Consultation, room_id: str) -> list[str]:
         """Invite who belongs and never was, by our record; the patient by whether he is there."""
+        members = (await self._matrix.room_inside(room_id)).members
         if found.status is not Status.OPEN:
             return []
         new = [one.account for one in found.participants if not one.invited]
         for account in new:
             await self._matrix.invite(room_id, account)
         patient = await self._records.patients.get(found.patient)
-        if patient is not None and patient.account is not None and found.admitted_at is not None:
-            members = (await self._matrix.room_now(room_id)).members
-            if members.get(patient.account) in {None, "knock"}:
-                await self._matrix.invite(room_id, patient.account)
+        account = patient.account if patient is not None and found.admitted_at is not None else None
+        if account is not None and members.get(account) in {None, "knock"}:
+            await self._matrix.invite(room_id, account)
         return new
 
     async def _empty(self, room_id: str) -> None:

@@ -187,12 +187,14 @@ class FakeMatrix:
         with self.call(room_id):
             return RoomNow.of(list(self.rooms[room_id].values()))
 
+    room_inside = room_now
+
     async def creation_of(self, room_id: str) -> Mapping[str, Any]:
         with self.call(room_id):
             return self.rooms[room_id][CREATE, ""]
 
     async def mend(self, room_id: str, plan: Plan) -> Sequence[Repair]:
-        found = repairs(await self.room_now(room_id), plan)
+        found = repairs(await self.room_inside(room_id), plan)
         for one in found:
             if one.content is not None:
                 await self.set_plain_state(room_id, one.event_type, one.content)
