@@ -245,7 +245,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
     keeper = Keeper(records, matrix, service, waiting, Spaces(settings, records, matrix))
     matrix.on_state(keeper.heard)
     matrix.on_spoken(waiting.spoken)
-    matrix.on_joined(service.greet)
+    matrix.on_joined(service.rooms.greet)
     await matrix.start()
     jobs = [
         asyncio.create_task(keeper.run()),
