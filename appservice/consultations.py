@@ -66,6 +66,7 @@ class ConsultationService:
 
     Attributes:
         rooms: what follows.
+        undisturbed: held during each act, and by whoever does something according to our record.
 
     Args:
         settings: all of them.
@@ -93,7 +94,7 @@ class ConsultationService:
         self._patients = patients
         self.rooms = ConsultationRooms(settings, records, matrix)
         self._alarm_open = alarm_open
-        self._one_at_a_time = asyncio.Lock()
+        self.undisturbed = asyncio.Lock()
 
     # --- beginning -------------------------------------------------------------------------------
 
@@ -131,7 +132,7 @@ class ConsultationService:
                 (``consultation_is_open``).
         """
         await self._prepare_all(clinicians)
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             patient = await self._patient(number, initials, bed, patient_account, now)
             found = await self._records.consultations.of_patient(patient.key)
             if found is not None and found.status is not Status.BOOKED:
@@ -189,7 +190,7 @@ class ConsultationService:
                 hospital, an account that cannot be a patient's, or a record that cannot be.
         """
         await self._prepare_all(clinicians)
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             patient = await self._patient(number, initials, bed, patient_account, now)
             consultation = await self._records.consultations.of_patient(patient.key)
             if consultation is None:
@@ -210,7 +211,7 @@ class ConsultationService:
         Raises:
             InputError: there is none, or it is over.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.OPEN)
             patient = await self._records.patients.get(found.patient)
@@ -326,7 +327,7 @@ class ConsultationService:
             InputError: there is none, it is over, or the account is not the patient's
                 (``not_the_patient``).
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.ADMIT)
             patient = await self._records.patients.get(found.patient)
@@ -371,7 +372,7 @@ class ConsultationService:
             )
         next_status((await self._get(consultation)).status, Step.INVITE)
         await self._prepare(account, role)
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.INVITE)
             patient = await self._records.patients.get(found.patient)
@@ -411,7 +412,7 @@ class ConsultationService:
             InputError: there is no such consultation, it is over, or nobody would be left who
                 treats (``last_clinician``).
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.REMOVE)
             patient = await self._records.patients.get(found.patient)
@@ -446,7 +447,7 @@ class ConsultationService:
         Raises:
             InputError: there is no such consultation, or it is over.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.CHANGE_LANGUAGE)
             if found.language is not language:
@@ -490,7 +491,7 @@ class ConsultationService:
             InputError: there is no such consultation, it is not open, or there is such an alarm
                 (``alarm_open``).
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             if next_status(found.status, Step.END) is not found.status:
                 in_alarm = await self._alarm_open(found.patient)
@@ -512,7 +513,7 @@ class ConsultationService:
         Raises:
             InputError: there is no such consultation, or it is over.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             if next_status(found.status, Step.NO_SHOW) is not found.status:
                 await self._close(found, Step.NO_SHOW, summary.not_come(found.language), by, now)
@@ -525,7 +526,7 @@ class ConsultationService:
         Raises:
             InputError: there is no such consultation, or it is open or over.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             if next_status(found.status, Step.CANCEL) is not found.status:
                 await self._close(found, Step.CANCEL, None, by, now)
@@ -544,7 +545,7 @@ class ConsultationService:
             InputError: there is no such consultation, it has not ended, or he did not treat in it
                 (``not_a_clinician``).
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.SIGN)
             if by not in found.clinicians:
@@ -568,7 +569,7 @@ class ConsultationService:
         Raises:
             InputError: there is no such consultation, or it has not ended.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             if next_status(found.status, Step.ARCHIVE) is not found.status:
                 await self._close(found, Step.ARCHIVE, None, SYSTEM, now)
@@ -635,7 +636,7 @@ class ConsultationService:
         Raises:
             FajmaError, MatrixError: the homeserver did not do all of it.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             await self.rooms.settle(await self._get(consultation), now)
 
     async def _settle_now(self, consultation: ConsultationId, now: datetime) -> None:

@@ -229,11 +229,13 @@ class Keeper:
         Raises:
             MatrixError: the homeserver does not answer, or refuses.
         """
-        plan = await self._plan(room_id)
-        if plan is None:
-            return
         try:
-            mended = await self._matrix.mend(room_id, plan)
+            # Or a consultation could end between the plan and what is done by it.
+            async with self._consultations.undisturbed:
+                plan = await self._plan(room_id)
+                if plan is None:
+                    return
+                mended = await self._matrix.mend(room_id, plan)
         except UnavailableError as error:
             if error.code not in LOST:
                 raise
