@@ -224,7 +224,7 @@ async def _service(
 
 async def _thousand_consultations() -> None:
     directory = Path(tempfile.mkdtemp())
-    clinic = Clinic(Options(directory, Ports.free(), "embedded"))
+    clinic = Clinic(Options(directory, Ports.free(), "embedded", ready_within_s=600))
     try:
         await clinic.start()
         few_s, few_mb = await _started(clinic)

@@ -109,6 +109,7 @@ class Options:
         split: whether FAJMA runs as several processes, which needs a PostgreSQL.
         command: the module that is the `fajma` command; a test may put another in its place.
         v2: whether the first patient's monitor is one of our own firmware, which needs Mosquitto.
+        ready_within_s: how long FAJMA may take to start; longer with many consultations.
     """
 
     directory: Path
@@ -120,6 +121,7 @@ class Options:
     split: bool = False
     command: str = "console"
     v2: bool = False
+    ready_within_s: float = READY_WITHIN_S
 
 
 class Clinic:
@@ -330,7 +332,7 @@ class Clinic:
         )
         works = {"ready", "standby"} if role else {"ready"}
         try:
-            await child.ready(self._says(log_path, works, start), READY_WITHIN_S)
+            await child.ready(self._says(log_path, works, start), self.options.ready_within_s)
         except BaseException:
             await child.stop()
             raise
