@@ -214,8 +214,9 @@ AT_RECEPTION: Final = AT_WARD_RECEPTION | {
 IN_CONSULTATION: Final = AT_BEDSIDE | (AT_RECEPTION - AT_WARD_RECEPTION) | {Action.HELP}
 """What can be asked for in a consultation."""
 
-IN_WARD: Final = frozenset(Action) - (AT_RECEPTION - AT_WARD_RECEPTION)
-"""What can be asked for in a ward's room."""
+IN_WARD: Final = frozenset(Action) - (AT_RECEPTION - AT_WARD_RECEPTION) | {Action.SIGN}
+"""What can be asked for in a ward's room; there a summary is signed, for a room whose consultation
+has ended is only read."""
 
 BY_PATIENT: Final = frozenset({Action.VITALS_SHOW, Action.HELP})
 """What a patient can ask for, in the own consultation."""
@@ -350,7 +351,7 @@ _WORDS: Final[Mapping[Verb, Mapping[str, Action]]] = {
         **dict.fromkeys(("malgre", "despite"), Action.END_DESPITE_ALARM),
     },
     **dict.fromkeys(
-        (Verb.DRILL, Verb.HERE, Verb.INVITE, Verb.REMOVE, Verb.CALL, Verb.ADMIT, Verb.SIGN,
+        (Verb.DRILL, Verb.HERE, Verb.INVITE, Verb.REMOVE, Verb.CALL, Verb.ADMIT,
          Verb.HELP),
         MappingProxyType({}),
     ),
@@ -383,6 +384,7 @@ _RECEIVED: Final[Mapping[Verb, Callable[[str], Reception]]] = {
     Verb.CONSULTATION: reception.opened,
     Verb.MONITOR: reception.put_on,
     Verb.LANGUAGE: reception.spoken,
+    Verb.SIGN: reception.signed,
 }
 _WISHED: Final = {
     Wish.OPEN: Action.CONSULTATION_OPEN,
@@ -390,6 +392,7 @@ _WISHED: Final = {
     Wish.PUT_ON: Action.MONITOR_LINK,
     Wish.TAKE_OFF: Action.MONITOR_UNLINK,
     Wish.SPEAK: Action.LANGUAGE,
+    Wish.SIGN: Action.SIGN,
 }
 
 # The verb alone.
@@ -400,7 +403,6 @@ _ALONE: Final = {
     Verb.CALL: Action.CALL,
     Verb.ADMIT: Action.ADMIT,
     Verb.END: Action.END_ASK,
-    Verb.SIGN: Action.SIGN,
     Verb.HELP: Action.HELP,
 }
 

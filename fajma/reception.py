@@ -41,6 +41,7 @@ class Wish(StrEnum):
     PUT_ON = "put_on"
     TAKE_OFF = "take_off"
     SPEAK = "speak"
+    SIGN = "sign"
 
 
 class Seat(StrEnum):
@@ -65,6 +66,7 @@ class Reception:
         patient: Matrix user id of the patient.
         seat: as what somebody is invited.
         language: of the room, from now on.
+        consultation: its short name, as in the name of its room: four upper-case hex digits.
     """
 
     wish: Wish
@@ -75,6 +77,7 @@ class Reception:
     patient: str | None = None
     seat: Seat | None = None
     language: Language | None = None
+    consultation: str | None = None
 
 
 CODE_DIGITS: Final = 12
@@ -112,6 +115,7 @@ _LANGUAGES: Final[Mapping[str, Language]] = {
 }
 _INITIALS_MARKS: Final = frozenset(". -")
 _CODE: Final = re.compile(rf"[0-9A-F]{{{LAST_DIGITS}}}|[0-9A-F]{{{CODE_DIGITS}}}")
+_SHORT_NAME: Final = re.compile("[0-9A-F]{4}")
 # Matrix specification 1.16, appendix "User identifiers": what new accounts are made of.
 _ACCOUNT: Final = re.compile(
     r"@[a-z0-9._=/+-]+:(?:\[[0-9a-f:.]{2,45}\]|[a-z0-9.-]+)(?::[0-9]{1,5})?"
@@ -176,6 +180,23 @@ def spoken(rest: str) -> Reception:
     if language is None:
         raise UnclearError(Problem.LANGUAGE)
     return Reception(Wish.SPEAK, language=language)
+
+
+def signed(rest: str) -> Reception:
+    """``!signer``: perhaps which consultation, by its short name.
+
+    Raises:
+        UnclearError: the words are none.
+    """
+    words = [word for word in map(trimmed, rest.split()) if folded(word)]
+    if words and folded(words[0]) == "consultation":
+        words = words[1:]
+    if not words:
+        return Reception(Wish.SIGN)
+    name = unicodedata.normalize("NFKC", words[0]).upper()
+    if len(words) > 1 or not _SHORT_NAME.fullmatch(name):
+        raise UnclearError(Problem.WORDS)
+    return Reception(Wish.SIGN, consultation=name)
 
 
 def seated(rest: str) -> tuple[str, Seat]:

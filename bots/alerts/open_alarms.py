@@ -99,6 +99,12 @@ def open_alarms(state: PatientState, rules: SiteRules) -> Iterator[OpenAlarm]:
         )
 
 
+def is_answered(state: PatientState, alarm: OpenAlarm) -> bool:
+    """Whether somebody takes care of it, or need not."""
+    care = state.care.get(alarm.alarm_id)
+    return care is None or care.acknowledged
+
+
 def vital(
     state: PatientState,
     key: TrackKey,

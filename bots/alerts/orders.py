@@ -27,13 +27,17 @@ import structlog
 from mautrix.util.async_db import Connection
 
 from bots.alerts.alarm_state import FIRST_STANDING
-from bots.alerts.bedside_desk import Asked, BedsideDesk, Place
+from bots.alerts.bedside_desk import BedsideDesk
 from bots.alerts.client import SignedClient
-from bots.alerts.duty_desk import DutyDesk, RefusedError, notice
+from bots.alerts.consultation_desk import ConsultationDesk
+from bots.alerts.desk import Asked, Done, Place, RefusedError, notice
+from bots.alerts.duty_desk import DutyDesk
 from bots.alerts.site_rules import SiteRules
 from fajma import duty
 from fajma.commands import (
     AT_BEDSIDE,
+    AT_RECEPTION,
+    BY_PATIENT,
     IN_CONSULTATION,
     Action,
     Command,
@@ -104,6 +108,8 @@ class Orders:
         self._records = records
         self._desk = DutyDesk(records, rules.of(FIRST_STANDING), now=now)
         self._bedside = BedsideDesk(records, rules, now=now)
+        server = ours[0].partition(":")[2]
+        self._reception = ConsultationDesk(records, rules, server=server, now=now)
         self._ours = frozenset(ours)
         self._now = now
         self._tries: dict[str, int] = {}
@@ -222,9 +228,12 @@ class Orders:
                     return
                 # The homeserver may have taken its time, and the person left meanwhile.
                 giver = await self._giver(heard, command, language)
-                if command.action in AT_BEDSIDE:
-                    await self._at_bedside(connection, heard, command, giver, ward)
-                elif giver is not None:
+                if command.action in AT_BEDSIDE | AT_RECEPTION:
+                    await self._at_desk(connection, heard, command, giver, ward)
+                elif giver is None:  # a patient who asks for help
+                    said = help_text(command.language, BY_PATIENT)
+                    await self._answer(connection, heard, said)
+                else:
                     place = self._place(command, ward, giver, language)
                     await self._carry_out(connection, heard, command, giver, place)
         except (RefusedError, DutyError) as refusal:
@@ -239,6 +248,7 @@ class Orders:
         self._records.store.hints.notify("outbox")
         self._records.store.hints.notify("facts")
         self._records.store.hints.notify("trust")
+        self._records.store.hints.notify("errands")
 
     def _envelope(self, heard: _Heard) -> bytes:
         ciphertext = getattr(heard.event, "envelope", None)
@@ -300,8 +310,8 @@ class Orders:
     async def _giver(
         self, heard: _Heard, command: Command | CommandError, language: Language
     ) -> Staff | None:
-        """Who gives the command; ``None`` for a patient who asks for the own values."""
-        shows = isinstance(command, Command) and command.action is Action.VITALS_SHOW
+        """Who gives the command; ``None`` for a patient who asks for the own values, or help."""
+        shows = isinstance(command, Command) and command.action in BY_PATIENT
         person = await self._records.people.get(heard.sender)
         is_staff = person is not None and person.is_active
         if shows and not is_staff and await self._bedside.is_own(heard.room_id, heard.sender):
@@ -412,7 +422,7 @@ class Orders:
             )
         log.info("order_carried_out", ward=ward.id, action=command.action.value)
 
-    async def _at_bedside(
+    async def _at_desk(
         self,
         connection: Connection,
         heard: _Heard,
@@ -420,23 +430,25 @@ class Orders:
         giver: Staff | None,
         ward: Ward | None,
     ) -> None:
+        """What is about a patient, or about a consultation."""
         consultation = await self._records.consultations.in_room(heard.room_id)
         place = Place(ward, consultation if ward is None else None, heard.room_id)
         mark = self._envelope(heard)
         asked = Asked(command, place, heard.sender, giver, heard.event_id, mark)
-        done = await self._bedside.done(connection, asked)
-        subject = done.patient.key if done.patient is not None else None
-        if done.detail is not None and subject is not None:
+        desk = self._bedside if command.action in AT_BEDSIDE else self._reception
+        done: Done = await desk.done(connection, asked)
+        patient = done.patient.key if done.patient is not None else None
+        if done.detail is not None:
             await self._records.audit.note(
                 connection,
                 actor=heard.sender,
                 action=command.action.value,
-                subject=subject,
+                subject=patient or heard.room_id,  # whose first consultation it is has no record
                 now=self._now(),
                 **done.detail,
             )
         if done.said is not None:
-            await self._answer(connection, heard, done.said, patient=subject)
+            await self._answer(connection, heard, done.said, patient=patient)
         await self._records.outbox.add(connection, *done.also)
         log.info("order_carried_out", action=command.action.value)
 

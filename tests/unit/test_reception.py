@@ -174,13 +174,18 @@ def test_whoever_is_brought_in_or_removed_must_be_named_for_certain() -> None:
     assert picked == Person(mxid="@awa:clinic.test", shown="Awa Diop")
 
 
+@pytest.mark.parametrize("rest", ["1A2B", "1a2b.", "consultation 1A2B", "«1a2b»"])
+def test_what_is_signed_may_be_named_as_its_room_is(rest: str) -> None:
+    assert said(f"!signer {rest}").reception == Reception(Wish.SIGN, consultation="1A2B")
+
+
 # --- ending --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "line",
     ["!terminer malgré", "!terminer malgré tout", "!terminer oui non", "!end now", "!terminer ok",
-     "!end despite alarm now", "!terminer alarme", "!end of the shift", "!signer tout", "!call me",
+     "!end despite alarm now", "!terminer alarme", "!end of the shift", "!signer tout", "!signer lit 4", "!call me",
      "!admettre @awa", "!appel urgent au lit 4"],
 )  # fmt: skip
 def test_words_that_do_not_belong_end_nothing(line: str) -> None:
