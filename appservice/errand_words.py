@@ -20,13 +20,13 @@ def whose(patient: Patient, language: Language) -> str:
     return f"{bed} {shown(patient.initials, MAX_INITIALS)}"
 
 
-def opened(where: str, room: str, language: Language) -> str:
+def opened(where: str, name: str, language: Language) -> str:
     """A consultation is open."""
     _ = translator(language).gettext
     return _(
-        "{where}: the consultation is open. You are invited into its room, “{room}”. What can be"
-        " typed there: {help}"
-    ).format(where=where, room=room, help=usage(Action.HELP, language))
+        "{where}: the consultation is open. You are invited into its room, Consultation {name}."
+        " What can be typed there: {help}"
+    ).format(where=where, name=name, help=usage(Action.HELP, language))
 
 
 def invited(who: str, role: ParticipantRole, language: Language) -> str:
@@ -81,10 +81,10 @@ def ended(where: str, language: Language) -> str:
     ).format(where=where, line=usage(Action.SIGN, language))
 
 
-def signed(who: str, language: Language) -> str:
+def signed(who: str, name: str, language: Language) -> str:
     """A summary is signed."""
     _ = translator(language).gettext
-    return _("{who} has signed the summary.").format(who=who)
+    return _("{who} has signed the summary of Consultation {name}.").format(who=who, name=name)
 
 
 def how_to_call(language: Language, *, group: bool) -> str:
@@ -122,8 +122,8 @@ def not_done(language: Language) -> str:
     """It was tried for as long as an order counts."""
     _ = translator(language).gettext
     return _(
-        "Not done: for 10 minutes a homeserver did not do what it must. FAJMA does not try again by"
-        " itself; look what is there, and type it again if you still want it."
+        "Not done within 10 minutes: a homeserver did not do what it must. What of it is noted"
+        " follows when the homeserver works again; look what is there before you type it again."
     )
 
 
@@ -155,6 +155,11 @@ def refused(code: str, language: Language) -> str:
             "an alarm of high priority is open and nobody took it. Take it, or type: {line}"
         ).format(line=usage(Action.END_DESPITE_ALARM, language)),
         "clinician_left": _("this person has left the staff."),
+        "last_clinician": _(
+            "nobody else treats in this consultation: invite another clinician first, or end it."
+        ),
+        "not_a_clinician": _("only who treats in this consultation can do this."),
+        "not_the_patient": _("this is not the patient's account."),
         "consultation_is_open": _("the consultation is still open: end it first."),
         "consultation_not_ended": _("only a consultation that has ended has a summary to sign."),
         "consultation_not_open": _("the consultation is not open."),

@@ -150,7 +150,6 @@ class Porter:
                 continue
             task = asyncio.create_task(self._work_in(room_id), name=f"errands in {room_id}")
             self._at_work[room_id] = task
-            task.add_done_callback(lambda _, room_id=room_id: self._at_work.pop(room_id, None))
 
     async def _work_in(self, room_id: str) -> None:
         """What waits in a room, in order, up to the first failure that passes."""
@@ -161,6 +160,8 @@ class Porter:
                 self._pauses.pop(room_id, None)
         except Exception as error:  # noqa: BLE001 - looked at again in a moment
             log.error("errand_not_noted", room=room_id, error=type(error).__name__)
+        finally:
+            self._at_work.pop(room_id, None)
 
     async def _try(self, errand_id: str, room_id: str) -> bool:
         """One try.
@@ -186,13 +187,13 @@ class Porter:
             async with asyncio.timeout(TRY_S):
                 answer = await self._carry_out(errand)
         except Exception as error:  # noqa: BLE001 - sorted by what it means
-            code = _refusal(error)
-            if code is not None:
-                await self._end(errand, code, Answer(words.refused(code, errand.language)))
-                return True
-            await self._try_later(errand, error)
-            return False
-        await self._end(errand, DONE, answer)
+            refusal = _refusal(error)
+            if refusal is None:
+                await self._try_later(errand, error)
+                return False
+            await self._end(errand, refusal, Answer(words.refused(refusal, errand.language)))
+        else:
+            await self._end(errand, DONE, answer)
         return True
 
     # --- what becomes of it ----------------------------------------------------------------------
@@ -308,12 +309,23 @@ class Porter:
             raise BugError("an errand is about nothing that is known", code="consultation_gone")
         return consultation, patient
 
+    async def _followed(self, changed: Consultation) -> None:
+        """See that the room shows what was changed; our record says it already.
+
+        Raises:
+            FajmaError, MatrixError: the homeserver did not do all of it.
+        """
+        if changed.shown < changed.revision:
+            await self._consultations.settle(changed.id, self._now())
+
     async def _open(self, errand: Errand) -> Answer:
         patient = await self._records.patients.get(PatientKey(errand.said["patient"]))
         ward = await self._records.wards.get(WardId(errand.said["ward"]))
         if patient is None or ward is None:
             raise BugError("an errand is about nothing that is known", code="patient_gone")
         device = errand.said.get("device")
+        if device is not None:
+            await self._require_free(DeviceId(device), patient)
         opened = await self._consultations.open(
             number=patient.number,
             initials=patient.initials,
@@ -322,38 +334,52 @@ class Porter:
             clinicians=[errand.who],
             device=DeviceId(device) if device is not None else None,
             language=ward.language,
+            by=errand.who,
             now=self._now(),
         )
+        await self._followed(opened)
         where = words.whose(patient, errand.language)
-        room = f"Consultation {opened.id[:4].upper()}"
-        return Answer(words.opened(where, room, errand.language), patient.key)
+        return Answer(words.opened(where, opened.short_name, errand.language), patient.key)
 
-    async def _invite(
-        self, errand: Errand, consultation: Consultation, _: Patient, __: str
-    ) -> str:  # fmt: skip
+    async def _invite(self, errand: Errand, consultation: Consultation, *_: object) -> str:
         account, role = errand.said["account"], ParticipantRole(errand.said["role"])
-        await self._consultations.invite(
+        changed = await self._consultations.invite(
             consultation.id, account, role, by=errand.who, now=self._now()
         )
+        try:
+            await self._followed(changed)
+        except MatrixRequestError as error:
+            if _refusal(error) is not None and consultation.role_of(account) is None:
+                # Or our record would have somebody who can never come.
+                await self._consultations.remove(
+                    consultation.id, account, by=errand.who, now=self._now()
+                )
+            raise
         return words.invited(await self._named(account), role, errand.language)
 
-    async def _remove(
-        self, errand: Errand, consultation: Consultation, _: Patient, __: str
-    ) -> str:  # fmt: skip
+    async def _remove(self, errand: Errand, consultation: Consultation, *_: object) -> str:
         account = errand.said["account"]
-        await self._consultations.remove(consultation.id, account, by=errand.who, now=self._now())
+        await self._followed(
+            await self._consultations.remove(
+                consultation.id, account, by=errand.who, now=self._now()
+            )
+        )
         return words.removed(await self._named(account), errand.language)
 
     async def _link(
         self, errand: Errand, consultation: Consultation, patient: Patient, where: str
     ) -> str:
-        device, now = DeviceId(errand.said["device"]), self._now()
+        device = DeviceId(errand.said["device"])
         next_status(consultation.status, Step.LINK)
-        worn = await self._records.devices.wearing(device, now)
+        await self._require_free(device, patient)
+        await self._records.devices.link(device, patient.key, consultation.id, now=self._now())
+        return words.linked(where, device, errand.language)
+
+    async def _require_free(self, device: DeviceId, patient: Patient) -> None:
+        """A monitor is not taken from a patient who wears it."""
+        worn = await self._records.devices.wearing(device, self._now())
         if worn is not None and worn.patient != patient.key:
             raise InputError("another patient wears this monitor", code="monitor_worn")
-        await self._records.devices.link(device, patient.key, consultation.id, now=now)
-        return words.linked(where, device, errand.language)
 
     async def _unlink(
         self, errand: Errand, _: Consultation, patient: Patient, where: str
@@ -363,18 +389,16 @@ class Porter:
         await self._records.devices.unlink(device, patient.key, now=self._now())
         return words.unlinked(where, device, errand.language)
 
-    async def _call(
-        self, errand: Errand, consultation: Consultation, _: Patient, __: str
-    ) -> str:  # fmt: skip
+    async def _call(self, errand: Errand, consultation: Consultation, *_: object) -> str:
         next_status(consultation.status, Step.CALL)
         return words.how_to_call(errand.language, group=False)
 
-    async def _speak(
-        self, errand: Errand, consultation: Consultation, _: Patient, __: str
-    ) -> str:  # fmt: skip
+    async def _speak(self, errand: Errand, consultation: Consultation, *_: object) -> str:
         language = Language(errand.said["language"])
-        await self._consultations.change_language(
-            consultation.id, language, by=errand.who, now=self._now()
+        await self._followed(
+            await self._consultations.change_language(
+                consultation.id, language, by=errand.who, now=self._now()
+            )
         )
         return words.speaks(language)
 
@@ -383,27 +407,29 @@ class Porter:
     ) -> str:
         if patient.account is None:
             raise InputError("the patient has no account", code="no_account")
-        await self._consultations.admit(
-            consultation.id, patient.account, by=errand.who, now=self._now()
+        await self._followed(
+            await self._consultations.admit(
+                consultation.id, patient.account, by=errand.who, now=self._now()
+            )
         )
         return words.admitted(where, errand.language)
 
     async def _finish(
         self, errand: Errand, consultation: Consultation, _: Patient, where: str
     ) -> str:
-        await self._consultations.end(
-            consultation.id,
-            by=errand.who,
-            now=self._now(),
-            despite_alarm="despite_alarm" in errand.said,
+        await self._followed(
+            await self._consultations.end(
+                consultation.id,
+                by=errand.who,
+                now=self._now(),
+                despite_alarm="despite_alarm" in errand.said,
+            )
         )
         return words.ended(where, errand.language)
 
-    async def _sign(
-        self, errand: Errand, consultation: Consultation, _: Patient, __: str
-    ) -> str:  # fmt: skip
+    async def _sign(self, errand: Errand, consultation: Consultation, *_: object) -> str:
         await self._consultations.sign(consultation.id, by=errand.who, now=self._now())
-        return words.signed(await self._named(errand.who), errand.language)
+        return words.signed(await self._named(errand.who), consultation.short_name, errand.language)
 
     async def _named(self, account: str) -> str:
         return named(await self._records.people.get(account), account)

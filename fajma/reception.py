@@ -16,6 +16,7 @@ from enum import StrEnum
 from typing import Final
 
 from fajma.language import Language, hides_something
+from fajma.life import ParticipantRole
 from fajma.typed import UnclearError, folded, trimmed
 
 
@@ -44,15 +45,6 @@ class Wish(StrEnum):
     SIGN = "sign"
 
 
-class Seat(StrEnum):
-    """As what somebody is invited."""
-
-    CLINICIAN = "clinician"
-    COMPANION = "companion"
-    INTERPRETER = "interpreter"
-    OBSERVER = "observer"
-
-
 @dataclass(frozen=True, slots=True)
 class Reception:
     """What a line says about a consultation; what it does not say is ``None``.
@@ -75,7 +67,7 @@ class Reception:
     record: str | None = None
     monitor: str | None = None
     patient: str | None = None
-    seat: Seat | None = None
+    seat: ParticipantRole | None = None
     language: Language | None = None
     consultation: str | None = None
 
@@ -104,10 +96,10 @@ _PARTS: Final[Mapping[str, str]] = {
 _NUMBER_SIGNS: Final = frozenset({"n", "no", "numero", "number"})
 _CODE_SIGNS: Final = frozenset({"code"})
 _OFF: Final = frozenset({"retirer", "retire", "enlever", "remove", "off", "unlink"})
-_SEATS: Final[Mapping[str, Seat]] = {
-    **dict.fromkeys(("observateur", "observatrice", "observer"), Seat.OBSERVER),
-    **dict.fromkeys(("interprete", "interpreter"), Seat.INTERPRETER),
-    **dict.fromkeys(("accompagnant", "accompagnante", "companion"), Seat.COMPANION),
+_SEATS: Final[Mapping[str, ParticipantRole]] = {
+    **dict.fromkeys(("observateur", "observatrice", "observer"), ParticipantRole.OBSERVER),
+    **dict.fromkeys(("interprete", "interpreter"), ParticipantRole.INTERPRETER),
+    **dict.fromkeys(("accompagnant", "accompagnante", "companion"), ParticipantRole.COMPANION),
 }
 _LANGUAGES: Final[Mapping[str, Language]] = {
     **dict.fromkeys(("fr", "francais", "french"), Language.FRENCH),
@@ -199,7 +191,7 @@ def signed(rest: str) -> Reception:
     return Reception(Wish.SIGN, consultation=name)
 
 
-def seated(rest: str) -> tuple[str, Seat]:
+def seated(rest: str) -> tuple[str, ParticipantRole]:
     """``!inviter``: who, and perhaps as what, which is the last word.
 
     Returns:
@@ -209,7 +201,7 @@ def seated(rest: str) -> tuple[str, Seat]:
     last = written.split()[-1] if written.split() else ""
     seat = None if last.startswith("@") else _SEATS.get(folded(last))
     if seat is None:
-        return rest, Seat.CLINICIAN
+        return rest, ParticipantRole.CLINICIAN
     return written[: -len(last)], seat
 
 

@@ -13,7 +13,6 @@ from datetime import datetime, timedelta
 from typing import Final
 
 import structlog
-from fajma.life import TREATING, ParticipantRole, Status, Step, may
 from mautrix.util.async_db import Connection
 
 from bots.alerts.alarm import Reason
@@ -28,6 +27,7 @@ from bots.alerts.whom import Whom, localpart
 from fajma.commands import Action, usage
 from fajma.errors import BugError, FajmaError
 from fajma.language import SEPARATOR, Language, shown, translator
+from fajma.life import TREATING, ParticipantRole, Status, Step, may
 from fajma.reception import LAST_DIGITS, Reception
 from fajma.store import Records
 from fajma.store.consultations import Consultation
@@ -71,6 +71,9 @@ _STEPS: Final = {
     Action.END_DESPITE_ALARM: Step.END,
     Action.SIGN: Step.SIGN,
 }
+
+_COMPANION: Final = {Language.FRENCH: "accompagnant", Language.ENGLISH: "companion"}
+"""The word of the grammar, in a line that is shown."""
 
 
 class ConsultationDesk:
@@ -262,10 +265,10 @@ class ConsultationDesk:
         wanted = _received(asked)
         match asked.command.action:
             case Action.INVITE:
-                role = ParticipantRole(wanted.seat or ParticipantRole.CLINICIAN)
+                role = wanted.seat or ParticipantRole.CLINICIAN
                 return {"account": await self._guest(role, patient, asked), "role": role.value}
             case Action.REMOVE:
-                return {"account": await self._participant(consultation, asked)}
+                return {"account": await self._participant(consultation, patient, asked)}
             case Action.MONITOR_LINK:
                 code = wanted.monitor or ""
                 return {"device": await self._free_monitor(code, patient, language)}
@@ -323,11 +326,12 @@ class ConsultationDesk:
             )
         return account
 
-    async def _participant(self, consultation: Consultation, asked: Asked) -> str:
-        """Who is taken out: somebody who takes part."""
+    async def _participant(self, consultation: Consultation, patient: Patient, asked: Asked) -> str:
+        """Who is taken out: somebody who takes part, or the patient, who then waits again."""
         language, person = asked.command.language, asked.command.person
         _ = translator(language).gettext
         here = [one.account for one in consultation.participants]
+        here += [patient.account] if patient.account is not None else []
         if person is None:
             found = []
         elif person.mxid is not None:
@@ -450,7 +454,7 @@ class ConsultationDesk:
                 minutes=minutes, line=usage(action, language)
             )
         )
-        said = {"consultation": consultation.id}
+        said: dict[str, str] = {"consultation": consultation.id}
         await self._records.errands.propose(
             connection, self._errand(asked, ErrandKind.END, said)
         )  # fmt: skip
@@ -526,7 +530,7 @@ class ConsultationDesk:
             consultation = await self._to_sign(asked)
         self._require_right(consultation, asked)
         patient = await self._records.patients.get(consultation.patient)
-        said = {"consultation": consultation.id}
+        said: dict[str, str] = {"consultation": consultation.id}
         return await self._order(connection, asked, ErrandKind.SIGN, said, patient=patient)
 
     async def _to_sign(self, asked: Asked) -> Consultation:
@@ -538,7 +542,7 @@ class ConsultationDesk:
             for one in await self._records.consultations.having(Status.ENDED)
             if one.role_of(asked.account) in TREATING
             and not await self._has_signed(one, asked.account)
-            and name in (None, short_name(one))
+            and name in (None, one.short_name)
         ]
         if len(waiting) == 1:
             return waiting[0]
@@ -554,7 +558,7 @@ class ConsultationDesk:
             "\n".join(
                 [
                     _("Nothing was done: several summaries wait for your signature. Type one of:"),
-                    *(f"{line} {short_name(one)}" for one in waiting[:MAX_LINES]),
+                    *(f"{line} {one.short_name}" for one in waiting[:MAX_LINES]),
                 ]
             ),
             code="sign_which",
@@ -591,11 +595,6 @@ class ConsultationDesk:
             event_id=asked.event_id,
             said=said,
         )
-
-
-def short_name(consultation: Consultation) -> str:
-    """What the name of its room ends with, e.g. ``1A2B``."""
-    return consultation.id[:4].upper()
 
 
 def _received(asked: Asked) -> Reception:

@@ -544,7 +544,10 @@ def _understood(
 def here(language: Language) -> str:
     """What can be typed in a consultation."""
     _ = translator(language).gettext
-    elsewhere = _("Duty, handover and drills are typed in the ward's room.")
+    elsewhere = _(
+        "Duty, handover and drills are typed in the ward's room; consultations are opened there,"
+        " and their summaries signed."
+    )
     return f"{help_text(language, IN_CONSULTATION)}\n{elsewhere}"
 
 

@@ -73,7 +73,7 @@ async def test_an_errand_ends_once_and_what_it_said_is_forgotten(records: Record
 
 async def test_one_command_makes_one_errand(records: Records) -> None:
     await order(records, INVITE)
-    with pytest.raises(Exception, match="(?i)unique"):
+    with pytest.raises(Exception, match=r"(?i)unique"):
         await order(records, INVITE)
     assert await records.errands.next_in(ROOM) == INVITE.id
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from fajma.commands import Action, Command, CommandError, Person, parse
 from fajma.language import Language
-from fajma.reception import Problem, Reception, Seat, Wish, opened, put_on, seated, spoken
+from fajma.life import ParticipantRole
+from fajma.reception import Problem, Reception, Wish, opened, put_on, seated, spoken
 from fajma.typed import UnclearError
 
 CODE = "A4CF12F03B7E"
@@ -148,14 +149,16 @@ def test_only_french_and_english_are_spoken(rest: str) -> None:
 @pytest.mark.parametrize(
     ("rest", "seat"),
     [
-        (" @awa", Seat.CLINICIAN),
-        (" @awa observateur", Seat.OBSERVER),
-        (" @awa Observatrice.", Seat.OBSERVER),
-        (" @awa interprète", Seat.INTERPRETER),
-        (" @awa, companion!", Seat.COMPANION),
+        (" @awa", ParticipantRole.CLINICIAN),
+        (" @awa observateur", ParticipantRole.OBSERVER),
+        (" @awa Observatrice.", ParticipantRole.OBSERVER),
+        (" @awa interprète", ParticipantRole.INTERPRETER),
+        (" @awa, companion!", ParticipantRole.COMPANION),
     ],
 )
-def test_somebody_is_a_clinician_unless_another_seat_is_named(rest: str, seat: Seat) -> None:
+def test_somebody_is_a_clinician_unless_another_seat_is_named(
+    rest: str, seat: ParticipantRole
+) -> None:
     assert seated(rest)[1] is seat
     assert said(f"!inviter{rest}").person == Person(localpart="awa")
 
@@ -163,7 +166,7 @@ def test_somebody_is_a_clinician_unless_another_seat_is_named(rest: str, seat: S
 def test_an_account_that_is_called_like_a_seat_is_an_account() -> None:
     command = said("!inviter @observateur")
     assert command.person == Person(localpart="observateur")
-    assert command.reception == Reception(Wish.INVITE, seat=Seat.CLINICIAN)
+    assert command.reception == Reception(Wish.INVITE, seat=ParticipantRole.CLINICIAN)
 
 
 def test_whoever_is_brought_in_or_removed_must_be_named_for_certain() -> None:
@@ -185,7 +188,8 @@ def test_what_is_signed_may_be_named_as_its_room_is(rest: str) -> None:
 @pytest.mark.parametrize(
     "line",
     ["!terminer malgré", "!terminer malgré tout", "!terminer oui non", "!end now", "!terminer ok",
-     "!end despite alarm now", "!terminer alarme", "!end of the shift", "!signer tout", "!signer lit 4", "!call me",
+     "!end despite alarm now", "!terminer alarme", "!end of the shift", "!signer tout", "!call me",
+     "!signer lit 4",
      "!admettre @awa", "!appel urgent au lit 4"],
 )  # fmt: skip
 def test_words_that_do_not_belong_end_nothing(line: str) -> None:
