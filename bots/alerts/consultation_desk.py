@@ -262,20 +262,19 @@ class ConsultationDesk:
     ) -> dict[str, str]:
         """What the errand must know beside the consultation."""
         language = asked.command.language
-        wanted = _received(asked)
         match asked.command.action:
             case Action.INVITE:
-                role = wanted.seat or ParticipantRole.CLINICIAN
+                role = _received(asked).seat or ParticipantRole.CLINICIAN
                 return {"account": await self._guest(role, patient, asked), "role": role.value}
             case Action.REMOVE:
                 return {"account": await self._participant(consultation, patient, asked)}
             case Action.MONITOR_LINK:
-                code = wanted.monitor or ""
+                code = _received(asked).monitor or ""
                 return {"device": await self._free_monitor(code, patient, language)}
             case Action.MONITOR_UNLINK:
-                return {"device": await self._worn_monitor(wanted.monitor or "", patient, language)}
+                return {"device": await self._worn_monitor(asked, patient)}
             case Action.LANGUAGE:
-                return {"language": (wanted.language or language).value}
+                return {"language": (_received(asked).language or language).value}
             case Action.ADMIT:
                 self._require_account(patient, language)
                 return {}
@@ -401,12 +400,13 @@ class ConsultationDesk:
             code = "monitor_unknown"
         raise RefusedError(f"{said}\n{usage(Action.MONITOR_LINK, language)}", code=code)
 
-    async def _worn_monitor(self, code: str, patient: Patient, language: Language) -> DeviceId:
+    async def _worn_monitor(self, asked: Asked, patient: Patient) -> DeviceId:
         """The monitor of the patient that is taken off.
 
         Raises:
             RefusedError: the patient wears none, not this one, or several and none was named.
         """
+        language, code = asked.command.language, _received(asked).monitor or ""
         _ = translator(language).gettext
         worn = await self._records.devices.worn_by(patient.key)
         found = [one for one in worn if one.endswith(code)]
