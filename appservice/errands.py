@@ -61,6 +61,11 @@ _PASSING: Final = frozenset(
 """Refusals of a homeserver that pass, beside its own errors."""
 
 
+StartCall = Callable[[Consultation, str, datetime], Awaitable[None]]
+"""Puts the call of several people into a consultation's room, for who asks, at a time; safe to
+repeat."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """What is said in the room when an errand has ended.
@@ -97,6 +102,7 @@ class Porter:
     Args:
         records: everything.
         consultations: does what concerns rooms.
+        start_call: see ``StartCall``; ``None`` where the hospital has no server for such calls.
         now: the time of day.
         clock: seconds that never go back.
     """
@@ -106,11 +112,13 @@ class Porter:
         records: Records,
         consultations: ConsultationService,
         *,
+        start_call: StartCall | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._records = records
         self._consultations = consultations
+        self._start_call = start_call
         self._now = now
         self._clock = clock
         self._hint = records.store.hints.subscribe("errands")
@@ -391,7 +399,9 @@ class Porter:
 
     async def _call(self, errand: Errand, consultation: Consultation, *_: object) -> str:
         next_status(consultation.status, Step.CALL)
-        return words.how_to_call(errand.language, group=False)
+        if self._start_call is not None:
+            await self._start_call(consultation, errand.who, self._now())
+        return words.how_to_call(errand.language, group=self._start_call is not None)
 
     async def _speak(self, errand: Errand, consultation: Consultation, *_: object) -> str:
         language = Language(errand.said["language"])

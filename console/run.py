@@ -24,6 +24,7 @@ from mautrix.errors import MatrixError
 from appservice.api import Services, Tokens, add_routes
 from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
+from appservice.errands import Porter
 from appservice.messenger import Messenger
 from appservice.operator import Operator
 from appservice.patients import PatientService
@@ -366,6 +367,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         await _together(
             {
                 "messenger": Messenger(records, matrix.host).run(),
+                "errands": Porter(records, consultations).run(),
                 "charts": ChartSender(records, matrix.host, illustrator.draw).run(),
                 "watch": watch.run(),
                 "publisher": publisher.run(),

@@ -15,7 +15,7 @@ from mautrix.errors import MatrixConnectionError, MForbidden, MUnknown
 from structlog.testing import capture_logs
 
 from appservice.consultations import ConsultationService
-from appservice.errands import GIVEN_UP_AFTER, PAUSES_S, Porter
+from appservice.errands import GIVEN_UP_AFTER, PAUSES_S, Porter, StartCall
 from fajma.errors import BusyError, InputError, UnavailableError
 from fajma.language import Language
 from fajma.life import LifeError, ParticipantRole, Status
@@ -146,11 +146,12 @@ class Ward:
         self.service = FakeConsultations(self.records)
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, start_call: StartCall | None = None) -> None:
         """As after a crash: nothing is remembered but what the database holds."""
         self.porter = Porter(
             self.records,
             cast("ConsultationService", self.service),
+            start_call=start_call,
             now=lambda: self.now,
             clock=lambda: self.clock_s,
         )
@@ -296,6 +297,26 @@ async def test_a_consultation_is_opened_for_who_typed_with_the_wards_language(
             },
         )
     ]
+
+
+async def test_a_call_of_two_needs_nothing_of_us_and_is_explained(ward: Ward) -> None:
+    answer = await ward.does(ErrandKind.CALL)
+    assert "téléphone" in answer
+    assert "Element X" in answer
+    assert "À plusieurs" not in answer
+
+
+async def test_where_there_is_a_server_for_it_the_call_of_several_is_put_into_the_room(
+    ward: Ward,
+) -> None:
+    started = []
+
+    async def start(consultation: Consultation, by: str, now: datetime) -> None:
+        started.append((consultation.id, by, now))
+
+    ward.restart(start)
+    assert (await ward.does(ErrandKind.CALL)).startswith("À plusieurs")
+    assert started == [(ward.opened.id, AWA, NOON)]
 
 
 async def test_a_monitor_is_linked_to_the_patient_and_unlinked(records: Records) -> None:
