@@ -582,7 +582,8 @@ class ConsultationDesk:
         """Note the errand; the answer comes when it has ended."""
         errand = self._errand(asked, kind, said)
         await self._records.errands.add(connection, errand)
-        return Done(None, patient, {"errand": errand.id, **said})
+        detail = {"errand": errand.id, "kind": kind.value, **said}
+        return Done(None, patient, detail, act="errand.ordered")
 
     def _errand(self, asked: Asked, kind: ErrandKind, said: dict[str, str]) -> Errand:
         return Errand(

@@ -73,12 +73,14 @@ class Done:
         patient: of the audit entry and the answer; ``None`` for what only shows several patients.
         detail: of the audit entry, which is sealed; ``None``: there is none.
         also: further messages.
+        act: what the audit calls it; the command's own name where ``None``.
     """
 
     said: str | None
     patient: Patient | None = None
     detail: dict[str, str] | None = None
     also: tuple[Delivery, ...] = ()
+    act: str | None = None
 
 
 def notice(

@@ -442,8 +442,8 @@ class Orders:
             await self._records.audit.note(
                 connection,
                 actor=heard.sender,
-                action=command.action.value,
-                subject=patient or heard.room_id,  # whose first consultation it is has no record
+                action=done.act or command.action.value,
+                subject=patient or heard.room_id,
                 now=self._now(),
                 **done.detail,
             )

@@ -68,7 +68,9 @@ async def orders(
     errand = await ordered(scene, room_id)
     assert errand is not None
     assert (errand.who, errand.room_id, errand.asked_at) == (sender, room_id, scene.now)
-    assert (await scene.audit())[-1].detail["errand"] == errand.id
+    entry = (await scene.audit())[-1]
+    assert (entry.action, entry.actor) == ("errand.ordered", sender)
+    assert entry.detail == {"errand": errand.id, "kind": errand.kind.value, **errand.said}
     async with scene.records.store.transaction() as connection:
         await scene.records.errands.end(connection, errand.id, "done", now=scene.now)
     assert await ordered(scene, room_id) is None
@@ -112,7 +114,7 @@ async def test_a_line_in_the_wards_room_orders_a_consultation_and_makes_the_reco
         "record": "added",
     }
     entry = (await scene.audit())[-1]
-    assert (entry.action, entry.actor, entry.subject) == ("consultation.open", MOUSSA, patient.key)
+    assert entry.subject == patient.key
     assert "12345" not in str(entry)
 
 
@@ -215,8 +217,7 @@ async def test_somebody_is_invited_as_what_the_line_says(
         ErrandKind.INVITE,
         {"account": account, "role": role, "consultation": opened.id},
     )
-    entry = (await scene.audit())[-1]
-    assert (entry.action, entry.subject) == ("consultation.invite", patient.key)
+    assert (await scene.audit())[-1].subject == patient.key
 
 
 @pytest.mark.parametrize(
