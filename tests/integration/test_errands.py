@@ -435,11 +435,13 @@ async def test_what_passes_is_tried_again_and_the_room_told_once(
 ) -> None:
     ward.service.failing = [error, error]
     errand = await ward.order(ErrandKind.LANGUAGE, language="en")
-    await ward.goes_round()
-    await ward.goes_round()
-    assert len(ward.service.calls) == 1  # not before the pause is over
-    await ward.later(PAUSES_S[0])
-    await ward.later(PAUSES_S[1])
+    with capture_logs() as logs:
+        await ward.goes_round()
+        await ward.goes_round()
+        assert len(ward.service.calls) == 1  # not before the pause is over
+        await ward.later(PAUSES_S[0])
+        await ward.later(PAUSES_S[1])
+    assert [one["event"] for one in logs] == ["errand_failed", "errand_failed", "errand_ended"]
     assert len(ward.service.calls) == 3
     assert await ward.records.errands.outcome_of(errand.id) == "done"
     longer, done = [one.content["body"] for one in await ward.said()]
