@@ -24,7 +24,9 @@ from mautrix.errors import MatrixError
 from appservice.api import Services, Tokens, add_routes
 from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
+from appservice.jitsi import JitsiDoor
 from appservice.messenger import Messenger
+from appservice.openid import OpenId
 from appservice.operator import Operator
 from appservice.patients import PatientService
 from appservice.service import LOCALPARTS, SCHEMAS, MatrixService
@@ -344,6 +346,15 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         consultations = ConsultationService(settings, records, matrix, operator, patients)
         services = Services(consultations, wards, staff, patients)
         add_routes(matrix.web, services, _tokens(settings))
+        if settings.calls.jitsi_domain is not None:
+            openid = OpenId(settings.homeserver, settings.federation, records)
+            JitsiDoor(
+                settings.calls,
+                settings.homeserver.server_name,
+                records,
+                openid.who,
+                matrix.is_member,
+            ).add_routes(matrix.web)
         watch = Watch(settings.people, records, matrix, operator, staff)
         illustrator = Illustrator(records, rules_from(settings.alarms))
         publisher = Publisher(settings.publish, records, matrix.vitals)

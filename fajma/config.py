@@ -396,6 +396,37 @@ class Federation(_Section):
     )
 
 
+class Calls(_Section):
+    """Voice and video (docs/calls.md); calls of two need no setting here."""
+
+    audio_first: bool = Field(
+        default=True,
+        description="Calls of several people begin without pictures, which each may switch on.",
+    )
+    jitsi_domain: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9.-]{1,230}(:[0-9]{1,5})?$",
+        description="Domain of the site's Jitsi Meet, for calls of several people, e.g. "
+        "`meet.clinic.example`; without it there are none.",
+    )
+    jitsi_token_file: Path | None = Field(
+        default=None,
+        description="File with the token that the Jitsi server shows when it asks FAJMA who may "
+        "join (`uvs_auth_token` there).",
+    )
+    livekit_service_url: str | None = Field(
+        default=None,
+        pattern=r"^https://[^\s?#]+$",
+        description="Address of the site's LiveKit token service, for Element Call and Element X.",
+    )
+
+    @model_validator(mode="after")
+    def _jitsi_is_guarded(self) -> Calls:
+        if self.jitsi_domain is not None and self.jitsi_token_file is None:
+            raise ValueError("jitsi_domain needs jitsi_token_file")
+        return self
+
+
 class Log(_Section):
     """What FAJMA writes to its log; never a vital, a name or a secret."""
 
@@ -426,6 +457,7 @@ class Settings(BaseSettings):
     alarms: Alarms = Alarms()
     people: People = People()
     federation: Federation = Federation()
+    calls: Calls = Calls()
     log: Log = Log()
 
     @classmethod
@@ -540,6 +572,7 @@ SECRET_FILES: Final = frozenset(
         "secrets.api_token_file",
         "secrets.operator_token_file",
         "secrets.alert_bot_password_file",
+        "calls.jitsi_token_file",
     }
 )
 """Settings that name the file of a secret."""
