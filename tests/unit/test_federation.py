@@ -10,6 +10,53 @@ from hypothesis import strategies as st
 
 from appservice.federation import Answer, ServerName, is_allowed
 
+INNER = [
+    "0.0.0.0",  # noqa: S104
+    "10.1.2.3",
+    "100.64.0.1",
+    "127.0.0.1",
+    "127.8.8.8",
+    "169.254.169.254",
+    "172.16.0.1",
+    "192.0.0.9",
+    "192.0.2.1",
+    "192.88.99.1",
+    "192.168.1.1",
+    "198.18.0.1",
+    "224.0.0.1",
+    "239.1.2.3",
+    "240.0.0.1",
+    "255.255.255.255",
+    "::",
+    "::1",
+    "::127.0.0.1",
+    "::ffff:127.0.0.1",
+    "::ffff:192.168.1.1",
+    "64:ff9b::7f00:1",
+    "64:ff9b::a00:1",
+    "64:ff9b:1::1",
+    "2001:db8::1",
+    "2002:7f00:1::",
+    "2002:c0a8:101::1",
+    "fc00::1",
+    "fd12:3456::1",
+    "fe80::1",
+    "fe80::1%eth0",
+    "fec0::1",
+    "ff02::1",
+    "ff0e::1",
+]
+"""Addresses that are nobody else's business."""
+
+PUBLIC = [
+    "8.8.8.8",
+    "41.82.1.1",
+    "2a00:1450:4007::1",
+    # How a network without IPv4 reaches 41.82.1.1 (RFC 6052).
+    "64:ff9b::2952:101",
+    "::ffff:41.82.1.1",
+]
+
 
 @pytest.mark.parametrize(
     ("name", "parsed"),
@@ -64,60 +111,12 @@ def test_whatever_is_read_can_stand_in_a_host_header_again(name: str) -> None:
     assert parsed is None or parsed.header.partition(":")[0] in name
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "0.0.0.0",  # noqa: S104
-        "10.1.2.3",
-        "100.64.0.1",
-        "127.0.0.1",
-        "127.8.8.8",
-        "169.254.169.254",
-        "172.16.0.1",
-        "192.0.0.9",
-        "192.0.2.1",
-        "192.88.99.1",
-        "192.168.1.1",
-        "198.18.0.1",
-        "224.0.0.1",
-        "239.1.2.3",
-        "240.0.0.1",
-        "255.255.255.255",
-        "::",
-        "::1",
-        "::127.0.0.1",
-        "::ffff:127.0.0.1",
-        "::ffff:192.168.1.1",
-        "64:ff9b::7f00:1",
-        "64:ff9b::a00:1",
-        "64:ff9b:1::1",
-        "2001:db8::1",
-        "2002:7f00:1::",
-        "2002:c0a8:101::1",
-        "fc00::1",
-        "fd12:3456::1",
-        "fe80::1",
-        "fe80::1%eth0",
-        "fec0::1",
-        "ff02::1",
-        "ff0e::1",
-    ],
-)
+@pytest.mark.parametrize("address", INNER)
 def test_an_inner_address_is_no_place_for_a_partner(address: str) -> None:
     assert not is_allowed(address, [])
 
 
-@pytest.mark.parametrize(
-    "address",
-    [
-        "8.8.8.8",
-        "41.82.1.1",
-        "2a00:1450:4007::1",
-        # How a network without IPv4 reaches 41.82.1.1 (RFC 6052).
-        "64:ff9b::2952:101",
-        "::ffff:41.82.1.1",
-    ],
-)
+@pytest.mark.parametrize("address", PUBLIC)
 def test_a_public_address_is(address: str) -> None:
     assert is_allowed(address, [])
 
