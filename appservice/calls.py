@@ -10,9 +10,6 @@ from typing import Any, Final
 
 from fajma.config import Calls
 
-WIDGETS: Final = "im.vector.modular.widgets"
-"""Type of the room state that Element shows as widgets; the key is the widget's id."""
-
 JITSI_AUTH: Final = "openidtoken-jwt"
 """Each participant brings an OpenID token of his homeserver, which our Jitsi has us check."""
 

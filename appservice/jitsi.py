@@ -22,12 +22,13 @@ from aiohttp import ClientError, web
 from mautrix.errors import MatrixError
 from pydantic import BaseModel, Field, ValidationError
 
-from appservice.calls import WIDGETS, jitsi_widget
-from appservice.rooms import CLINICIAN_POWER, PATIENT_POWER
+from appservice.calls import jitsi_widget
+from appservice.rooms import CLINICIAN_POWER, PATIENT_POWER, WIDGETS
 from fajma.config import Calls, read_secret
-from fajma.errors import AccessError, InputError, UnavailableError
+from fajma.errors import AccessError, BugError, InputError, UnavailableError
+from fajma.life import ParticipantRole, Status, Step, may, next_status
 from fajma.store import Records
-from fajma.store.consultations import Consultation, Status
+from fajma.store.consultations import Consultation
 
 log = structlog.get_logger()
 
@@ -47,8 +48,8 @@ REFUSED: Final[Mapping[str, Any]] = {
 }
 """The answer to every question that is not answered with yes: why, only our log says."""
 
-Show = Callable[[str, str, str, Mapping[str, Any]], Awaitable[None]]
-"""Sets room state: room id, type, key, content (``MatrixService.show``)."""
+Show = Callable[[str, str, Mapping[str, Any], str], Awaitable[None]]
+"""Sets room state: room id, type, content, key (``MatrixService.set_plain_state``)."""
 
 IsMember = Callable[[str, str], Awaitable[bool]]
 """Whether somebody is in a room, by the homeserver's word (``MatrixService.is_member``)."""
@@ -74,22 +75,22 @@ class JitsiRooms:
             now: aware UTC.
 
         Raises:
-            InputError: the site has no Jitsi (``no_jitsi``), or the consultation is not open
-                (``consultation_not_open``).
-            AccessError: who asks does not belong to it (``not_in_consultation``).
+            InputError: the site has no Jitsi (``no_jitsi``).
+            LifeError: the consultation is not open.
+            AccessError: who asks does not belong to it, or only watches (``not_in_consultation``).
             MatrixError: the homeserver refuses.
         """
+        next_status(consultation.status, Step.CALL)
         domain, room_id = self._calls.jitsi_domain, consultation.room_id
         if domain is None:
             raise InputError(
                 "there is no server for calls of several people: set calls.jitsi_domain",
                 code="no_jitsi",
             )
-        if room_id is None or consultation.status is not Status.OPEN:
-            raise InputError(
-                "a call can be started while the consultation is open", code="consultation_not_open"
-            )
-        if by not in await self._records.audience.of(room_id):
+        if room_id is None:
+            raise BugError("an open consultation without a room", code="room_missing")
+        role = consultation.role_of(by) or ParticipantRole.PATIENT
+        if by not in await self._records.audience.of(room_id) or not may(role, Step.CALL):
             raise AccessError(
                 "only who takes part in the consultation starts a call", code="not_in_consultation"
             )
@@ -103,7 +104,7 @@ class JitsiRooms:
             domain=domain,
             audio_first=self._calls.audio_first,
         )
-        await self._show(room_id, WIDGETS, f"fajma-call-{consultation.id}", widget)
+        await self._show(room_id, WIDGETS, widget, f"fajma-call-{consultation.id}")
         log.info("call_started", consultation=consultation.id)
 
 

@@ -38,6 +38,7 @@ from bots.alerts.client import SignedClient
 from bots.alerts.deadman import DeadMan
 from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.illustrator import Illustrator
+from bots.alerts.kept_state import unanswered
 from bots.alerts.orders import Orders
 from bots.alerts.signs import Pace, Signs, names_of
 from bots.alerts.watchdog import Watchdog
@@ -343,7 +344,15 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         wards = WardService(settings, records, matrix)
         staff = StaffService(settings, records, matrix, operator, wards)
         patients = PatientService(records, matrix, operator, wards)
-        consultations = ConsultationService(settings, records, matrix, operator, patients)
+        rules = rules_from(settings.alarms)
+        consultations = ConsultationService(
+            settings,
+            records,
+            matrix,
+            operator,
+            patients,
+            alarm_open=partial(unanswered, records, rules),
+        )
         services = Services(consultations, wards, staff, patients)
         add_routes(matrix.web, services, _tokens(settings))
         if settings.calls.jitsi_domain is not None:
@@ -356,7 +365,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
                 matrix.is_member,
             ).add_routes(matrix.web)
         watch = Watch(settings.people, records, matrix, operator, staff)
-        illustrator = Illustrator(records, rules_from(settings.alarms))
+        illustrator = Illustrator(records, rules)
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
         matrix.on_joined(consultations.greet)

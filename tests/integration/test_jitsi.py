@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +14,15 @@ import structlog
 from aiohttp import web
 from mautrix.errors import MForbidden
 
-from appservice.calls import WIDGETS, jitsi_widget
+from appservice.calls import jitsi_widget
 from appservice.jitsi import MOST_QUESTIONS, PATH, REFUSED, JitsiDoor, JitsiRooms
-from appservice.rooms import room_request
+from appservice.rooms import WIDGETS, Plan, room_request
 from appservice.service import SCHEMAS, MatrixService
 from console.synapse import Synapse
 from fajma.config import Calls, DatabaseSettings, Homeserver, Mqtt, Secrets, Settings
 from fajma.errors import AccessError, InputError, UnavailableError
 from fajma.language import Language
+from fajma.life import ParticipantRole, Status
 from fajma.sealing import generate_site_key
 from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
@@ -52,7 +53,7 @@ class Matrix:
     )
     away: Exception | None = None
     questions: list[tuple[str, str]] = field(default_factory=list)
-    shown: list[tuple[str, str, str, Mapping[str, Any]]] = field(default_factory=list)
+    shown: list[tuple[str, str, Mapping[str, Any], str]] = field(default_factory=list)
 
     async def who(self, token: str, server_name: str) -> str:
         self.questions.append((token, server_name))
@@ -209,6 +210,11 @@ async def test_somebody_in_the_room_who_does_not_belong_is_refused(door: Door) -
     assert await door.refusal(question("of-somebody")) == "not_in_consultation"
 
 
+async def test_a_patient_who_waits_is_refused(door: Door) -> None:
+    await door.records.store.db.execute("UPDATE consultation SET admitted_at=NULL")
+    assert await door.refusal(question("of-patient")) == "not_in_consultation"
+
+
 async def test_who_belongs_and_has_left_the_room_is_refused(door: Door) -> None:
     door.matrix.joined.clear()
     assert await door.refusal(question()) == "call_not_in_room"
@@ -219,8 +225,9 @@ async def test_a_room_that_is_not_ours_is_refused_before_anybody_is_asked(door: 
     assert door.matrix.questions == []
 
 
-async def test_a_consultation_that_is_not_open_is_refused(door: Door) -> None:
-    await door.records.store.db.execute("UPDATE consultation SET status='opening'")
+@pytest.mark.parametrize("status", sorted(set(Status) - {Status.OPEN}))
+async def test_a_consultation_that_is_not_open_is_refused(door: Door, status: Status) -> None:
+    await door.records.store.db.execute("UPDATE consultation SET status=$1", status.value)
     assert await door.refusal(question()) == "consultation_not_open"
     assert door.matrix.questions == []
 
@@ -303,7 +310,7 @@ async def test_a_clinician_starts_a_conference_under_one_key(
         await JitsiRooms(calls, sqlite_records, matrix.show).start(consultation, AWA, NOON)
     name = f"Consultation {consultation.id[:4].upper()}"
     widget = jitsi_widget(ROOM, name, domain="meet.clinic.test", audio_first=True)
-    told = (ROOM, WIDGETS, f"fajma-call-{consultation.id}", widget)
+    told = (ROOM, WIDGETS, widget, f"fajma-call-{consultation.id}")
     assert matrix.shown == [told, told]
     assert "A.D." not in json.dumps(widget)
     (entry, _) = [one for one in await sqlite_records.audit.latest() if one.action == "call.start"]
@@ -319,6 +326,24 @@ async def test_nobody_else_starts_one(sqlite_records: Records, calls: Calls) -> 
     assert matrix.shown == []
 
 
+async def test_who_only_watches_starts_none_and_may_join(
+    sqlite_records: Records, calls: Calls
+) -> None:
+    consultation = await opened(sqlite_records)
+    async with sqlite_records.store.transaction() as connection:
+        await sqlite_records.consultations.include(
+            connection, consultation.id, SOMEBODY, ParticipantRole.OBSERVER, now=NOON
+        )
+    found = await sqlite_records.consultations.get(consultation.id)
+    assert found is not None
+    matrix = Matrix()
+    with pytest.raises(AccessError) as caught:
+        await JitsiRooms(calls, sqlite_records, matrix.show).start(found, SOMEBODY, NOON)
+    assert caught.value.code == "not_in_consultation"
+    await JitsiRooms(calls, sqlite_records, matrix.show).start(found, PATIENT, NOON)
+    assert len(matrix.shown) == 1
+
+
 async def test_none_is_started_before_the_consultation_is_open_or_without_jitsi(
     sqlite_records: Records, calls: Calls
 ) -> None:
@@ -331,9 +356,13 @@ async def test_none_is_started_before_the_consultation_is_open_or_without_jitsi(
         time_zone="Africa/Dakar",
         now=NOON,
     )
-    for settings, code in ((calls, "consultation_not_open"), (Calls(), "no_jitsi")):
+    consultation = replace(opening, status=Status.OPEN, room_id=ROOM)
+    for settings, one, code in (
+        (calls, opening, "consultation_not_open"),
+        (Calls(), consultation, "no_jitsi"),
+    ):
         with pytest.raises(InputError) as caught:
-            await JitsiRooms(settings, sqlite_records, matrix.show).start(opening, AWA, NOON)
+            await JitsiRooms(settings, sqlite_records, matrix.show).start(one, AWA, NOON)
         assert caught.value.code == code
     assert matrix.shown == []
 
@@ -381,17 +410,14 @@ async def test_synapse_takes_the_widget_once_and_says_who_is_there(
     nurse = await homeserver.register("nurse.call", "scratch-password")
     room_id = await service.create_room(
         room_request(
+            Plan(service.host.mxid, (service.vitals.mxid,), clinicians=(nurse,)),
             name="Consultation 1A2B",
-            creator=service.host.mxid,
-            bots=(service.vitals.mxid,),
-            clinicians=(nurse,),
-            patient=None,
             room_version="11",
         )
     )
     widget = jitsi_widget(room_id, "Consultation 1A2B", domain="meet.test", audio_first=True)
     for _ in range(2):
-        await service.show(room_id, WIDGETS, "fajma-call-1", widget)
+        await service.set_plain_state(room_id, WIDGETS, widget, "fajma-call-1")
     page = await service.host.messages(room_id, {"dir": "b", "limit": "100"})
     found = [one for one in page["chunk"] if one["type"] == WIDGETS]
     assert [(one["state_key"], one["content"]) for one in found] == [("fajma-call-1", widget)]
