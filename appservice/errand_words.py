@@ -159,6 +159,7 @@ def refused(code: str, language: Language) -> str:
             "nobody else treats in this consultation: invite another clinician first, or end it."
         ),
         "not_a_clinician": _("only who treats in this consultation can do this."),
+        "not_in_consultation": _("only who takes part in this consultation can do this."),
         "not_the_patient": _("this is not the patient's account."),
         "consultation_is_open": _("the consultation is still open: end it first."),
         "consultation_not_ended": _("only a consultation that has ended has a summary to sign."),

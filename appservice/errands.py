@@ -25,7 +25,7 @@ from mautrix.errors import MatrixRequestError
 from appservice import errand_words as words
 from appservice.consultations import ConsultationService
 from fajma.deliveries import left_alone_s
-from fajma.errors import BugError, BusyError, FajmaError, InputError
+from fajma.errors import AccessError, BugError, BusyError, FajmaError, InputError
 from fajma.language import Language
 from fajma.life import ParticipantRole, Step, next_status
 from fajma.store import Records
@@ -447,7 +447,7 @@ class Porter:
 
 def _refusal(error: Exception) -> str | None:
     """The code of a failure that does not pass; ``None`` for what may go better next time."""
-    if isinstance(error, InputError):
+    if isinstance(error, InputError | AccessError):
         return error.code
     if isinstance(error, MatrixRequestError):
         passes = error.http_status >= HTTPStatus.INTERNAL_SERVER_ERROR

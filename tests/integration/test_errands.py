@@ -16,7 +16,7 @@ from structlog.testing import capture_logs
 
 from appservice.consultations import ConsultationService
 from appservice.errands import GIVEN_UP_AFTER, PAUSES_S, Porter, StartCall
-from fajma.errors import BusyError, InputError, UnavailableError
+from fajma.errors import AccessError, BusyError, InputError, UnavailableError
 from fajma.language import Language
 from fajma.life import LifeError, ParticipantRole, Status
 from fajma.store import Records
@@ -364,6 +364,7 @@ async def test_nothing_is_linked_in_a_consultation_that_has_ended(ward: Ward) ->
     ("error", "code", "said"),
     [
         (InputError("x", code="not_a_partner"), "not_a_partner", "n'est pas partenaire"),
+        (AccessError("x", code="not_in_consultation"), "not_in_consultation", "participe"),
         (LifeError("x", code="consultation_over"), "consultation_over", "ne se rouvre jamais"),
         (InputError("x", code="something_new"), "something_new", "(something_new)"),
         (MForbidden(403, "secret words"), "m_forbidden", "l'interdit"),
