@@ -75,8 +75,9 @@ async def test_a_consultation_is_held_by_typing_alone(ward: Ward, gateway: PushG
             assert "téléphone" in await doctor.orders(room_id, "!appel")
             assert "English" in await doctor.orders(room_id, "!langue en")
 
+            monitor.catch_up()
             await monitor.send(*[BREATHLESS] * 5)
-            await doctor.alarm(room_id, "started", bedside)
+            await doctor.alarm(team.room_id, "started", bedside)
             question = await doctor.orders(room_id, "!terminer")
             assert question.endswith("!terminer malgré alarme")
             assert "ALARME HAUTE" in await doctor.orders(room_id, "!terminer oui")
