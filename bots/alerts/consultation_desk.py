@@ -12,20 +12,19 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final
 
-import structlog
 from mautrix.util.async_db import Connection
 
 from bots.alerts.alarm import Reason
 from bots.alerts.bedside_text import bed_of
 from bots.alerts.desk import Asked, Done, RefusedError, is_bed, is_of
-from bots.alerts.kept_state import kept_state
 from bots.alerts.limits import Priority
-from bots.alerts.open_alarms import is_answered, open_alarms
+from bots.alerts.open_alarms import open_alarms
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.text import duty_time, render
+from bots.alerts.situation import is_answered, readable_state, words
+from bots.alerts.text import duty_time, unreadable
 from bots.alerts.whom import Whom, localpart
 from fajma.commands import Action, usage
-from fajma.errors import BugError, FajmaError
+from fajma.errors import BugError
 from fajma.language import SEPARATOR, Language, shown, translator
 from fajma.life import TREATING, ParticipantRole, Status, Step, may
 from fajma.reception import LAST_DIGITS, Reception
@@ -36,8 +35,6 @@ from fajma.store.patients import Patient
 from fajma.store.people import MAX_ACCOUNT, named
 from fajma.store.wards import Ward
 from fajma.vitals import DeviceId
-
-log = structlog.get_logger()
 
 CONFIRMED_WITHIN: Final = timedelta(minutes=5)
 """How long after the question a consultation can be ended by a yes. FAJMA default."""
@@ -498,16 +495,9 @@ class ConsultationDesk:
 
     async def _not_taken(self, patient: Patient, language: Language, zone: str) -> list[str]:
         """The words of the open alarms of high priority that nobody took."""
-        _ = translator(language).gettext
-        try:
-            state = await kept_state(self._records, patient.key)
-        except FajmaError as error:  # who cannot be judged may be in danger
-            log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
-            return [
-                _("{where}: alarms cannot be read, see the patient").format(
-                    where=bed_of(patient, language)
-                )
-            ]
+        state = await readable_state(self._records, patient)
+        if state is None:  # who cannot be judged may be in danger
+            return [unreadable(patient.bed, patient.initials, language)]
         now = self._now()
         decisions = [
             alarm.say(Reason.STARTED, now)
@@ -515,9 +505,7 @@ class ConsultationDesk:
             if not alarm.folded and not is_answered(state, alarm)
         ]
         return [
-            render(
-                one, bed=patient.bed, initials=patient.initials, language=language, zone=zone
-            ).body
+            words(one, patient, language, zone)
             for one in decisions
             if one.priority is Priority.HIGH
         ]
