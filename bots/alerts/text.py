@@ -80,6 +80,19 @@ def unreadable(bed: str, language: Language) -> str:
     return _("{where}: alarms cannot be read, see the patient").format(where=where)
 
 
+def not_judged(where: str | None, language: Language) -> Text:
+    """That no alarm of a patient will come; ``None`` where the record does not open either."""
+    _ = translator(language).gettext
+    parts = (
+        where or _("a patient whose record does not open"),
+        _("FAJMA cannot judge this patient's readings: no alarm will come"),
+        _("See the patient, and tell the operator"),
+    )
+    title = _("TECHNICAL ALARM")
+    html = [f"<strong>{escape(title)}</strong>", *map(escape, parts)]
+    return Text(SEPARATOR.join((title, *parts)), SEPARATOR.join(html))
+
+
 _Parts = list[tuple[str, str]]
 """Of a message: each has a bold text and a plain one after it; either may be empty."""
 
