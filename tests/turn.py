@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import hmac
 import ipaddress
@@ -12,10 +11,10 @@ import struct
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 from console.files import base_file
-from console.processes import LOOPBACK, Child, environment_for_server, require_program
+from console.processes import LOOPBACK, Child, environment_for_server, require_program, tcp_open
 from fajma.files import write_private
 
 READY_WITHIN_S: Final = 20.0
@@ -77,7 +76,7 @@ class Coturn:
             name="coturn",
         )
         try:
-            await child.ready(self._answers(), READY_WITHIN_S)
+            await child.ready(tcp_open(LOOPBACK, self.port), READY_WITHIN_S)
         except BaseException:
             await child.stop()
             raise
@@ -88,14 +87,6 @@ class Coturn:
         if self._child is not None:
             await self._child.stop()
             self._child = None
-
-    async def _answers(self) -> None:
-        while True:
-            try:
-                await asyncio.to_thread(TurnClient(self.port, "nobody", "wrong").allocate)
-            except OSError:  # nobody listens yet, or the first packet was lost
-                continue
-            return
 
 
 @dataclass
@@ -123,7 +114,10 @@ class TurnClient:
         peer = struct.pack("!xBHI", 1, 9 ^ COOKIE >> 16, packed)
         return self._ask(CREATE_PERMISSION, [(PEER, peer)])
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._socket.close()
 
     def _ask(self, method: int, attributes: list[tuple[int, bytes]]) -> int:

@@ -122,11 +122,8 @@ async def test_credentials_of_the_relay_come_from_the_homeserver_and_no_others_a
     assert 0 < int(expires) - time.time() <= given["ttl"] == 3600
 
     def answer(username: str, secret: str) -> int:
-        client = TurnClient(relay.port, username, secret)
-        try:
+        with TurnClient(relay.port, username, secret) as client:
             return client.allocate()
-        finally:
-            client.close()
 
     def signed(username: str, key: str) -> str:
         return base64.b64encode(hmac.digest(key.encode(), username.encode(), hashlib.sha1)).decode()
@@ -147,8 +144,7 @@ async def test_credentials_of_the_relay_come_from_the_homeserver_and_no_others_a
 async def test_the_relay_reaches_nothing_inside_but_itself(ward: Ward, relay: Coturn) -> None:
     localpart, _, password = await ward.account("dr.inside")
     given = await asked(ward, "GET", "voip/turnServer", await token_of(ward, localpart, password))
-    client = TurnClient(relay.port, given["username"], given["password"])
-    try:
+    with TurnClient(relay.port, given["username"], given["password"]) as client:
         assert await asyncio.to_thread(client.allocate) == OK
         reached = {
             address: await asyncio.to_thread(client.permit, address)
@@ -160,8 +156,6 @@ async def test_the_relay_reaches_nothing_inside_but_itself(ward: Ward, relay: Co
         assert set(reached.values()) == {403}, reached
         assert await asyncio.to_thread(client.permit, "127.0.0.1") == OK
         assert await asyncio.to_thread(client.permit, "41.82.1.1") == OK
-    finally:
-        client.close()
 
 
 # --- of several ----------------------------------------------------------------------------------

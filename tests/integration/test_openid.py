@@ -551,6 +551,45 @@ async def test_our_own_people_are_asked_of_our_own_synapse(
     assert caught.value.code == "openid_token_refused"
 
 
+async def test_a_partners_people_are_asked_of_the_partners_synapse(
+    homeserver: Synapse,
+    sqlite_records: Records,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As another hospital sees ``clinic.test``, which stands behind its web server."""
+
+    async def passed_on(request: web.Request) -> web.Response:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{homeserver.base_url}{USERINFO}", params=request.query) as answer,
+        ):
+            return web.Response(
+                status=answer.status, body=await answer.read(), content_type=answer.content_type
+            )
+
+    async with (
+        PartnerHomeserver(tmp_path / "pki", "clinic.test") as front,
+        NameServer() as services,
+    ):
+        front.userinfo = passed_on
+        monkeypatch.setenv("SSL_CERT_FILE", str(front.ca_file))
+        addresses = Addresses()
+        addresses.leads["clinic.test", 8448] = [("127.0.0.1", front.port)]
+        networks = [IPv4Network(LINK)]
+        openid = OpenId(
+            homeserver_of("http://127.0.0.1:1", "ouakam.test"),
+            Federation(partners=["clinic.test"], private_networks=networks),
+            sqlite_records,
+            Homeservers(networks, addresses=addresses, services=services),
+        )
+        given = await openid_token(homeserver, "dr.partner")
+        assert await openid.who(given["access_token"], "clinic.test") == "@dr.partner:clinic.test"
+        with pytest.raises(AccessError) as caught:
+            await openid.who("forged", "clinic.test")
+        assert caught.value.code == "openid_token_refused"
+
+
 async def test_our_own_homeserver_that_is_away_is_no_refusal(sqlite_records: Records) -> None:
     openid = OpenId(homeserver_of("http://127.0.0.1:1"), Federation(), sqlite_records)
     with pytest.raises(UnavailableError) as caught:
