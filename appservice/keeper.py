@@ -28,9 +28,10 @@ from appservice.service import MatrixService
 from appservice.spaces import Spaces
 from appservice.waiting import WaitingRoom
 from appservice.wards import plan_of
-from fajma.errors import FajmaError
+from fajma.errors import FajmaError, UnavailableError
 from fajma.life import Status
 from fajma.store import Records
+from fajma.store.consultations import ConsultationId
 from fajma.store.wards import WardId
 from fajma.store.warnings import About
 
@@ -45,6 +46,12 @@ ARCHIVE_LOOK_S: Final = 3600.0
 CONTESTED_AFTER: Final = 5
 CONTESTED_WITHIN: Final = timedelta(minutes=10)
 """So many mendings of one room within this time are a contest. FAJMA default."""
+
+LOST: Final = frozenset({"bot_not_in_room", "bot_without_power"})
+"""Codes of what no waiting mends."""
+
+PAUSE_MAX_S: Final = 300.0
+"""Longest pause between two tries to bring a room to its record."""
 
 TOMBSTONE: Final = "m.room.tombstone"
 
@@ -107,6 +114,8 @@ class Keeper:
         self._rooms_a_look = 1
         self._next: dict[str, float] = {}
         self._contests: dict[str, Contest] = {}
+        self._pauses: dict[ConsultationId, tuple[float, float]] = {}
+        """By consultation whose room does not follow: pause, and until when (monotonic), s."""
         self._children: Mapping[WardId, Sequence[str]] | None = None
 
     # --- what the homeserver tells ---------------------------------------------------------------
@@ -183,10 +192,25 @@ class Keeper:
             log.warning(trouble, error=type(error).__name__)
 
     async def _settle_all(self) -> None:
-        for one in await self._records.consultations.unshown():
-            await self._guarded(
-                "room_not_settled", partial(self._consultations.settle, one, self._now())
-            )
+        behind = await self._records.consultations.unshown()
+        self._pauses = {one: self._pauses[one] for one in behind if one in self._pauses}
+        for one in behind:
+            pause_s, until_s = self._pauses.get(one, (0.5, -math.inf))
+            if time.monotonic() >= until_s:
+                longer_s = min(2 * pause_s, PAUSE_MAX_S)
+                self._pauses[one] = longer_s, time.monotonic() + longer_s
+                await self._guarded("room_not_settled", partial(self._settle, one))
+
+    async def _settle(self, one: ConsultationId) -> None:
+        """Bring a room to its record; while that fails it is tried again less and less often."""
+        try:
+            await self._consultations.settle(one, self._now())
+        except UnavailableError as error:
+            found = await self._records.consultations.get(one)
+            if error.code in LOST and found is not None and found.room_id is not None:
+                await self._warn(About.ROOM_LOST, found.room_id, error.code)
+            raise
+        self._pauses.pop(one, None)
 
     async def _begin_round(self) -> None:
         frozen = await self._records.consultations.having(Status.ENDED, Status.NO_SHOW)
@@ -210,7 +234,9 @@ class Keeper:
             return
         try:
             mended = await self._matrix.mend(room_id, plan)
-        except FajmaError as error:
+        except UnavailableError as error:
+            if error.code not in LOST:
+                raise
             log.error("room_lost", room=room_id, code=error.code)
             await self._warn(About.ROOM_LOST, room_id, error.code)
             return

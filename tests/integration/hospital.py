@@ -87,6 +87,7 @@ class FakeMatrix:
         calls: how many calls were made.
         fails_at: the number of the call that fails.
         was_done: whether that call was carried out all the same.
+        trouble: what each call fails with.
         lost: rooms that ``@fajma`` is not in any more.
     """
 
@@ -100,6 +101,7 @@ class FakeMatrix:
         self.fails_at: int | None = None
         self.was_done = False
         self.lost: set[str] = set()
+        self.trouble: Exception | None = None
         self.invitations: list[tuple[str, str]] = []
         self._numbers = itertools.count(1)
 
@@ -109,6 +111,8 @@ class FakeMatrix:
         self.calls += 1
         if self.calls == self.fails_at and not self.was_done:
             raise MatrixConnectionError("it does not answer")
+        if self.trouble is not None:
+            raise self.trouble
         if room_id is not None and room_id in self.lost:
             raise UnavailableError("@fajma is not in the room", code="bot_not_in_room")
         yield

@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 from mautrix.types import StateEvent
 
+from appservice import keeper as keeper_module
 from appservice.keeper import CONTESTED_AFTER, CONTESTED_WITHIN, Contest, Keeper
 from appservice.repairs import CREATE
 from appservice.spaces import Spaces
 from appservice.waiting import WaitingRoom
 from fajma.duty import Roster
+from fajma.errors import BusyError
 from fajma.language import Language
 from fajma.life import Status
 from fajma.store import Records
@@ -255,6 +257,32 @@ async def test_a_room_that_we_are_not_in_any_more_is_told_of_until_we_are_back(
     house.hospital.matrix.lost.clear()
     await house.keeper.keep(room_of(opened))
     assert await records.warnings.open(About.ROOM_LOST) == []
+
+
+async def test_a_homeserver_that_is_busy_is_no_loss(house: House, opened: Consultation) -> None:
+    house.hospital.matrix.trouble = BusyError(1.0)
+    with pytest.raises(BusyError):
+        await house.keeper.keep(room_of(opened))
+    assert await house.hospital.records.warnings.open(About.ROOM_LOST) == []
+
+
+async def test_a_room_that_never_follows_is_tried_less_and_less_often_and_told_of(
+    house: House, opened: Consultation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(keeper_module.time, "monotonic", lambda: clock[0])
+    house.hospital.matrix.lost.add(room_of(opened))
+    await house.hospital.service.end(opened.id, AWA, NOON)
+    tries = []
+    for second in range(64):
+        clock[0] = float(second)
+        before = house.hospital.matrix.calls
+        await house.keeper.look()
+        if house.hospital.matrix.calls > before:
+            tries.append(second)
+    assert tries == [0, 1, 3, 7, 15, 31, 63]
+    [warning] = await house.hospital.records.warnings.open(About.ROOM_LOST)
+    assert warning.mark == "bot_not_in_room"
 
 
 async def test_one_room_in_trouble_does_not_hold_up_the_others(house: House) -> None:
