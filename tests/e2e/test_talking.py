@@ -65,6 +65,8 @@ async def test_a_consultation_is_held_by_typing_alone(ward: Ward, gateway: PushG
         invited = await doctor.orders(room_id, f"!inviter {nurse.mxid}")
         assert nurse.mxid in invited
         await nurse.be_in(room_id)
+        stranger = await doctor.orders(room_id, "!inviter @ngone:ailleurs.test")
+        assert "n'est pas partenaire" in stranger
 
         assert code in await nurse.orders(room_id, f"!moniteur {code.lower()}")
         bedside = bedside_of(consultation, number, code)
@@ -91,7 +93,8 @@ async def test_a_consultation_is_held_by_typing_alone(ward: Ward, gateway: PushG
         assert consultation.short_name in signed
         await nurse.sees(room_id, lambda one: "✓" in one.body and doctor.mxid in one.body)
         acts = [one.action for one in await ward.audit(doctor.mxid)]
-        assert acts.count("errand.ordered") == acts.count("errand.done") == 6
+        assert acts.count("errand.ordered") == acts.count("errand.done") + 1 == 6
+        assert acts.count("errand.not_done") == 1  # the stranger
 
 
 async def test_an_order_outlives_the_process_that_took_it(ward: Ward, gateway: PushGateway) -> None:
