@@ -20,13 +20,29 @@ def whose(patient: Patient, language: Language) -> str:
     return f"{bed} {shown(patient.initials, MAX_INITIALS)}"
 
 
-def opened(where: str, name: str, language: Language) -> str:
-    """A consultation is open."""
+def opened(where: str, name: str, language: Language, *, is_new: bool, is_shared: bool) -> str:
+    """A consultation is open.
+
+    Args:
+        where: the patient.
+        name: short name of the consultation.
+        language: of the text.
+        is_new: whether nobody had this record number before.
+        is_shared: whether another patient is in this bed by our records.
+    """
     _ = translator(language).gettext
-    return _(
+    said = _(
         "{where}: the consultation is open. You are invited into its room, Consultation {name}."
         " What can be typed there: {help}"
     ).format(where=where, name=name, help=usage(Action.HELP, language))
+    more = []
+    if is_new:
+        more.append(
+            _("The record number was new here. Was the patient here before, look at it again.")
+        )
+    if is_shared:
+        more.append(_("Another patient is in this bed by our records: have that corrected."))
+    return "\n".join([said, *more])
 
 
 def invited(who: str, role: ParticipantRole, language: Language) -> str:

@@ -346,8 +346,19 @@ class Porter:
             now=self._now(),
         )
         await self._followed(opened)
-        where = words.whose(patient, errand.language)
-        return Answer(words.opened(where, opened.short_name, errand.language), patient.key)
+        in_bed = [
+            one
+            for one in await self._records.patients.all(ward.id)
+            if one.key != patient.key and one.bed.casefold() == patient.bed.casefold()
+        ]
+        said = words.opened(
+            words.whose(patient, errand.language),
+            opened.short_name,
+            errand.language,
+            is_new=errand.said.get("record") == "added",
+            is_shared=bool(in_bed),
+        )
+        return Answer(said, patient.key)
 
     async def _invite(self, errand: Errand, consultation: Consultation, *_: object) -> str:
         account, role = errand.said["account"], ParticipantRole(errand.said["role"])

@@ -189,7 +189,7 @@ class ConsultationDesk:
         _ = translator(language).gettext
         wanted = _received(asked)
         initials, bed, record = wanted.initials or "", wanted.bed or "", wanted.record or ""
-        patient = await self._records.patients.by_number(record)
+        patient = await self._on_record(record)
         said: dict[str, str] = {"ward": ward.id}
         if patient is not None:
             self._require_same(patient, ward, initials, language)
@@ -214,6 +214,14 @@ class ConsultationDesk:
             said["record"] = "moved"
         said["patient"] = patient.key
         return await self._order(connection, asked, ErrandKind.OPEN, said, patient=patient)
+
+    async def _on_record(self, record: str) -> Patient | None:
+        """The patient of a number, in whatever case: phones begin with a capital letter."""
+        for written in dict.fromkeys((record, record.upper(), record.lower())):
+            patient = await self._records.patients.by_number(written)
+            if patient is not None:
+                return patient
+        return None
 
     def _require_same(
         self, patient: Patient, ward: Ward, initials: str, language: Language
@@ -250,6 +258,14 @@ class ConsultationDesk:
             raise RefusedError(
                 _("Nothing was done: this account belongs to somebody else."),
                 code="account_of_another",
+            )
+        if patient is not None and patient.account not in (None, account):
+            raise RefusedError(
+                _(
+                    "Nothing was done: this patient has another account on record. Have the"
+                    " operator change it first."
+                ),
+                code="other_account",
             )
 
     # --- the consultation's room -----------------------------------------------------------------

@@ -139,6 +139,23 @@ async def test_a_number_of_somebody_with_other_initials_opens_nothing(scene: Sce
     assert await scene.records.patients.get(before.key) == before
 
 
+async def test_a_number_is_found_in_whatever_case_it_was_typed(scene: Scene) -> None:
+    before = await scene.records.patients.add(
+        number="E-77b".upper(), initials="A.D.", bed="4", account=None, ward=MEDICINE
+    )
+    _, said = await orders(scene, AWA, "!consultation A.D. lit 4 dossier e-77b")
+    assert said == {"ward": MEDICINE, "patient": before.key}
+
+
+async def test_the_account_of_a_patient_is_not_exchanged_by_typing(scene: Scene) -> None:
+    await scene.records.patients.add(
+        number="12345", initials="A.D.", bed="4", account=PATIENT, ward=MEDICINE
+    )
+    await refused(scene, AWA, f"{OPENING} patient {BINTA}", "other_account")
+    _, said = await orders(scene, AWA, f"{OPENING} patient {PATIENT}")
+    assert said["account"] == PATIENT
+
+
 async def test_a_patient_of_another_ward_is_not_taken_over(scene: Scene) -> None:
     await scene.records.patients.add(
         number="12345", initials="AD", bed="4", account=None, ward=SURGERY

@@ -299,6 +299,21 @@ async def test_a_consultation_is_opened_for_who_typed_with_the_wards_language(
     ]
 
 
+async def test_who_opens_is_told_of_a_new_record_and_of_a_bed_with_two_patients(
+    ward: Ward,
+) -> None:
+    patient = await ward.records.patients.add(
+        number="12345", initials="B.T.", bed="1", account=None, ward=MEDICINE
+    )
+    said = {"patient": patient.key, "ward": MEDICINE}
+    await ward.order(ErrandKind.OPEN, ROOM, **said, record="added")
+    await ward.goes_round()
+    first, new, shared = (await ward.answer(ROOM)).splitlines()
+    assert first.startswith("Lit 1 B.T.")
+    assert "nouveau" in new
+    assert "un autre patient est dans ce lit" in shared
+
+
 async def test_a_call_of_two_needs_nothing_of_us_and_is_explained(ward: Ward) -> None:
     answer = await ward.does(ErrandKind.CALL)
     assert "téléphone" in answer
