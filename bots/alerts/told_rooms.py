@@ -21,6 +21,7 @@ from bots.alerts.situation import readable_state, words
 from bots.alerts.text import unreadable
 from fajma.errors import FajmaError
 from fajma.language import Language
+from fajma.life import Status
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.patients import Patient
@@ -93,7 +94,8 @@ class ToldRooms:
         if ward is not None:
             return await self._of_ward(ward)
         consultation = await self._records.consultations.in_room(room_id)
-        return None if consultation is None else await self._of_consultation(consultation)
+        is_open = consultation is not None and consultation.status is Status.OPEN
+        return await self._of_consultation(consultation) if consultation and is_open else None
 
     async def _of_ward(self, ward: Ward) -> ToldRoom | None:
         if ward.room_id is None:

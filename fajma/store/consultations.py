@@ -344,12 +344,18 @@ class Consultations:
     async def begun(
         self, connection: Connection, consultation: ConsultationId, *, now: datetime
     ) -> None:
-        """A booked one is opened from now on."""
+        """A booked one is opened from now on; what was measured before is history in it."""
         await connection.execute(
             "UPDATE consultation SET status=$2, opened_at=$3 WHERE consultation_id=$1",
             consultation,
             Status.OPENING.value,
             to_ms(now),
+        )
+        await connection.execute(
+            "UPDATE feed SET published=(SELECT position FROM log_head WHERE log=$2)"
+            " WHERE consultation_id=$1",
+            consultation,
+            LOG,
         )
 
     async def asked(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from decimal import Decimal
 
 import pytest
 
@@ -15,8 +16,9 @@ from fajma.store.alarms import Delivery, SentBy
 from fajma.store.consultations import Consultation, Participant
 from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff
+from fajma.store.readings import NewReading
 from fajma.store.wards import Ward, WardId
-from fajma.vitals import DeviceId
+from fajma.vitals import Clock, DeviceId, Kind, Reading
 from tests.integration.hospital import AWA, BEN, EVE, MOTHER, MOUSSA, NOON, PATIENT, STUDENT
 
 ROOM = "!room:clinic.test"
@@ -71,6 +73,19 @@ async def test_a_booking_comes_back_as_kept(records: Records) -> None:
         Participant(AWA, CLINICIAN, invited=False),
         Participant(MOUSSA, LEAD, invited=False),
     )
+
+
+async def test_what_was_measured_before_a_booked_one_is_opened_is_history_in_it(
+    records: Records,
+) -> None:
+    patient = await patient_of(records)
+    booked = await consult(records, patient, booked_for=LATER)
+    reading = Reading(DeviceId("A"), NOON, NOON, Clock.DEVICE, {Kind.SPO2: Decimal(97)})
+    async with records.store.transaction() as connection:
+        await records.readings.append(connection, [NewReading(b"1" * 16, patient.key, reading)])
+        await records.consultations.begun(connection, booked.id, now=LATER)
+    assert (await records.feeds.get(booked.id)).published == await records.readings.head() == 1
+    assert (await get(records, booked)).opened_at == LATER
 
 
 async def test_roles_decide_who_is_called_and_not_who_reads(records: Records) -> None:
