@@ -702,6 +702,10 @@ class ConsultationService:
         return new
 
     async def _empty(self, room_id: str) -> None:
+        """Nobody but our bots is in the room, or could do anything there if he were."""
+        matrix = self._matrix
+        bots = (matrix.vitals.mxid, matrix.alerts_mxid)
+        await matrix.mend(room_id, Plan(matrix.host.mxid, bots, frozen=True))
         now = await self._matrix.room_now(room_id)
         for account, membership in sorted(now.members.items()):
             if membership in {"join", "invite", "knock"} and account not in self._matrix.ours:

@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from console.consultations import consultation
 from console.demo import demo
 from console.device import device
 from console.keys import keys
@@ -99,6 +100,7 @@ cli.add_command(maintenance)
 cli.add_command(ward)
 cli.add_command(staff)
 cli.add_command(patient)
+cli.add_command(consultation)
 cli.add_command(device)
 cli.add_command(demo)
 
