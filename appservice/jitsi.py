@@ -158,6 +158,8 @@ class JitsiDoor:
             log.warning("jitsi_refused", code=error.code)
         except (MatrixError, ClientError, TimeoutError) as error:
             log.error("jitsi_refused", code="homeserver_refused", error=type(error).__name__)
+        except Exception as error:  # noqa: BLE001 - a database that is away, too, lets nobody in
+            log.error("jitsi_refused", code="bug", error=type(error).__name__)
         return web.json_response(REFUSED)
 
     async def _answer(self, request: web.Request) -> dict[str, Any]:

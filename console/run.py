@@ -359,11 +359,6 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         )
         services = Services(consultations, wards, staff, patients)
         add_routes(matrix.web, services, _tokens(settings))
-        waiting = WaitingRoom(records, matrix)
-        spaces = Spaces(settings, records, matrix)
-        keeper = Keeper(records, matrix, consultations, waiting, spaces)
-        matrix.on_state(keeper.heard)
-        matrix.on_spoken(waiting.spoken)
         start_call: StartCall | None = None
         if settings.calls.jitsi_domain is not None:
             start_call = JitsiRooms(settings.calls, records, matrix.set_plain_state).start
@@ -375,6 +370,11 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
                 openid.who,
                 matrix.is_member,
             ).add_routes(matrix.web)
+        waiting = WaitingRoom(records, matrix)
+        spaces = Spaces(settings, records, matrix)
+        keeper = Keeper(records, matrix, consultations, waiting, spaces)
+        matrix.on_state(keeper.heard)
+        matrix.on_spoken(waiting.spoken)
         watch = Watch(settings.people, records, matrix, operator, staff)
         illustrator = Illustrator(records, rules)
         publisher = Publisher(settings.publish, records, matrix.vitals)

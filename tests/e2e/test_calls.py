@@ -161,14 +161,24 @@ async def test_the_relay_reaches_nothing_inside_but_itself(ward: Ward, relay: Co
 # --- of several ----------------------------------------------------------------------------------
 
 
-async def at_the_door(ward: Ward, room: str, token: str, user: str) -> dict[str, Any]:
-    """What Jitsi's Prosody is told about somebody who comes with a token of the homeserver."""
+async def at_the_door(
+    ward: Ward, room: str, token: str, user: str, *, server: str | None = None
+) -> dict[str, Any]:
+    """What Jitsi's Prosody is told about somebody who comes with a token of the homeserver.
+
+    Args:
+        ward: where.
+        room: of the consultation.
+        token: of his login.
+        user: who comes.
+        server: whose token he says it is, if that is not true.
+    """
     given = await asked(ward, "POST", f"user/{quote(user)}/openid/request_token", token)
     url = f"http://127.0.0.1:{ward.clinic.options.ports.appservice}/fajma/jitsi/verify/user_in_room"
     question = {
         "token": given["access_token"],
         "room_id": room,
-        "matrix_server_name": given["matrix_server_name"],
+        "matrix_server_name": server or given["matrix_server_name"],
     }
     async with (
         aiohttp.ClientSession(headers={"Authorization": f"Bearer {JITSI.token}"}) as session,
@@ -193,6 +203,9 @@ async def test_jitsi_lets_in_who_has_joined_the_consultation_and_nobody_else(war
     patients = await token_of(ward, local_p, password_p)
     await asked(ward, "POST", f"rooms/{quote(room)}/join", patients)
     assert (await at_the_door(ward, room, patients, patient))["user_id"] == patient
+    mark = ward.log_mark()
+    assert await at_the_door(ward, room, doctors, doctor, server="elsewhere.test") == REFUSED
+    await ward.log_says("openid_refused", mark)
     strangers = await token_of(ward, local_s, password_s)
     assert await at_the_door(ward, room, strangers, stranger) == REFUSED
     await asked(ward, "POST", f"rooms/{quote(room)}/leave", doctors)

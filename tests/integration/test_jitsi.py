@@ -246,6 +246,11 @@ async def test_while_nobody_can_say_nobody_joins(door: Door, away: Exception) ->
     assert await door.refusal(question()) in {"homeserver_unavailable", "homeserver_refused"}
 
 
+async def test_without_a_database_nobody_joins(door: Door) -> None:
+    await door.records.store.db.execute("ALTER TABLE consultation RENAME TO mislaid")
+    assert await door.refusal(question()) == "bug"
+
+
 @pytest.mark.parametrize(
     "body",
     [

@@ -331,6 +331,26 @@ async def test_a_name_that_leads_elsewhere_at_the_second_look_is_refused(world: 
     assert world.asked == ["/.well-known/matrix/server"]
 
 
+@pytest.mark.parametrize("host", ["localhost", "127.1", "2130706433", "0x7f.1", "017700000001"])
+async def test_no_way_to_write_this_machine_gets_through(host: str) -> None:
+    # The system's own look-up, which reads all of these as 127.0.0.1.
+    came: list[str] = []
+
+    async def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(host)
+        writer.close()
+
+    async with await asyncio.start_server(connected, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(AccessError) as caught:
+            await Homeservers([]).get(f"{host}:{port}", USERINFO, {"access_token": TOKEN})
+        assert caught.value.code in {"server_in_private_network", "server_unreachable"}
+        assert came == []
+        with pytest.raises(AccessError):
+            await Homeservers([IPv4Network(LINK)]).get(f"localhost:{port}", USERINFO, {})
+        assert came == [host]  # it would have come
+
+
 async def test_userinfo_never_follows_a_redirect(reachable: World) -> None:
     async def elsewhere(_: web.Request) -> web.Response:
         raise web.HTTPFound(f"https://127.0.0.1:{reachable.partner.port}/token-here")
