@@ -174,7 +174,7 @@ def refused(code: str, language: Language) -> str:
         "last_clinician": _(
             "nobody else treats in this consultation: invite another clinician first, or end it."
         ),
-        "not_a_clinician": _("only who treats in this consultation can do this."),
+        "not_a_clinician": _("only doctors and nurses who treat here can do this."),
         "not_in_consultation": _("only who takes part in this consultation can do this."),
         "not_the_patient": _("this is not the patient's account."),
         "consultation_is_open": _("the consultation is still open: end it first."),

@@ -297,12 +297,19 @@ class Porter:
         Raises:
             Exception: what ``_refusal`` sorts.
         """
+        await self._require_clinician(errand)
         if errand.kind is ErrandKind.OPEN:
             return await self._open(errand)
         consultation, patient = await self._about(errand)
         where = words.whose(patient, errand.language)
         said = await self._of_kind[errand.kind](errand, consultation, patient, where)
         return Answer(said, patient.key)
+
+    async def _require_clinician(self, errand: Errand) -> None:
+        """Who ordered it may have left the staff since then."""
+        person = await self._records.people.get(errand.who)
+        if person is None or not person.is_clinician:
+            raise InputError("who ordered it has left the staff", code="not_a_clinician")
 
     async def _about(self, errand: Errand) -> tuple[Consultation, Patient]:
         consultation = await self._records.consultations.get(

@@ -391,8 +391,8 @@ class ConsultationDesk:
                 raise RefusedError(
                     _(
                         "Nothing was done: another patient wears this monitor by our records. Take"
-                        " it off there first."
-                    ),
+                        " it off first, in that patient's consultation: {line}"
+                    ).format(line=usage(Action.MONITOR_UNLINK, language)),
                     code="monitor_worn",
                 )
             return device

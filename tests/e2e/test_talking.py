@@ -6,6 +6,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 
+import pytest
 import pytest_asyncio
 
 from console.run import opened
@@ -97,7 +98,10 @@ async def test_a_consultation_is_held_by_typing_alone(ward: Ward, gateway: PushG
         assert acts.count("errand.not_done") == 1  # the stranger
 
 
-async def test_an_order_outlives_the_process_that_took_it(ward: Ward, gateway: PushGateway) -> None:
+@pytest.mark.parametrize("moment", ["order_carried_out", "consultation_opened"])
+async def test_an_order_outlives_the_process_that_took_it(
+    ward: Ward, gateway: PushGateway, moment: str
+) -> None:
     team = await new_team(ward)
     number = f"K-{mark()}"
     async with clinician(ward, gateway, team) as doctor:
@@ -105,10 +109,18 @@ async def test_an_order_outlives_the_process_that_took_it(ward: Ward, gateway: P
         asked = asyncio.create_task(
             doctor.orders(team.room_id, f"!consultation A.D. lit 5 dossier {number}")
         )
-        await ward.log_says("order_carried_out", since)
+        await ward.log_says(moment, since)
         await ward.kill_fajma()
         await ward.clinic.start_fajma()
         assert (await asked).startswith("Lit 5 A.D.")
         [consultation] = await consultations_of(ward, number)
         assert consultation.status is Status.OPEN
         await doctor.be_in(str(consultation.room_id))
+        # The answer to this comes after whatever else was promised before.
+        await doctor.orders(team.room_id, "!garde")
+        opened_once = [
+            one.event_id
+            for one in doctor.observer.seen
+            if one.room_id == team.room_id and one.body.startswith("Lit 5 A.D.")
+        ]
+        assert len(set(opened_once)) == 1

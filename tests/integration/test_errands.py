@@ -506,6 +506,17 @@ async def test_after_ten_minutes_a_failure_that_passes_is_told_as_not_done(ward:
     assert await acts(ward) == [("errand.not_done", "sign", "not_done")]
 
 
+async def test_what_somebody_ordered_who_has_left_since_is_not_carried_out(ward: Ward) -> None:
+    errand = await ward.order(ErrandKind.END)
+    person = await ward.records.people.get(AWA)
+    assert person is not None
+    async with ward.records.store.transaction() as connection:
+        await ward.records.people.put(connection, replace(person, left_at=NOON))
+    await ward.goes_round()
+    assert ward.service.calls == []
+    assert await ward.records.errands.outcome_of(errand.id) == "not_a_clinician"
+
+
 async def test_what_nobody_tried_in_time_is_not_carried_out_later(ward: Ward) -> None:
     errand = await ward.order(ErrandKind.END)
     ward.now += GIVEN_UP_AFTER
