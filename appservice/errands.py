@@ -464,7 +464,12 @@ class Porter:
 
 
 def _refusal(error: Exception) -> str | None:
-    """The code of a failure that does not pass; ``None`` for what may go better next time."""
+    """The code of a failure that does not pass; ``None`` for what may go better next time.
+
+    Synapse answers an invitation with 502 where the other homeserver is not reached, and with that
+    one's own refusal, or 403 for a server outside its whitelist, where it never will be taken
+    (``send_invite`` in ``synapse/handlers/federation.py``, 1.163).
+    """
     if isinstance(error, InputError | AccessError):
         return error.code
     if isinstance(error, MatrixRequestError):

@@ -193,8 +193,11 @@ AT_BEDSIDE: Final = frozenset(
 )
 """What is about a patient: asked for in the consultation, or in the ward's room with a bed."""
 
-AT_WARD_RECEPTION: Final = frozenset({Action.CONSULTATION_OPEN, Action.CONSULTATIONS_SHOW})
-"""What is about consultations and asked for in the ward's room."""
+AT_WARD_RECEPTION: Final = frozenset(
+    {Action.CONSULTATION_OPEN, Action.CONSULTATIONS_SHOW, Action.SIGN}
+)
+"""What is about consultations and asked for in the ward's room; a summary is signed there, for a
+room whose consultation has ended is only read."""
 
 AT_RECEPTION: Final = AT_WARD_RECEPTION | {
     Action.INVITE,
@@ -207,16 +210,14 @@ AT_RECEPTION: Final = AT_WARD_RECEPTION | {
     Action.END_ASK,
     Action.END,
     Action.END_DESPITE_ALARM,
-    Action.SIGN,
 }
 """What is about consultations themselves: who, with which monitor, until when."""
 
 IN_CONSULTATION: Final = AT_BEDSIDE | (AT_RECEPTION - AT_WARD_RECEPTION) | {Action.HELP}
 """What can be asked for in a consultation."""
 
-IN_WARD: Final = frozenset(Action) - (AT_RECEPTION - AT_WARD_RECEPTION) | {Action.SIGN}
-"""What can be asked for in a ward's room; there a summary is signed, for a room whose consultation
-has ended is only read."""
+IN_WARD: Final = frozenset(Action) - (AT_RECEPTION - AT_WARD_RECEPTION)
+"""What can be asked for in a ward's room."""
 
 BY_PATIENT: Final = frozenset({Action.VITALS_SHOW, Action.HELP})
 """What a patient can ask for, in the own consultation."""

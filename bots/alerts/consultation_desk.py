@@ -23,7 +23,7 @@ from bots.alerts.site_rules import SiteRules
 from bots.alerts.situation import is_answered, readable_state, words
 from bots.alerts.text import duty_time, unreadable
 from bots.alerts.whom import Whom, localpart
-from fajma.commands import Action, usage
+from fajma.commands import AT_WARD_RECEPTION, Action, usage
 from fajma.errors import BugError
 from fajma.language import SEPARATOR, Language, shown, translator
 from fajma.life import TREATING, ParticipantRole, Status, Step, may
@@ -104,12 +104,12 @@ class ConsultationDesk:
             RefusedError: it is not this person's to give, not here, or names nobody for certain.
         """
         action = asked.command.action
-        if action is Action.SIGN:
-            return await self._sign(connection, asked)
-        if action in (Action.CONSULTATION_OPEN, Action.CONSULTATIONS_SHOW):
+        if action in AT_WARD_RECEPTION:
             ward = self._ward(asked)
             if action is Action.CONSULTATIONS_SHOW:
                 return await self._open_ones(ward, asked)
+            if action is Action.SIGN:
+                return await self._sign(connection, asked)
             return await self._open(connection, ward, asked)
         consultation = self._consultation(asked)
         self._require_right(consultation, asked)
@@ -527,11 +527,8 @@ class ConsultationDesk:
         ]
 
     async def _sign(self, connection: Connection, asked: Asked) -> Done:
-        """The summary of the consultation held here, or of one of this person's that has ended."""
-        consultation = asked.place.consultation
-        if consultation is None:
-            self._ward(asked)
-            consultation = await self._to_sign(asked)
+        """The summary of one of this person's consultations that has ended."""
+        consultation = await self._to_sign(asked)
         self._require_right(consultation, asked)
         patient = await self._records.patients.get(consultation.patient)
         said: dict[str, str] = {"consultation": consultation.id}

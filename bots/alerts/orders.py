@@ -38,6 +38,7 @@ from fajma.commands import (
     AT_RECEPTION,
     BY_PATIENT,
     IN_CONSULTATION,
+    IN_WARD,
     Action,
     Command,
     CommandError,
@@ -263,10 +264,13 @@ class Orders:
     @staticmethod
     def _right_line(error: CommandError, ward: Ward | None, language: Language) -> str:
         """What to type instead, where it was typed."""
-        works_here = {action.verb for action in IN_CONSULTATION}
-        if ward is not None or error.verb in works_here:
+        works_here = {action.verb for action in (IN_CONSULTATION if ward is None else IN_WARD)}
+        if error.verb in works_here:
             return str(error)
         _ = translator(language).gettext
+        if ward is not None:
+            elsewhere = _("This is typed in the consultation's room, not in the ward's.")
+            return f"{error}\n{elsewhere}"
         sentence = _("This is no command in a consultation. What can be typed here:")
         return f"{sentence}\n{here(language)}"
 

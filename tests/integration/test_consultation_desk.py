@@ -298,7 +298,6 @@ EVERY_LINE = [
     "!terminer",
     "!terminer oui",
     "!terminer malgré alarme",
-    "!signer",
 ]
 
 
@@ -323,7 +322,7 @@ async def test_a_clinician_who_lost_the_role_orders_nothing(scene: Scene) -> Non
     await refused(scene, AWA, "!appel", "not_treating", str(opened.room_id))
 
 
-@pytest.mark.parametrize("line", [line for line in EVERY_LINE if line != "!signer"])
+@pytest.mark.parametrize("line", EVERY_LINE)
 async def test_what_belongs_into_a_consultation_does_nothing_in_the_wards_room(
     scene: Scene, line: str
 ) -> None:
@@ -331,7 +330,20 @@ async def test_what_belongs_into_a_consultation_does_nothing_in_the_wards_room(
     await refused(scene, AWA, line, "wrong_room")
 
 
-@pytest.mark.parametrize("line", [OPENING, "!consultations"])
+async def test_a_slip_in_a_line_shows_the_right_one_and_where_it_is_typed(scene: Scene) -> None:
+    _, opened = await treated(scene)
+    [there] = await scene.types(AWA, "!moniteur 12", room_id=str(opened.room_id))
+    [here] = await scene.types(AWA, "!moniteur 12")
+    assert "!moniteur A4CF12F03B7E" in there
+    assert (
+        here
+        == f"{there}\nCeci se tape dans le salon de la consultation, pas dans celui du service."
+    )
+    [elsewhere] = await scene.types(AWA, "!consultation A.D.", room_id=str(opened.room_id))
+    assert "!inviter @nom" in elsewhere  # what can be typed there
+
+
+@pytest.mark.parametrize("line", [OPENING, "!consultations", "!signer"])
 async def test_what_belongs_into_the_wards_room_does_nothing_in_a_consultation(
     scene: Scene, line: str
 ) -> None:

@@ -211,6 +211,7 @@ def test_every_action_has_its_room() -> None:
     assert set(Action) == IN_WARD | IN_CONSULTATION
     assert Action.CONSULTATION_OPEN not in IN_CONSULTATION
     assert Action.END not in IN_WARD
+    assert Action.SIGN not in IN_CONSULTATION  # nobody can type there any more
 
 
 def test_whose_code_is_missing_is_told_where_it_stands_and_to_ask_by_voice() -> None:
