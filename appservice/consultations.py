@@ -137,17 +137,18 @@ class ConsultationService:
                     code="consultation_is_open",
                 )
             if found is None:
-                found = await self._records.consultations.add(
-                    patient=patient.key,
-                    clinicians=tuple(clinicians),
-                    lead=clinicians[0],
-                    language=language or self._settings.site.language,
-                    time_zone=self._settings.site.time_zone,
-                    booked_for=booked_for,
-                    waits=True,
-                    now=now,
-                )
-                await self._note("consultation.book", found, by, now)
+                async with self._records.store.transaction() as connection:
+                    found = await self._records.consultations.add(
+                        patient=patient.key,
+                        clinicians=tuple(clinicians),
+                        lead=clinicians[0],
+                        language=language or self._settings.site.language,
+                        time_zone=self._settings.site.time_zone,
+                        booked_for=booked_for,
+                        waits=True,
+                        now=now,
+                    )
+                    await self._audit(connection, "consultation.book", found, by, now)
         return found
 
     async def open(
@@ -331,10 +332,11 @@ class ConsultationService:
         )
         # Last, so that a room without its first messages is completed by the next try. What came
         # to it since the room was made, ``settle`` brings.
-        await self._records.consultations.open_in(
-            consultation.id, room_id, shown=consultation.revision if is_new else 0
-        )
-        await self._note("consultation.open", consultation, by, now)
+        async with self._records.store.transaction() as connection:
+            await self._records.consultations.open_in(
+                consultation.id, room_id, shown=consultation.revision if is_new else 0
+            )
+            await self._audit(connection, "consultation.open", consultation, by, now)
         if not is_new:
             await self._settle(await self._get(consultation.id), now)
         log.info("consultation_opened", consultation=consultation.id, room=room_id)
@@ -795,10 +797,6 @@ class ConsultationService:
             sender=SentBy.HOST,
         )
         await self._records.outbox.add(connection, delivery)
-
-    async def _note(self, action: str, found: Consultation, by: str, now: datetime) -> None:
-        async with self._records.store.transaction() as connection:
-            await self._audit(connection, action, found, by, now)
 
     async def _audit(
         self,

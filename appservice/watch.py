@@ -366,8 +366,12 @@ class Watch:
         return {one.subject: silent(person.language)}
 
     async def _to_operator(self, one: Warn, language: Language) -> str:
-        if one.kind in {About.STRANGER, About.ROOM_LOST, About.ROOM_CONTESTED}:
+        if one.kind is About.STRANGER:
             return await self._words(one, language)
+        if one.kind is About.ROOM_LOST:
+            return letters.room_lost(language, room_id=one.subject, code=one.mark)
+        if one.kind is About.ROOM_CONTESTED:
+            return letters.room_contested(language, room_id=one.subject)
         if one.kind is About.DRILL:
             return letters.drill(language, ward=one.subject)
         if one.kind is About.UNDELIVERABLE:

@@ -292,6 +292,24 @@ async def test_what_a_consultation_says_and_shows_in_its_room_from_opening_to_si
         widget = await house.state(room_id, "im.vector.modular.widgets", "fajma-vitals")
         assert widget["url"].startswith("https://widgets.clinic.test/vitals/#/?")
 
+        # Whose part is over gets no key, though the homeserver has her in the room.
+        async with house.records.store.transaction() as connection:
+            await house.records.consultations.exclude(connection, opened.id, mother.mxid, now=now())
+        said = {"msgtype": "m.text", "body": "for the others"}
+        event = await house.matrix.host.send(
+            room_id, "m.room.message", said, transaction_id="for-the-others"
+        )
+        told = await doctor.wait_for(lambda one: one.event_id == event, PATIENCE_S)
+        assert await house.membership(room_id, mother.mxid) == "join"
+        session = (await awa.does("GET", f"rooms/{quote(room_id)}/event/{quote(event)}"))[
+            "content"
+        ]["session_id"]
+        assert session in {one.id for one in doctor.client.olm.inbound_group_store}
+        assert session not in {one.id for one in companion.client.olm.inbound_group_store}
+        await house.service.invite(
+            opened.id, mother.mxid, ParticipantRole.OBSERVER, awa.mxid, now()
+        )
+
         await house.service.remove(opened.id, mother.mxid, awa.mxid, now())
         assert await house.membership(room_id, mother.mxid) == "leave"
         await house.service.end(opened.id, awa.mxid, now())
