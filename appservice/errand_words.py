@@ -49,6 +49,7 @@ def invited(who: str, role: ParticipantRole, language: Language) -> str:
     """Somebody was brought in."""
     _ = translator(language).gettext
     as_what = {
+        ParticipantRole.LEAD: _("{who} is invited as clinician."),
         ParticipantRole.CLINICIAN: _("{who} is invited as clinician."),
         ParticipantRole.OBSERVER: _("{who} is invited as observer: reads, decides nothing."),
         ParticipantRole.INTERPRETER: _("{who} is invited as interpreter."),

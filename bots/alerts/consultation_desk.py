@@ -278,7 +278,9 @@ class ConsultationDesk:
         match asked.command.action:
             case Action.INVITE:
                 role = _received(asked).seat or ParticipantRole.CLINICIAN
-                return {"account": await self._guest(role, patient, asked), "role": role.value}
+                account = await self._guest(role, patient, asked)
+                role = self._seat(role, account, consultation, language)
+                return {"account": account, "role": role.value}
             case Action.REMOVE:
                 return {"account": await self._participant(consultation, patient, asked)}
             case Action.MONITOR_LINK:
@@ -337,6 +339,24 @@ class ConsultationDesk:
                 code="not_staff_account",
             )
         return account
+
+    @staticmethod
+    def _seat(
+        role: ParticipantRole, account: str, consultation: Consultation, language: Language
+    ) -> ParticipantRole:
+        """As what somebody comes who may take part already: the lead stays it.
+
+        Raises:
+            RefusedError: nobody would be left who treats.
+        """
+        _ = translator(language).gettext
+        if role not in TREATING and consultation.clinicians == (account,):
+            raise RefusedError(
+                _("Nothing was done: nobody else treats in this consultation."),
+                code="last_clinician",
+            )
+        before = consultation.role_of(account)
+        return before if before in TREATING and role in TREATING else role
 
     async def _participant(self, consultation: Consultation, patient: Patient, asked: Asked) -> str:
         """Who is taken out: somebody who takes part, or the patient, who then waits again."""

@@ -255,6 +255,19 @@ async def test_who_is_not_certain_or_may_not_come_is_not_invited(
     await refused(scene, AWA, line, code, str(opened.room_id), mentions=mentions)
 
 
+async def test_who_leads_stays_lead_when_invited_again_and_the_last_who_treats_stays_that(
+    scene: Scene,
+) -> None:
+    _, opened = await consultation(scene, AWA, ward=MEDICINE)
+    async with scene.records.store.transaction() as connection:
+        await scene.records.consultations.include(
+            connection, opened.id, AWA, ParticipantRole.LEAD, now=NOON
+        )
+    _, said = await orders(scene, AWA, "!inviter @awa", str(opened.room_id))
+    assert said["role"] == "lead"
+    await refused(scene, AWA, "!inviter @awa observateur", "last_clinician", str(opened.room_id))
+
+
 async def test_a_colleague_picked_by_the_name_on_record_is_invited(scene: Scene) -> None:
     _, opened = await treated(scene)
     _, said = await orders(
