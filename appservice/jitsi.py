@@ -100,7 +100,7 @@ class JitsiRooms:
             )
         widget = jitsi_widget(
             room_id,
-            f"Consultation {consultation.id[:4].upper()}",
+            f"Consultation {consultation.short_name}",
             domain=domain,
             audio_first=self._calls.audio_first,
         )
