@@ -50,7 +50,7 @@ class ConsultationRooms:
             room_id = await matrix.create_room(
                 room_request(
                     plan,
-                    name=f"Consultation {consultation.id[:4].upper()}",
+                    name=f"Consultation {consultation.short_name}",
                     room_version=self._settings.homeserver.room_version,
                     vitals_url=self._settings.widgets.vitals_url,
                 )

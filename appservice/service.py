@@ -272,6 +272,20 @@ class MatrixService:
         """Whether somebody has accepted the invitation, by the homeserver's word."""
         return await self._state.is_joined(RoomID(room_id), UserID(user))
 
+    async def is_member(self, room_id: str, user: str) -> bool:
+        """Whether somebody is in a room now; the homeserver is asked, not what it told us before.
+
+        Raises:
+            MatrixError: it does not say, for example because we are not in the room any more.
+        """
+        try:
+            member = await self.host.client.get_state_event(
+                RoomID(room_id), EventType.ROOM_MEMBER, UserID(user)
+            )
+        except MNotFound:
+            return False
+        return isinstance(member, MemberStateEventContent) and member.membership == Membership.JOIN
+
     async def strangers(self, room_id: str) -> frozenset[str]:
         """Who is in a room of ours, by the homeserver's word, and does not belong there."""
         members = {str(user) for user in await self._state.get_members(RoomID(room_id))}

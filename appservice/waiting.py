@@ -15,6 +15,7 @@ from typing import Any, Final
 import structlog
 
 from appservice.service import MatrixService
+from fajma.commands import Action, usage
 from fajma.language import Language, shown, translator
 from fajma.life import Status
 from fajma.store import Records
@@ -173,8 +174,13 @@ class WaitingRoom:
 def asks(patient: Patient, language: Language) -> str:
     """What clinicians read."""
     _ = translator(language).gettext
-    return _("WAITING ROOM · bed {bed} {initials} asks to be let into the consultation").format(
-        bed=shown(patient.bed, MAX_NAME), initials=shown(patient.initials, MAX_NAME)
+    return _(
+        "WAITING ROOM · bed {bed} {initials} asks to be let into the consultation · type there:"
+        " {line}"
+    ).format(
+        bed=shown(patient.bed, MAX_NAME),
+        initials=shown(patient.initials, MAX_NAME),
+        line=usage(Action.ADMIT, language),
     )
 
 

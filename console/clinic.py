@@ -31,7 +31,7 @@ from console.processes import (
     free_port,
     require_port_free,
 )
-from console.synapse import OPERATOR, Synapse, SynapseSite
+from console.synapse import OPERATOR, Synapse, SynapseSite, Turn
 from fajma.config import as_toml, read_secret
 from fajma.errors import InputError, UnavailableError
 from fajma.files import write_private
@@ -108,6 +108,7 @@ class Options:
         private_push: whether the homeserver may push to a gateway on this machine.
         split: whether FAJMA runs as several processes, which needs a PostgreSQL.
         command: the module that is the `fajma` command; a test may put another in its place.
+        turn: the relay for calls.
         v2: whether the first patient's monitor is one of our own firmware, which needs Mosquitto.
         ready_within_s: how long FAJMA may take to start; longer with many consultations.
     """
@@ -120,6 +121,7 @@ class Options:
     private_push: bool = False
     split: bool = False
     command: str = "console"
+    turn: Turn | None = None
     v2: bool = False
     ready_within_s: float = READY_WITHIN_S
 
@@ -153,6 +155,7 @@ class Clinic:
                 appservice_url=f"http://{LOOPBACK}:{options.ports.appservice}",
                 port_setting="--homeserver-port",
                 private_push=options.private_push,
+                turn=options.turn,
                 language=Language(options.settings.get("site", {}).get("language", "fr")),
             )
         )

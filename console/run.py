@@ -24,8 +24,11 @@ from mautrix.errors import MatrixError
 from appservice.api import Services, Tokens, add_routes
 from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
+from appservice.errands import Porter, StartCall
+from appservice.jitsi import JitsiDoor, JitsiRooms
 from appservice.keeper import Keeper
 from appservice.messenger import Messenger
+from appservice.openid import OpenId
 from appservice.operator import Operator
 from appservice.patients import PatientService
 from appservice.service import LOCALPARTS, SCHEMAS, MatrixService
@@ -356,6 +359,17 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         )
         services = Services(consultations, wards, staff, patients)
         add_routes(matrix.web, services, _tokens(settings))
+        start_call: StartCall | None = None
+        if settings.calls.jitsi_domain is not None:
+            start_call = JitsiRooms(settings.calls, records, matrix.set_plain_state).start
+            openid = OpenId(settings.homeserver, settings.federation, records)
+            JitsiDoor(
+                settings.calls,
+                settings.homeserver.server_name,
+                records,
+                openid.who,
+                matrix.is_member,
+            ).add_routes(matrix.web)
         waiting = WaitingRoom(records, matrix)
         spaces = Spaces(settings, records, matrix)
         keeper = Keeper(records, matrix, consultations, waiting, spaces)
@@ -374,6 +388,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         await _together(
             {
                 "messenger": Messenger(records, matrix.host).run(),
+                "errands": Porter(records, consultations, start_call=start_call).run(),
                 "charts": ChartSender(records, matrix.host, illustrator.draw).run(),
                 "watch": watch.run(),
                 "keeper": keeper.run(),

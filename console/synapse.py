@@ -56,6 +56,19 @@ _WRITTEN_BY_US: Final = "# Written by fajma at every start: changes here are los
 
 
 @dataclass(frozen=True, slots=True)
+class Turn:
+    """The relay for calls (docs/calls.md).
+
+    Attributes:
+        uris: as clients take them, e.g. ``turn:relay.clinic.example?transport=udp``.
+        secret_file: what the homeserver shares with it, one line; readable by the homeserver alone.
+    """
+
+    uris: tuple[str, ...]
+    secret_file: Path
+
+
+@dataclass(frozen=True, slots=True)
 class SynapseSite:
     """What belongs to one homeserver.
 
@@ -70,6 +83,7 @@ class SynapseSite:
         port_setting: what a person changes to choose another port, for messages.
         private_push: whether a push gateway on this machine may be reached (docs/push.md).
         language: of the names of the notices' room and sender, for rooms made from now on.
+        turn: the relay whose credentials it gives out, if there is one.
     """
 
     directory: Path
@@ -81,6 +95,7 @@ class SynapseSite:
     port_setting: str = "the homeserver's port setting"
     private_push: bool = False
     language: Language = DEFAULT_LANGUAGE
+    turn: Turn | None = None
 
     def __post_init__(self) -> None:
         if not _SERVER_NAME.fullmatch(self.server_name):
@@ -151,7 +166,7 @@ def _homeserver(site: SynapseSite) -> dict[str, Any]:
                 "bind_addresses": [LOOPBACK],
                 "tls": False,
                 # What a phone pays for: ciphertext is base64, of which gzip takes back a quarter.
-                "resources": [{"names": ["client"], "compress": True}],
+                "resources": [{"names": ["client", "openid"], "compress": True}],
             }
         ],
         "database": _database(site, directory),
@@ -167,6 +182,12 @@ def _homeserver(site: SynapseSite) -> dict[str, Any]:
         config["server_notices"] |= {
             "system_mxid_display_name": "FAJMA notices",
             "room_name": "FAJMA notices",
+        }
+    if site.turn is not None:
+        config |= {
+            "turn_uris": list(site.turn.uris),
+            "turn_shared_secret_path": str(site.turn.secret_file.absolute()),
+            "turn_user_lifetime": "1h",
         }
     if site.private_push:
         # Synapse itself keeps pushers, which users choose, away from every inner address.

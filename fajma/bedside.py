@@ -20,7 +20,7 @@ from enum import StrEnum
 from typing import Final
 
 from fajma.facts import Consciousness
-from fajma.typed import folded, trimmed
+from fajma.typed import UnclearError, folded, trimmed
 from fajma.vitals import Kind
 
 
@@ -35,14 +35,6 @@ class Problem(StrEnum):
     THRESHOLD = "threshold"
     REASON_MISSING = "reason_missing"
     NOTHING_ENTERED = "nothing_entered"
-
-
-class UnclearError(Exception):
-    """A line that cannot be understood; quotes nothing of it."""
-
-    def __init__(self, problem: Problem) -> None:
-        super().__init__(problem)
-        self.problem = problem
 
 
 class Subject(StrEnum):

@@ -28,11 +28,20 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from fajma import bedside
-from fajma.bedside import Bedside, Problem, Subject, UnclearError
+from fajma import bedside, reception
+from fajma.bedside import Bedside, Subject
 from fajma.errors import InputError
 from fajma.language import Language, translator
-from fajma.typed import folded, is_blank, is_quote, trimmed, trimmed_blanks, words_of
+from fajma.reception import Reception, Wish
+from fajma.typed import (
+    UnclearError,
+    folded,
+    is_blank,
+    is_quote,
+    trimmed,
+    trimmed_blanks,
+    words_of,
+)
 
 
 class Owner(StrEnum):
@@ -56,6 +65,15 @@ class Verb(StrEnum):
     VITALS = "vitals"
     ENTER = "enter"
     ALARMS = "alarms"
+    CONSULTATION = "consultation"
+    INVITE = "invite"
+    REMOVE = "remove"
+    MONITOR = "monitor"
+    CALL = "call"
+    LANGUAGE = "language"
+    ADMIT = "admit"
+    END = "end"
+    SIGN = "sign"
     HELP = "help"
 
 
@@ -80,6 +98,19 @@ class Action(StrEnum):
     LIMIT_RESET = "limit.reset"
     VITALS_SHOW = "vitals.show"
     SIGNS_ENTER = "signs.enter"
+    CONSULTATION_OPEN = "consultation.open"
+    CONSULTATIONS_SHOW = "consultation.show"
+    INVITE = "consultation.invite"
+    REMOVE = "consultation.remove"
+    MONITOR_LINK = "monitor.link"
+    MONITOR_UNLINK = "monitor.unlink"
+    CALL = "consultation.call"
+    LANGUAGE = "consultation.language"
+    ADMIT = "consultation.admit"
+    END_ASK = "consultation.ending"
+    END = "consultation.end"
+    END_DESPITE_ALARM = "consultation.end_despite_alarm"
+    SIGN = "consultation.sign"
     HELP = "help"
 
     @property
@@ -111,9 +142,10 @@ class Command:
     Attributes:
         action: what is asked.
         language: in which it was typed, so in which to answer.
-        person: whom it names; set for ``HANDOVER_OFFER`` and ``IDENTITY_ACCEPT``.
+        person: whom it names; set for what is in ``NAMES_SOMEBODY``.
         code: ``K7QF-2MZT``, in this spelling; set for ``IDENTITY_ACCEPT``.
         about: what the line says about a patient; set for what is in ``AT_BEDSIDE``.
+        reception: what the line says about a consultation, if it says more than the action.
     """
 
     action: Action
@@ -121,6 +153,7 @@ class Command:
     person: Person | None = None
     code: str | None = None
     about: Bedside | None = None
+    reception: Reception | None = None
 
     @property
     def owner(self) -> Owner:
@@ -160,8 +193,39 @@ AT_BEDSIDE: Final = frozenset(
 )
 """What is about a patient: asked for in the consultation, or in the ward's room with a bed."""
 
-IN_CONSULTATION: Final = AT_BEDSIDE | {Action.HELP}
-"""What can be asked for in a consultation; all else in the ward's room."""
+AT_WARD_RECEPTION: Final = frozenset(
+    {Action.CONSULTATION_OPEN, Action.CONSULTATIONS_SHOW, Action.SIGN}
+)
+"""What is about consultations and asked for in the ward's room; a summary is signed there, for a
+room whose consultation has ended is only read."""
+
+AT_RECEPTION: Final = AT_WARD_RECEPTION | {
+    Action.INVITE,
+    Action.REMOVE,
+    Action.MONITOR_LINK,
+    Action.MONITOR_UNLINK,
+    Action.CALL,
+    Action.LANGUAGE,
+    Action.ADMIT,
+    Action.END_ASK,
+    Action.END,
+    Action.END_DESPITE_ALARM,
+}
+"""What is about consultations themselves: who, with which monitor, until when."""
+
+IN_CONSULTATION: Final = AT_BEDSIDE | (AT_RECEPTION - AT_WARD_RECEPTION) | {Action.HELP}
+"""What can be asked for in a consultation."""
+
+IN_WARD: Final = frozenset(Action) - (AT_RECEPTION - AT_WARD_RECEPTION)
+"""What can be asked for in a ward's room."""
+
+BY_PATIENT: Final = frozenset({Action.VITALS_SHOW, Action.HELP})
+"""What a patient can ask for, in the own consultation."""
+
+NAMES_SOMEBODY: Final = frozenset(
+    {Action.HANDOVER_OFFER, Action.IDENTITY_ACCEPT, Action.INVITE, Action.REMOVE}
+)
+"""What names a person."""
 
 MAX_BODY: Final = 65_536
 """Longest body that is read, in characters: no Matrix event is larger (in bytes)."""
@@ -194,6 +258,19 @@ _VERB_OF: Final = {
     Action.LIMIT_RESET: Verb.LIMITS,
     Action.VITALS_SHOW: Verb.VITALS,
     Action.SIGNS_ENTER: Verb.ENTER,
+    Action.CONSULTATION_OPEN: Verb.CONSULTATION,
+    Action.CONSULTATIONS_SHOW: Verb.CONSULTATION,
+    Action.INVITE: Verb.INVITE,
+    Action.REMOVE: Verb.REMOVE,
+    Action.MONITOR_LINK: Verb.MONITOR,
+    Action.MONITOR_UNLINK: Verb.MONITOR,
+    Action.CALL: Verb.CALL,
+    Action.LANGUAGE: Verb.LANGUAGE,
+    Action.ADMIT: Verb.ADMIT,
+    Action.END_ASK: Verb.END,
+    Action.END: Verb.END,
+    Action.END_DESPITE_ALARM: Verb.END,
+    Action.SIGN: Verb.SIGN,
     Action.HELP: Verb.HELP,
 }
 
@@ -232,9 +309,31 @@ _VERBS: Final[Mapping[str, tuple[Verb, Language | None]]] = {
     "alarmes": (Verb.ALARMS, Language.FRENCH),
     "alarm": (Verb.ALARMS, Language.ENGLISH),
     "alarms": (Verb.ALARMS, Language.ENGLISH),
+    "consultation": (Verb.CONSULTATION, None),
+    "consultations": (Verb.CONSULTATION, None),
+    "inviter": (Verb.INVITE, Language.FRENCH),
+    "invite": (Verb.INVITE, Language.ENGLISH),
+    "retirer": (Verb.REMOVE, Language.FRENCH),
+    "remove": (Verb.REMOVE, Language.ENGLISH),
+    "moniteur": (Verb.MONITOR, Language.FRENCH),
+    "monitor": (Verb.MONITOR, Language.ENGLISH),
+    "appel": (Verb.CALL, Language.FRENCH),
+    "appeler": (Verb.CALL, Language.FRENCH),
+    "call": (Verb.CALL, Language.ENGLISH),
+    "langue": (Verb.LANGUAGE, Language.FRENCH),
+    "language": (Verb.LANGUAGE, Language.ENGLISH),
+    "admettre": (Verb.ADMIT, Language.FRENCH),
+    "admit": (Verb.ADMIT, Language.ENGLISH),
+    "terminer": (Verb.END, Language.FRENCH),
+    "end": (Verb.END, Language.ENGLISH),
+    "signer": (Verb.SIGN, Language.FRENCH),
+    "sign": (Verb.SIGN, Language.ENGLISH),
     "aide": (Verb.HELP, Language.FRENCH),
     "help": (Verb.HELP, Language.ENGLISH),
 }
+
+# Cries, which are near a verb by their letters alone.
+_PROSE: Final = frozenset({"vite", "appelez", "appelle", "appelons"})
 
 # Second words, of both languages after either verb: a mixture has only one meaning.
 _WORDS: Final[Mapping[Verb, Mapping[str, Action]]] = {
@@ -248,10 +347,16 @@ _WORDS: Final[Mapping[Verb, Mapping[str, Action]]] = {
         **dict.fromkeys(("annuler", "annule", "cancel"), Action.HANDOVER_CANCEL),
     },
     Verb.IDENTITY: dict.fromkeys(("accepter", "accepte", "accept"), Action.IDENTITY_ACCEPT),
-    Verb.DRILL: {},
-    Verb.HERE: {},
-    Verb.HELP: {},
-}
+    Verb.END: {
+        **dict.fromkeys(("oui", "yes"), Action.END),
+        **dict.fromkeys(("malgre", "despite"), Action.END_DESPITE_ALARM),
+    },
+    **dict.fromkeys(
+        (Verb.DRILL, Verb.HERE, Verb.INVITE, Verb.REMOVE, Verb.CALL, Verb.ADMIT,
+         Verb.HELP),
+        MappingProxyType({}),
+    ),
+}  # fmt: skip
 
 # What follows the verbs about a patient.
 _READERS: Final[Mapping[Verb, Callable[[str], Bedside]]] = {
@@ -275,12 +380,43 @@ _OF_LIMITS: Final = {
     Subject.RESET: Action.LIMIT_RESET,
 }
 
+# What follows the verbs about a consultation.
+_RECEIVED: Final[Mapping[Verb, Callable[[str], Reception]]] = {
+    Verb.CONSULTATION: reception.opened,
+    Verb.MONITOR: reception.put_on,
+    Verb.LANGUAGE: reception.spoken,
+    Verb.SIGN: reception.signed,
+}
+_WISHED: Final = {
+    Wish.OPEN: Action.CONSULTATION_OPEN,
+    Wish.SHOW: Action.CONSULTATIONS_SHOW,
+    Wish.PUT_ON: Action.MONITOR_LINK,
+    Wish.TAKE_OFF: Action.MONITOR_UNLINK,
+    Wish.SPEAK: Action.LANGUAGE,
+    Wish.SIGN: Action.SIGN,
+}
+
 # The verb alone.
 _ALONE: Final = {
     Verb.DUTY: Action.DUTY_SHOW,
     Verb.DRILL: Action.DRILL_START,
     Verb.HERE: Action.DRILL_ANSWER,
+    Verb.CALL: Action.CALL,
+    Verb.ADMIT: Action.ADMIT,
+    Verb.END: Action.END_ASK,
     Verb.HELP: Action.HELP,
+}
+
+# What may follow "despite".
+_ALARM_WORDS: Final = frozenset({"alarme", "alarmes", "lalarme", "alarm", "alarms"})
+_ARTICLES: Final = frozenset({"l", "la", "les", "the"})
+
+# Of verbs that name somebody, the action whose line shows how.
+_NAMING: Final = {
+    Verb.HANDOVER: Action.HANDOVER_OFFER,
+    Verb.IDENTITY: Action.IDENTITY_ACCEPT,
+    Verb.INVITE: Action.INVITE,
+    Verb.REMOVE: Action.REMOVE,
 }
 
 # The lines to type are part of the grammar, not of the translations.
@@ -304,6 +440,19 @@ _USAGE: Final[Mapping[Language, Mapping[Action, str]]] = {
         Action.LIMIT_RESET: "!seuils spo2 normal",
         Action.VITALS_SHOW: "!constantes 6h",
         Action.SIGNS_ENTER: "!mesure fr 18 conscience A o2 non",
+        Action.CONSULTATION_OPEN: "!consultation A.D. lit 4 dossier 12345",
+        Action.CONSULTATIONS_SHOW: "!consultations",
+        Action.INVITE: "!inviter @nom",
+        Action.REMOVE: "!retirer @nom",
+        Action.MONITOR_LINK: "!moniteur A4CF12F03B7E",
+        Action.MONITOR_UNLINK: "!moniteur retirer",
+        Action.CALL: "!appel",
+        Action.LANGUAGE: "!langue en",
+        Action.ADMIT: "!admettre",
+        Action.END_ASK: "!terminer",
+        Action.END: "!terminer oui",
+        Action.END_DESPITE_ALARM: "!terminer malgré alarme",
+        Action.SIGN: "!signer",
         Action.HELP: "!aide",
     },
     Language.ENGLISH: {
@@ -325,6 +474,19 @@ _USAGE: Final[Mapping[Language, Mapping[Action, str]]] = {
         Action.LIMIT_RESET: "!limits spo2 usual",
         Action.VITALS_SHOW: "!vitals 6h",
         Action.SIGNS_ENTER: "!enter rr 18 avpu A o2 no",
+        Action.CONSULTATION_OPEN: "!consultation A.D. bed 4 record 12345",
+        Action.CONSULTATIONS_SHOW: "!consultations",
+        Action.INVITE: "!invite @name",
+        Action.REMOVE: "!remove @name",
+        Action.MONITOR_LINK: "!monitor A4CF12F03B7E",
+        Action.MONITOR_UNLINK: "!monitor remove",
+        Action.CALL: "!call",
+        Action.LANGUAGE: "!language fr",
+        Action.ADMIT: "!admit",
+        Action.END_ASK: "!end",
+        Action.END: "!end yes",
+        Action.END_DESPITE_ALARM: "!end despite alarm",
+        Action.SIGN: "!sign",
         Action.HELP: "!help",
     },
 }
@@ -371,7 +533,7 @@ def parse(
         return None
     word = re.split(r"[\s@]", line, maxsplit=1)[0]  # "!relève@awa" is clear enough
     verb_word = folded(word)
-    if not verb_word or len(word) > _MAX_WORD:
+    if not verb_word or verb_word in _PROSE or len(word) > _MAX_WORD:
         return None
     if verb_word not in _VERBS:
         near = get_close_matches(verb_word, _VERBS, n=1, cutoff=0.8)
@@ -434,6 +596,27 @@ def help_text(language: Language, actions: Collection[Action] = tuple(Action)) -
         Action.LIMIT_RESET: _("back to the usual limit; doctors"),
         Action.VITALS_SHOW: _("the last hours as table and chart"),
         Action.SIGNS_ENTER: _("what no monitor measures: respiration, consciousness, oxygen"),
+        Action.CONSULTATION_OPEN: _(
+            "open a patient's consultation; may be followed by monitor A4CF12F03B7E and by patient"
+            " @account:server"
+        ),
+        Action.CONSULTATIONS_SHOW: _("the open consultations of the ward"),
+        Action.INVITE: _(
+            "bring in a colleague, here or of a partner hospital; add observer, interpreter or"
+            " companion for anybody else"
+        ),
+        Action.REMOVE: _("somebody leaves the consultation"),
+        Action.MONITOR_LINK: _(
+            "the patient wears this monitor: its code, or the last four digits of it"
+        ),
+        Action.MONITOR_UNLINK: _("the patient wears the monitor no more"),
+        Action.CALL: _("how to call here; puts the call in place where there is one for groups"),
+        Action.LANGUAGE: _("in which language FAJMA speaks here"),
+        Action.ADMIT: _("let the patient in who waits"),
+        Action.END_ASK: _("end the consultation; says first what that does"),
+        Action.END: _("yes, end it; within 5 minutes of the question"),
+        Action.END_DESPITE_ALARM: _("the same while an alarm is open that nobody took"),
+        Action.SIGN: _("sign the summary of the consultation that has ended"),
         Action.HELP: _("this help"),
     }
     return "\n".join(
@@ -461,18 +644,24 @@ class _Line:
     mentions: tuple[str, ...]
     reply: bool
 
-    def command(self) -> Command:
+    def command(self) -> Command:  # noqa: PLR0911 - one for each kind of verb
         words = words_of(self.rest)
         if self.verb is Verb.HELP:  # whoever asks for help gets it, whatever else the line holds
             return Command(Action.HELP, self.language)
         if self.verb in _READERS:
             return self._about_patient()
+        if self.verb in _RECEIVED:
+            return self._about_consultation()
+        if self.verb in (Verb.INVITE, Verb.REMOVE):
+            return self._seat()
         second = folded(words[0]) if words and not words[0].startswith("@") else ""
         action = _WORDS[self.verb].get(second)
         if self.verb is Verb.IDENTITY:
             return self._identity(action)
         if self.verb is Verb.HANDOVER:
             return self._handover(action, words, second)
+        if action is Action.END_DESPITE_ALARM:
+            words = [words[0]] if _is_of_alarm(words[1:]) else [*words, ""]
         if not words and self.verb in _ALONE:
             return Command(_ALONE[self.verb], self.language)
         if action is not None and len(words) == 1:
@@ -487,21 +676,56 @@ class _Line:
         action = _ASKED.get(self.verb) or _OF_LIMITS[about.subject]
         return Command(action, self.language, about=about)
 
-    def _unclear(self, problem: Problem) -> CommandError:
+    def _about_consultation(self) -> Command:
+        try:
+            received = _RECEIVED[self.verb](self.rest)
+        except UnclearError as error:
+            raise self._unclear(error.problem) from None
+        return Command(_WISHED[received.wish], self.language, reception=received)
+
+    def _seat(self) -> Command:
+        """Who comes in as what, or leaves."""
+        if self.verb is Verb.REMOVE:
+            return Command(Action.REMOVE, self.language, self._person(self.rest))
+        written, seat = reception.seated(self.rest)
+        received = Reception(Wish.INVITE, seat=seat)
+        return Command(Action.INVITE, self.language, self._person(written), reception=received)
+
+    def _unclear(self, problem: StrEnum) -> CommandError:
         _ = translator(self.language).gettext
-        said = {
-            Problem.WORDS: _("Nothing was done: these words are no command. Type:"),
-            Problem.BED_TWICE: _("Nothing was done: name one bed, first or last. Type:"),
-            Problem.SIGN_MISSING: _(
+        said: dict[StrEnum, str] = {
+            bedside.Problem.WORDS: _("Nothing was done: these words are no command. Type:"),
+            bedside.Problem.BED_TWICE: _("Nothing was done: name one bed, first or last. Type:"),
+            bedside.Problem.SIGN_MISSING: _(
                 "Nothing was done: name the sign: hr, spo2, temp, bp (systolic) or dia. Type:"
             ),
-            Problem.TIME_UNCLEAR: _("Nothing was done: for how long? Write 10m or 6h. Type:"),
-            Problem.COMPARISON: _("Nothing was done: write only < or >. Type:"),
-            Problem.THRESHOLD: _("Nothing was done: write the limit as a number. Type:"),
-            Problem.REASON_MISSING: _(
+            bedside.Problem.TIME_UNCLEAR: _(
+                "Nothing was done: for how long? Write 10m or 6h. Type:"
+            ),
+            bedside.Problem.COMPARISON: _("Nothing was done: write only < or >. Type:"),
+            bedside.Problem.THRESHOLD: _("Nothing was done: write the limit as a number. Type:"),
+            bedside.Problem.REASON_MISSING: _(
                 "Nothing was done: say why, for who takes over. The reason follows the limit:"
             ),
-            Problem.NOTHING_ENTERED: _("Nothing was done: say what you have seen. Type:"),
+            bedside.Problem.NOTHING_ENTERED: _("Nothing was done: say what you have seen. Type:"),
+            reception.Problem.INITIALS: _(
+                "Nothing was done: begin with the patient's initials, 1 to 4 letters, as A.D.; no"
+                " name. Type:"
+            ),
+            reception.Problem.BED: _("Nothing was done: say which bed, in one word. Type:"),
+            reception.Problem.RECORD: _(
+                "Nothing was done: say the record number, in one word of plain letters and digits."
+                " Type:"
+            ),
+            reception.Problem.MONITOR: _(
+                "Nothing was done: a monitor's code has 12 digits from 0 to 9 and A to F, as on its"
+                " label; the last four are enough where no other ends so. Type:"
+            ),
+            reception.Problem.PATIENT: _(
+                "Nothing was done: write the patient's whole account, as @name:server. Type:"
+            ),
+            reception.Problem.LANGUAGE: _("Nothing was done: FAJMA speaks fr and en. Type:"),
+            reception.Problem.TWICE: _("Nothing was done: this is said twice. Type:"),
         }
         return self._error(problem.value, said[problem])
 
@@ -631,9 +855,7 @@ class _Line:
         )
 
     def _person_error(self, code: str, sentence: str) -> CommandError:
-        identity = self.verb is Verb.IDENTITY
-        action = Action.IDENTITY_ACCEPT if identity else Action.HANDOVER_OFFER
-        return self._error(code, sentence, action)
+        return self._error(code, sentence, _NAMING[self.verb])
 
     def _error(self, code: str, sentence: str, *actions: Action) -> CommandError:
         """A sentence, then the lines to type; all of the verb where none is chosen."""
@@ -646,6 +868,12 @@ class _Line:
         long_ones = [word for word in _WORDS[self.verb] if len(word) > 4]  # noqa: PLR2004
         found = get_close_matches(second[:_MAX_WORD], long_ones, n=1, cutoff=0.8)
         return found[0] if found else None
+
+
+def _is_of_alarm(words: Sequence[str]) -> bool:
+    """Whether what follows "despite" is the alarm."""
+    said = [word for word in map(folded, words) if word not in _ARTICLES]
+    return len(said) == 1 and re.sub(r"\W", "", said[0]) in _ALARM_WORDS
 
 
 def _unknown_verb(near: str, room: Language) -> CommandError:

@@ -12,6 +12,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self, get_args
@@ -434,6 +435,11 @@ class Federation(_Section):
         description="Server names of partner hospitals: their accounts, and those of this "
         "homeserver, can be invited into a consultation; nobody else's.",
     )
+    private_networks: list[IPv4Network | IPv6Network] = Field(
+        default=[],
+        description='Networks, e.g. `["10.20.0.0/16"]`, of links between hospitals: partners\' '
+        "homeservers may be reached there, and else at public addresses only.",
+    )
 
 
 class Retention(_Section):
@@ -456,6 +462,37 @@ class Widgets(_Section):
         description="Address of the dashboard of vitals, shown above the conversation in every "
         "consultation; without it none is.",
     )
+
+
+class Calls(_Section):
+    """Voice and video (docs/calls.md); calls of two need no setting here."""
+
+    audio_first: bool = Field(
+        default=True,
+        description="Calls of several people begin without pictures, which each may switch on.",
+    )
+    jitsi_domain: str | None = Field(
+        default=None,
+        pattern=r"^[a-z0-9.-]{1,230}(:[0-9]{1,5})?$",
+        description="Domain of the site's Jitsi Meet, for calls of several people, e.g. "
+        "`meet.clinic.example`; without it there are none.",
+    )
+    jitsi_token_file: Path | None = Field(
+        default=None,
+        description="File with the token that the Jitsi server shows when it asks FAJMA who may "
+        "join (`uvs_auth_token` there).",
+    )
+    livekit_service_url: str | None = Field(
+        default=None,
+        pattern=r"^https://[^\s?#]+$",
+        description="Address of the site's LiveKit token service, for Element Call and Element X.",
+    )
+
+    @model_validator(mode="after")
+    def _jitsi_is_guarded(self) -> Calls:
+        if self.jitsi_domain is not None and self.jitsi_token_file is None:
+            raise ValueError("jitsi_domain needs jitsi_token_file")
+        return self
 
 
 class Log(_Section):
@@ -490,6 +527,7 @@ class Settings(BaseSettings):
     federation: Federation = Federation()
     retention: Retention = Retention()
     widgets: Widgets = Widgets()
+    calls: Calls = Calls()
     log: Log = Log()
 
     @classmethod
@@ -604,6 +642,7 @@ SECRET_FILES: Final = frozenset(
         "secrets.api_token_file",
         "secrets.operator_token_file",
         "secrets.alert_bot_password_file",
+        "calls.jitsi_token_file",
     }
 )
 """Settings that name the file of a secret."""

@@ -1,4 +1,4 @@
-"""One tree of errors: our bug, bad input, or something remote that is unavailable.
+"""One tree of errors: our bug, bad input, no right, or something remote that is unavailable.
 
 Every error carries a stable ``code`` (for logs, counters and the API) and a message in the words
 of the clinic that says what to do. Messages never contain a measured value, a name or a secret.
@@ -33,6 +33,13 @@ class InputError(FajmaError):
 
 class DecodeError(InputError):
     """Bytes from outside are not a reading; ``code`` is the reason that is counted."""
+
+
+class AccessError(FajmaError):
+    """Somebody has not shown who he is, or may not do this.
+
+    ``code`` is for our log and our audit; from outside every refusal looks alike.
+    """
 
 
 class UnavailableError(FajmaError):

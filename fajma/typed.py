@@ -4,7 +4,21 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from enum import StrEnum
 from typing import Final
+
+
+class UnclearError(Exception):
+    """A line that cannot be understood; quotes nothing of it.
+
+    Attributes:
+        problem: why; its value is stable and may be logged.
+    """
+
+    def __init__(self, problem: StrEnum) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
 
 _SENTENCE_MARKS: Final = ".,;:!?…"
 _QUOTES: Final = "\"'`()<>\N{ACUTE ACCENT}"  # IPv6 addresses stand in square brackets

@@ -10,7 +10,7 @@ it, but for limits, which doctors set. A patient may ask for the own values in t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Final, TypeVar
 
@@ -29,7 +29,7 @@ from bots.alerts.bedside_text import (
     own_limit_line,
     side,
 )
-from bots.alerts.duty_desk import RefusedError, notice
+from bots.alerts.desk import Asked, Done, Place, RefusedError, is_bed, is_of, notice
 from bots.alerts.kept_state import present_state
 from bots.alerts.limits import Direction
 from bots.alerts.news2 import score
@@ -42,14 +42,13 @@ from bots.alerts.technical import TechnicalDecision
 from bots.alerts.text import clock_time, label_of, limits_in_force, number_of
 from fajma.bedside import Bedside
 from fajma.charts import ChartOrder
-from fajma.commands import Action, Command, same_name, usage, usage_in_ward
+from fajma.commands import Action, usage, usage_in_ward
 from fajma.errors import BugError
 from fajma.events import ALARM
 from fajma.facts import Acknowledged, Entered, Fact, LimitSet, Snoozed
 from fajma.language import Language, translator
 from fajma.store import Records
 from fajma.store.alarms import Delivery, SentBy
-from fajma.store.consultations import Consultation
 from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff, named
 from fajma.store.wards import Ward
@@ -74,66 +73,6 @@ TICKS: Final = frozenset("✅✔☑")
 
 _VARIATION: Final = "\N{VARIATION SELECTOR-16}"
 _FACTS_BACK: Final = 500  # where the reason of a limit is looked for
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where somebody typed; one of the first two is set.
-
-    Attributes:
-        ward: whose room it is.
-        consultation: held in the room.
-        room_id: the room.
-    """
-
-    ward: Ward | None
-    consultation: Consultation | None
-    room_id: str
-
-    @property
-    def zone(self) -> str:
-        """Time zone of the room."""
-        if self.ward is not None:
-            return self.ward.time_zone
-        return self.consultation.time_zone if self.consultation is not None else "UTC"
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A command about a patient, as it was found to be allowed.
-
-    Attributes:
-        command: what is asked.
-        place: where.
-        account: who asks.
-        person: the same, of the staff; ``None`` for the patient.
-        event_id: of the message.
-        mark: fingerprint of the message, for delivery ids.
-    """
-
-    command: Command
-    place: Place
-    account: str
-    person: Staff | None
-    event_id: str
-    mark: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Done:
-    """What a command about a patient led to; the facts are appended already.
-
-    Attributes:
-        said: the answer; ``None`` if it comes with the deliveries.
-        patient: of the audit entry and the answer; ``None`` for what only shows several patients.
-        detail: of the audit entry, which is sealed; ``None``: there is none.
-        also: further messages.
-    """
-
-    said: str | None
-    patient: Patient | None = None
-    detail: dict[str, str] | None = None
-    also: tuple[Delivery, ...] = ()
 
 
 _Say = Callable[[Language, str], str]
@@ -210,7 +149,7 @@ class BedsideDesk:
             patient = await self._records.patients.get(consultation.patient)
             if patient is None:
                 raise RefusedError(_("This consultation has no patient."), code="no_patient")
-            if about.bed is not None and not _is_bed(patient, about.bed):
+            if about.bed is not None and not is_bed(patient, about.bed):
                 raise RefusedError(
                     _("Nothing was done: this is the room of {where}.").format(
                         where=bed_of(patient, language)
@@ -221,7 +160,7 @@ class BedsideDesk:
         await self._require_of_ward(asked)
         ward = asked.place.ward
         here = await self._records.patients_of(ward) if ward is not None else []
-        found = [one for one in here if about.bed is not None and _is_bed(one, about.bed)]
+        found = [one for one in here if about.bed is not None and is_bed(one, about.bed)]
         if len(found) == 1:
             return found[0]
         code = "bed_missing" if about.bed is None else "bed_unknown"
@@ -238,7 +177,7 @@ class BedsideDesk:
 
     async def _require_of_ward(self, asked: Asked) -> None:
         ward, person = asked.place.ward, asked.person
-        if ward is None or person is None or not _is_of(person, ward):
+        if ward is None or person is None or not is_of(person, ward):
             _ = translator(asked.command.language).gettext
             raise RefusedError(
                 _("Only doctors and nurses of this ward can do this here."), code="not_of_ward"
@@ -267,7 +206,7 @@ class BedsideDesk:
         if not person.is_clinician:
             return False
         ward = await self._records.wards.responsible(patient.key)
-        if ward is not None and _is_of(person, ward):
+        if ward is not None and is_of(person, ward):
             return True
         consultation = await self._records.consultations.of_patient(patient.key)
         return consultation is not None and person.account in consultation.clinicians
@@ -712,14 +651,6 @@ def _is_about(decision: AnyDecision, kind: Kind | None, *, sensor: bool) -> bool
     if isinstance(decision, TechnicalDecision):
         return kind is None
     return not sensor and kind in (None, decision.kind)
-
-
-def _is_of(person: Staff, ward: Ward) -> bool:
-    return person.is_clinician and person.ward == ward.id
-
-
-def _is_bed(patient: Patient, typed: str) -> bool:
-    return same_name("".join(patient.bed.split()), "".join(typed.split()))
 
 
 _Value = TypeVar("_Value")

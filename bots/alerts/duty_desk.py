@@ -10,46 +10,41 @@ import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from mautrix.util.async_db import Connection
 
 from bots.alerts.alarm_state import FIRST_STANDING
+from bots.alerts.desk import RefusedError, notice
 from bots.alerts.site_rules import SiteRules
 from bots.alerts.situation import lasting_limits, open_lines
 from bots.alerts.text import duty_time, limits_in_force
+from bots.alerts.whom import Whom
 from fajma import duty
 from fajma.commands import (
+    IN_WARD,
     Action,
     Command,
     Person,
     help_text,
-    same_name,
     usage,
     usage_in_ward,
 )
 from fajma.duty import DutyError, Roster
-from fajma.errors import FajmaError
 from fajma.facts import HandedOver
 from fajma.language import Language, shown, translator
 from fajma.store import Records
-from fajma.store.alarms import Delivery, SentBy
 from fajma.store.people import MAX_ACCOUNT, Staff, named
 from fajma.store.pins import APPROVALS_NEEDED
 from fajma.store.wards import Ward
 from fajma.store.warnings import About
 from fajma.trust import identity_code
-from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
 
 MAX_OPEN_ALARMS: Final = 40
 """Lines in a handover; more would not fit into an event."""
-
-
-class RefusedError(FajmaError):
-    """A command that is not carried out; the message is the answer, in the person's language."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +68,6 @@ class Outcome:
     detail: Mapping[str, str] | None = None
 
 
-def notice(
-    room_id: str,
-    said: str,
-    delivery_id: str,
-    *,
-    now: datetime,
-    more: Mapping[str, Any] | None = None,
-    patient: PatientKey | None = None,
-) -> Delivery:
-    """A message of ``@fajma``, for which no phone rings; sealed for whom it is about, if given."""
-    content = {"msgtype": "m.notice", "body": said, **(more or {})}
-    return Delivery(delivery_id, room_id, patient, content, now, SentBy.HOST)
-
-
 def name_the_bed(language: Language) -> str:
     """How a ward's room is told whom a command is about."""
     _ = translator(language).gettext
@@ -108,6 +89,7 @@ class DutyDesk:
         self._records = records
         self._rules = rules
         self._now = now
+        self._whom = Whom(records)
 
     # --- what each command does ------------------------------------------------------------------
 
@@ -131,7 +113,7 @@ class DutyDesk:
         me = named(person, person.account)
         match command.action:
             case Action.HELP:
-                return Outcome(f"{help_text(language)}\n{name_the_bed(language)}", roster)
+                return Outcome(f"{help_text(language, IN_WARD)}\n{name_the_bed(language)}", roster)
             case Action.DUTY_SHOW:
                 return Outcome(await self._on_duty(roster, ward, language), roster)
             case Action.DUTY_TAKE:
@@ -330,33 +312,11 @@ class DutyDesk:
         mxid = person.mxid if person is not None else None
         if mxid is not None and await self._records.pins.changed(mxid) is not None:
             return mxid
-        return await self._account(person, language)
-
-    async def _account(self, person: Person | None, language: Language) -> str:
-        """The account that a command names: one of the staff.
-
-        A bare name must be the local part of exactly one of them.
-        """
-        _ = translator(language).gettext
-        staff = await self._records.people.active()
-        if person is not None and person.mxid is not None:
-            found = [one.account for one in staff if one.account == person.mxid]
-        else:
-            wanted = person.localpart if person is not None else None
-            found = [one.account for one in staff if _localpart(one.account) == wanted]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise RefusedError(_several(found, language), code="ambiguous")
-        raise RefusedError(
-            _("Nobody of the staff has this id. Write @ and the id, or pick the person from"
-              " Element's list."),
-            code="nobody",
-        )  # fmt: skip
+        return await self._whom.of_staff(person, language)
 
     async def _colleague(self, person: Person | None, ward: Ward, language: Language) -> Staff:
         _ = translator(language).gettext
-        account = await self._account(person, language)
+        account = await self._whom.of_staff(person, language)
         found = await self._records.people.get(account)
         if found is None or not found.is_clinician or found.ward != ward.id:
             raise RefusedError(
@@ -366,32 +326,8 @@ class DutyDesk:
                 code="not_of_ward",
             )
         if person is not None and person.shown is not None:
-            await self._require_name(person.shown, found, language)
+            await self._whom.require_name(person.shown, found, Action.HANDOVER_OFFER, language)
         return found
-
-    async def _require_name(self, name: str, meant: Staff, language: Language) -> None:
-        """The name that stands for somebody who was picked must be his, and nobody else's.
-
-        The mention that a client adds to a reply is no pick, and that a message is a reply stands
-        in clear, where a homeserver can take it away.
-        """
-        _ = translator(language).gettext
-        called = [
-            one.account
-            for one in await self._records.people.active()
-            if same_name(name, one.name) or same_name(name, _localpart(one.account))
-        ]
-        if called == [meant.account]:
-            return
-        if meant.account in called:
-            raise RefusedError(_several(called, language), code="ambiguous")
-        raise RefusedError(
-            _("{who} has another name in the hospital's list. Write the account: {line}").format(
-                who=shown(meant.account, MAX_ACCOUNT),
-                line=f"{usage(Action.HANDOVER_OFFER, language).split()[0]} {meant.account}",
-            ),
-            code="another_name",
-        )
 
     async def _on_duty(self, roster: Roster, ward: Ward, language: Language) -> str:
         _ = translator(language).gettext
@@ -517,14 +453,3 @@ class DutyDesk:
             await self._records.outbox.add(
                 connection, notice(ward.room_id, said, delivery_id, now=self._now())
             )
-
-
-def _localpart(account: str) -> str:
-    return account[1:].split(":", 1)[0]
-
-
-def _several(accounts: list[str], language: Language) -> str:
-    _ = translator(language).gettext
-    return _("More than one person has this name: write the whole id: {ids}").format(
-        ids=", ".join(accounts)
-    )

@@ -26,14 +26,19 @@ import nio
 import structlog
 from mautrix.util.async_db import Connection
 
-from bots.alerts.bedside_desk import Asked, BedsideDesk, Place
+from bots.alerts.bedside_desk import BedsideDesk
 from bots.alerts.client import SignedClient
-from bots.alerts.duty_desk import DutyDesk, RefusedError, notice
+from bots.alerts.consultation_desk import ConsultationDesk
+from bots.alerts.desk import Asked, Done, Place, RefusedError, notice
+from bots.alerts.duty_desk import DutyDesk
 from bots.alerts.site_rules import SiteRules
 from fajma import duty
 from fajma.commands import (
     AT_BEDSIDE,
+    AT_RECEPTION,
+    BY_PATIENT,
     IN_CONSULTATION,
+    IN_WARD,
     Action,
     Command,
     CommandError,
@@ -103,6 +108,8 @@ class Orders:
         self._records = records
         self._desk = DutyDesk(records, rules, now=now)
         self._bedside = BedsideDesk(records, rules, now=now)
+        server = ours[0].partition(":")[2]
+        self._reception = ConsultationDesk(records, rules, server=server, now=now)
         self._ours = frozenset(ours)
         self._now = now
         self._tries: dict[str, int] = {}
@@ -221,9 +228,12 @@ class Orders:
                     return
                 # The homeserver may have taken its time, and the person left meanwhile.
                 giver = await self._giver(heard, command, language)
-                if command.action in AT_BEDSIDE:
-                    await self._at_bedside(connection, heard, command, giver, ward)
-                elif giver is not None:
+                if command.action in AT_BEDSIDE | AT_RECEPTION:
+                    await self._at_desk(connection, heard, command, giver, ward)
+                elif giver is None:  # a patient who asks for help
+                    said = help_text(command.language, BY_PATIENT)
+                    await self._answer(connection, heard, said)
+                else:
                     place = self._place(command, ward, giver, language)
                     await self._carry_out(connection, heard, command, giver, place)
         except (RefusedError, DutyError) as refusal:
@@ -238,6 +248,7 @@ class Orders:
         self._records.store.hints.notify("outbox")
         self._records.store.hints.notify("facts")
         self._records.store.hints.notify("trust")
+        self._records.store.hints.notify("errands")
 
     def _envelope(self, heard: _Heard) -> bytes:
         ciphertext = getattr(heard.event, "envelope", None)
@@ -253,10 +264,13 @@ class Orders:
     @staticmethod
     def _right_line(error: CommandError, ward: Ward | None, language: Language) -> str:
         """What to type instead, where it was typed."""
-        works_here = {action.verb for action in IN_CONSULTATION}
-        if ward is not None or error.verb in works_here:
+        works_here = {action.verb for action in (IN_CONSULTATION if ward is None else IN_WARD)}
+        if error.verb in works_here:
             return str(error)
         _ = translator(language).gettext
+        if ward is not None:
+            elsewhere = _("This is typed in the consultation's room, not in the ward's.")
+            return f"{error}\n{elsewhere}"
         sentence = _("This is no command in a consultation. What can be typed here:")
         return f"{sentence}\n{here(language)}"
 
@@ -299,8 +313,8 @@ class Orders:
     async def _giver(
         self, heard: _Heard, command: Command | CommandError, language: Language
     ) -> Staff | None:
-        """Who gives the command; ``None`` for a patient who asks for the own values."""
-        shows = isinstance(command, Command) and command.action is Action.VITALS_SHOW
+        """Who gives the command; ``None`` for a patient who asks for the own values, or help."""
+        shows = isinstance(command, Command) and command.action in BY_PATIENT
         person = await self._records.people.get(heard.sender)
         is_staff = person is not None and person.is_active
         if shows and not is_staff and await self._bedside.is_own(heard.room_id, heard.sender):
@@ -411,7 +425,7 @@ class Orders:
             )
         log.info("order_carried_out", ward=ward.id, action=command.action.value)
 
-    async def _at_bedside(
+    async def _at_desk(
         self,
         connection: Connection,
         heard: _Heard,
@@ -419,23 +433,25 @@ class Orders:
         giver: Staff | None,
         ward: Ward | None,
     ) -> None:
+        """What is about a patient, or about a consultation."""
         consultation = await self._records.consultations.in_room(heard.room_id)
         place = Place(ward, consultation if ward is None else None, heard.room_id)
         mark = self._envelope(heard)
         asked = Asked(command, place, heard.sender, giver, heard.event_id, mark)
-        done = await self._bedside.done(connection, asked)
-        subject = done.patient.key if done.patient is not None else None
-        if done.detail is not None and subject is not None:
+        desk = self._bedside if command.action in AT_BEDSIDE else self._reception
+        done: Done = await desk.done(connection, asked)
+        patient = done.patient.key if done.patient is not None else None
+        if done.detail is not None:
             await self._records.audit.note(
                 connection,
                 actor=heard.sender,
-                action=command.action.value,
-                subject=subject,
+                action=done.act or command.action.value,
+                subject=patient or heard.room_id,
                 now=self._now(),
                 **done.detail,
             )
         if done.said is not None:
-            await self._answer(connection, heard, done.said, patient=subject)
+            await self._answer(connection, heard, done.said, patient=patient)
         await self._records.outbox.add(connection, *done.also)
         log.info("order_carried_out", action=command.action.value)
 
@@ -531,7 +547,10 @@ def _understood(
 def here(language: Language) -> str:
     """What can be typed in a consultation."""
     _ = translator(language).gettext
-    elsewhere = _("Duty, handover and drills are typed in the ward's room.")
+    elsewhere = _(
+        "Duty, handover and drills are typed in the ward's room; consultations are opened there,"
+        " and their summaries signed."
+    )
     return f"{help_text(language, IN_CONSULTATION)}\n{elsewhere}"
 
 

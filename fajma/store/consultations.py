@@ -80,6 +80,11 @@ class Consultation:
     ended_at: datetime | None = None
 
     @property
+    def short_name(self) -> str:
+        """What the name of its room ends with, e.g. ``1A2B``."""
+        return self.id[:4].upper()
+
+    @property
     def clinicians(self) -> tuple[str, ...]:
         """Matrix user ids of who treats: whom alarms call."""
         return tuple(one.account for one in self.participants if one.role in TREATING)

@@ -21,6 +21,7 @@ from fajma.sequence import Sequence
 from fajma.store.consultations import ConsultationId
 from fajma.store.database import Row, Store, to_ms
 from fajma.store.facts import Facts
+from fajma.store.quarantine import UNKNOWN_DEVICE
 from fajma.store.readings import LOG as READINGS
 from fajma.store.readings import lock_head, move_head
 from fajma.vitals import DeviceId, PatientKey
@@ -321,6 +322,35 @@ class Devices:
         for row in rows:
             found.setdefault(PatientKey(row["patient_key"]), []).append(DeviceId(row["device_id"]))
         return found
+
+    async def worn_by(self, patient: PatientKey) -> list[DeviceId]:
+        """The monitors that a patient wears now, by id."""
+        rows = await self._store.db.fetch(
+            "SELECT device_id FROM device_link WHERE patient_key=$1 AND linked_to IS NULL"
+            " ORDER BY device_id",
+            patient,
+        )
+        return [DeviceId(row["device_id"]) for row in rows]
+
+    async def unworn(self, ending: str) -> list[DeviceId]:
+        """Monitors that this site has heard of and nobody wears now, whose code ends so.
+
+        Heard of are those that were worn, have keys, or sent something, even if it was refused
+        because nobody wore them.
+
+        Args:
+            ending: upper-case hex digits.
+        """
+        rows = await self._store.db.fetch(
+            "SELECT device_id FROM (SELECT device_id FROM device_sequence"
+            " UNION SELECT device_id FROM payload_key UNION SELECT device_id FROM device_link"
+            " UNION SELECT device_id FROM quarantine WHERE reason=$2) AS heard"
+            " WHERE device_id LIKE $1 AND LENGTH(device_id)=12 AND device_id NOT IN"
+            " (SELECT device_id FROM device_link WHERE linked_to IS NULL) ORDER BY device_id",
+            f"%{ending}",
+            UNKNOWN_DEVICE,
+        )
+        return [DeviceId(row["device_id"]) for row in rows]
 
     async def connected(
         self, connection: Connection, device: DeviceId, *, online: bool, now: datetime

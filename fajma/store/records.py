@@ -13,6 +13,7 @@ from fajma.store.database import Store
 from fajma.store.deadman import Switches
 from fajma.store.decisions import Decisions
 from fajma.store.devices import Devices
+from fajma.store.errands import Errands
 from fajma.store.facts import Facts
 from fajma.store.followers import Feeds, Followers
 from fajma.store.heartbeats import Heartbeats
@@ -59,6 +60,7 @@ class Records:
         self.audience = Audience(store)
         self.warnings = Warnings(store)
         self.orders_seen = OrdersSeen(store)
+        self.errands = Errands(store, site_key)
         self.audit = Audit(store, site_key)
         self.leases = Leases(store)
         self.heartbeats = Heartbeats(store)

@@ -463,3 +463,25 @@ _V10 = (
 )
 
 _register(_V10, "Life of a consultation, its participants, waiting, spaces")
+
+_V11 = (
+    # What was ordered in a room and is carried out by the application service. Sealed: what the
+    # command named, NULL once it has ended. told_at: when the room was told that it takes longer.
+    """CREATE TABLE errand (
+        errand_id TEXT PRIMARY KEY,
+        position BIGINT NOT NULL UNIQUE,
+        kind TEXT NOT NULL,
+        room_id TEXT NOT NULL,
+        who TEXT NOT NULL,
+        asked_at BIGINT NOT NULL,
+        sealed BYTEA,
+        told_at BIGINT,
+        ended_at BIGINT,
+        outcome TEXT
+    )""",
+    "CREATE INDEX errand_waiting ON errand (room_id, position) WHERE ended_at IS NULL",
+    "CREATE INDEX errand_proposed ON errand (room_id, asked_at) WHERE outcome='proposed'",
+    "INSERT INTO log_head (log, position) VALUES ('errands', 0)",
+)
+
+_register(_V11, "Errands")

@@ -16,6 +16,7 @@ import {
   OnlySignedDevicesIsolationMode,
 } from "matrix-js-sdk/lib/crypto-api/index.js";
 
+import { answer, call, followCalls, hangUp, media } from "./calls.js";
 import { showEvent, showFailure, showUser } from "./view.js";
 
 const TIMELINE_LIMIT = 100; // Synapse gives no more than this in one sync
@@ -31,7 +32,7 @@ const REFUSALS = ["UNSIGNED_SENDER_DEVICE", "UNKNOWN_SENDER_DEVICE"];
 
 const slot = (event) => `${event.getRoomId()} ${event.getWireStateKey()}`;
 
-async function logIn({ homeserver_url: baseUrl, user, password }) {
+async function logIn({ homeserver_url: baseUrl, user, password, relay_only: forceTURN }) {
   const { user_id, device_id, access_token } = await createClient({ baseUrl }).loginRequest({
     type: "m.login.password",
     identifier: { type: "m.id.user", user },
@@ -44,6 +45,7 @@ async function logIn({ homeserver_url: baseUrl, user, password }) {
     deviceId: device_id,
     accessToken: access_token,
     enableEncryptedStateEvents: true,
+    forceTURN,
   });
 }
 
@@ -210,6 +212,8 @@ async function start(settings) {
     if (membership === "invite") accept(room);
   });
 
+  followCalls(client);
+
   const filter = Filter.fromJson(client.getUserId(), "", {
     room: { timeline: { limit: TIMELINE_LIMIT } },
   });
@@ -245,4 +249,4 @@ function send({ room_id, type, content, state_key }) {
     : client.sendStateEvent(room_id, type, content, state_key);
 }
 
-window.doctor = { start, create, send };
+window.doctor = { start, create, send, call, answer, media, hangUp };

@@ -1,11 +1,14 @@
 // A doctor's browser on a string: starts Chromium with the page of this folder, prints what the
 // page reports as JSON lines, obeys the lines it reads, and ends with its input or on SIGTERM.
 //
-// Input, one line each:   {"homeserver_url","user","password","cross_sign"}   first, once
+// Input, one line each:   {"homeserver_url","user","password","cross_sign","relay_only"}   first
 //                         screenshot PATH
 //                         create {OPTIONS of POST /createRoom}
 //                         send {"room_id","type","content"[,"state_key"]}
+//                         call {"room_id","video"}   answer {"room_id"}   hangUp {"room_id"}
+//                         media {"room_id","bytes"}   once so much has come and gone of each kind
 // Output, one line each:  {"ready":{"user","device"}}   {"event":{…}}   {"failure":{…}}
+//                         {"call":{"room_id","state","reason"}}   of a call that came or was placed
 //                         {"done":{…}} or {"refused":"why"} for each order   {"fatal":"why"}
 
 import { readFile } from "node:fs/promises";
@@ -100,6 +103,9 @@ function launch(homeserver) {
       "--disable-background-networking",
       "--disable-component-update",
       "--disable-sync",
+      // A camera and a microphone that show and play a pattern, which nobody is asked about.
+      "--use-fake-device-for-media-stream",
+      "--use-fake-ui-for-media-stream",
       // Names that we did not ask for lead nowhere.
       `--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE ${homeserver.hostname}`,
     ],
@@ -112,10 +118,10 @@ async function obey(page, line) {
     await page.screenshot({ path: rest, fullPage: true });
     return { path: rest };
   }
-  if (order === "send" || order === "create") {
+  if (["send", "create", "call", "answer", "media", "hangUp"].includes(order)) {
     return page.evaluate(([name, given]) => window.doctor[name](given), [order, JSON.parse(rest)]);
   }
-  throw new Error("unknown order: use screenshot, create or send");
+  throw new Error("unknown order: see the top of doctor.mjs");
 }
 
 async function main() {

@@ -142,6 +142,40 @@ def install_packages() -> None:
             )
 
 
+@dataclass(frozen=True, slots=True)
+class CallState:
+    """What became of a call.
+
+    Attributes:
+        room_id: where it is.
+        state: matrix-js-sdk's ``CallState``: ``ringing``, ``connected``, ``ended``, ...
+        reason: why it ended, e.g. ``user_hangup``; else None.
+    """
+
+    room_id: str
+    state: str
+    reason: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Media:
+    """How a call's media travels.
+
+    Attributes:
+        sent: bytes by kind (``audio``, ``video``).
+        received: the same, from the other side.
+        local: type of our own candidate of the pair that is used: ``relay``, ``host``, ...
+        remote: the other side's.
+        codecs: in use, e.g. ``audio/opus``.
+    """
+
+    sent: Mapping[str, int]
+    received: Mapping[str, int]
+    local: str
+    remote: str
+    codecs: Sequence[str]
+
+
 class BrowserDoctor:
     """One doctor signed in on one fresh browser; use it as an async context manager.
 
@@ -149,6 +183,7 @@ class BrowserDoctor:
         homeserver_url: client-server base URL, e.g. ``http://127.0.0.1:8008``.
         user: localpart or full Matrix id of a fresh account.
         password: its password.
+        relay_only: whether its calls go through the relay, whatever else would work.
         cross_sign: False leaves the device unsigned, and not excluding others, to play the sender
             whom a signed doctor must refuse.
 
@@ -158,18 +193,26 @@ class BrowserDoctor:
     """
 
     def __init__(
-        self, homeserver_url: str, user: str, password: str, *, cross_sign: bool = True
+        self,
+        homeserver_url: str,
+        user: str,
+        password: str,
+        *,
+        cross_sign: bool = True,
+        relay_only: bool = False,
     ) -> None:
         self._settings = {
             "homeserver_url": homeserver_url,
             "user": user,
             "password": password,
             "cross_sign": cross_sign,
+            "relay_only": relay_only,
         }
         self.user_id = ""
         self.device_id = ""
         self._events: list[SeenEvent] = []
         self._failures: list[Failure] = []
+        self._calls: list[CallState] = []
         self._is_ready = False
         self._fatal = ""
         self._has_ended = False
@@ -316,6 +359,36 @@ class BrowserDoctor:
         """Sends a text message, as a doctor types one; returns its event id."""
         return await self.send(room_id, "m.room.message", {"msgtype": "m.text", "body": text})
 
+    async def call(self, room_id: str, *, video: bool = False) -> None:
+        """Calls who else is in the room, as Element's button does for two people."""
+        await self._order(f"call {json.dumps({'room_id': room_id, 'video': video})}")
+
+    async def answer(self, room_id: str) -> None:
+        """Takes the call that rings there."""
+        await self._order(f"answer {json.dumps({'room_id': room_id})}")
+
+    async def hang_up(self, room_id: str) -> None:
+        """Ends the call there."""
+        await self._order(f"hangUp {json.dumps({'room_id': room_id})}")
+
+    async def media(self, room_id: str, *, at_least_bytes: int) -> Media:
+        """Waits until so much has been sent and received of each kind of media.
+
+        Raises:
+            TimeoutError: it did not flow in time.
+        """
+        asked = {"room_id": room_id, "bytes": at_least_bytes}
+        return Media(**await self._order(f"media {json.dumps(asked)}"))
+
+    async def call_is(self, room_id: str, state: str, timeout_s: float = 30.0) -> CallState:
+        """Waits until a call in the room is, or was, in a state."""
+        return await self._first(
+            self._calls,
+            lambda one: (one.room_id, one.state) == (room_id, state),
+            timeout_s,
+            f"a call that is {state}",
+        )
+
     async def screenshot(self, path: Path) -> None:
         """Writes a PNG of the doctor's page.
 
@@ -375,8 +448,9 @@ class BrowserDoctor:
     def _summary(self) -> str:
         types = dict(Counter(event.type for event in self._events))
         reasons = dict(Counter(failure.reason for failure in self._failures))
+        calls = [one.state for one in self._calls]
         return (
-            f"Events seen: {types}; failures to decrypt: {reasons}; "
+            f"Events seen: {types}; failures to decrypt: {reasons}; states of calls: {calls}; "
             f"last complaints of the browser: {list(self._complaints)}"
         )
 
@@ -410,6 +484,8 @@ class BrowserDoctor:
                 )
             case {"failure": failure}:
                 self._failures.append(Failure(**failure))
+            case {"call": call}:
+                self._calls.append(CallState(**call))
             case {"fatal": reason}:
                 self._fatal = reason
             case _:

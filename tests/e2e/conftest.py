@@ -11,7 +11,11 @@ import pytest_asyncio
 
 from console.clinic import DOCTOR, Clinic, Options, Ports
 from console.observer import Observer
-from tests.e2e.ward import SETTINGS, Ward
+from console.processes import free_port
+from console.synapse import Turn
+from fajma.files import write_private
+from tests.e2e.ward import JITSI, SETTINGS, Ward
+from tests.turn import Coturn
 
 HERE = Path(__file__).parent
 
@@ -25,11 +29,28 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(shared, append=False)
 
 
+@pytest.fixture(scope="session")
+def coturn(tmp_path_factory: pytest.TempPathFactory) -> Coturn:
+    """The clinic's relay for calls, not started."""
+    return Coturn(tmp_path_factory.mktemp("coturn"), free_port())
+
+
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def ward(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Ward]:
+async def ward(tmp_path_factory: pytest.TempPathFactory, coturn: Coturn) -> AsyncIterator[Ward]:
     """Synapse, Mosquitto and ``fajma run`` on SQLite, and a doctor who watches."""
     directory = tmp_path_factory.mktemp("clinic")
-    clinic = Clinic(Options(directory, Ports.free(), "mosquitto", SETTINGS, private_push=True))
+    jitsi_token = directory / "jitsi-token"
+    write_private(jitsi_token, JITSI.token)
+    clinic = Clinic(
+        Options(
+            directory,
+            Ports.free(),
+            "mosquitto",
+            SETTINGS | {"calls": {"jitsi_domain": JITSI.domain, "jitsi_token_file": jitsi_token}},
+            private_push=True,
+            turn=Turn((coturn.uri,), coturn.secret_file),
+        )
+    )
     await clinic.start()
     observer = Observer(clinic.synapse.base_url, clinic.mxid(DOCTOR), directory / "doctor")
     try:

@@ -125,7 +125,7 @@ async def test_readings_and_alarms_go_through_all_processes(ward: Ward) -> None:
         await ward.all_published(bedside.room_id, monitor.sent)
 
 
-async def test_a_command_that_one_process_takes_is_answered_and_followed_by_another(
+async def test_a_command_that_one_process_takes_is_answered_and_carried_out_by_another(
     ward: Ward,
 ) -> None:
     team = await new_team(ward)
@@ -137,6 +137,8 @@ async def test_a_command_that_one_process_takes_is_answered_and_followed_by_anot
         await binta.rules_until(rings)  # as long as nobody is on duty
         assert await awa.orders(team.room_id, "!garde prendre")
         await binta.rules_until(is_silent)
+        opened = await awa.orders(team.room_id, "!consultation A.D. lit 4 dossier S-1")
+        assert opened.startswith("Lit 4 A.D.")
 
 
 @pytest.mark.parametrize("moment", ["nothing yet", "alarms_decided", "alarm_delivered"])

@@ -42,6 +42,17 @@ SETTINGS: Final = {
 }
 """As fast as the settings allow; the rules themselves are those of production."""
 
+
+@dataclass(frozen=True, slots=True)
+class Jitsi:
+    """The site's Jitsi server, which is not there: its Prosody is played by a test."""
+
+    domain: str
+    token: str
+
+
+JITSI: Final = Jitsi("meet.clinique.test", secrets.token_urlsafe(24))
+
 PATIENCE_S: Final = 30.0
 BOTS: Final = ("fajma", "fajma-vitals", "fajma-alerts")
 

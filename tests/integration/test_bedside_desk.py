@@ -220,7 +220,7 @@ async def test_the_patient_does_nothing_but_ask_for_the_own_values(scene: Scene)
     patient, opened = await ill(scene, account=PATIENT)
     room_id = str(opened.room_id)
     lines = ("!vu", "!pause spo2 10m", "!seuils", "!seuils spo2 < 88 raison", "!mesure fr 18",
-             "!alarmes", "!aide")  # fmt: skip
+             "!alarmes")  # fmt: skip
     for line in lines:
         await refused(scene, PATIENT, line, "not_staff", room_id)
     assert await facts(scene, patient) == []

@@ -39,7 +39,7 @@ from console.processes import (
     require_port_free,
     require_program,
 )
-from console.synapse import Synapse, SynapseSite, render
+from console.synapse import Synapse, SynapseSite, Turn, render
 from fajma.errors import InputError, UnavailableError
 from fajma.language import Language
 
@@ -187,8 +187,23 @@ def test_the_rendered_homeserver_is_closed_to_the_public(tmp_path: Path) -> None
     assert config["url_preview_enabled"] is False
     (listener,) = config["listeners"]
     assert listener["bind_addresses"] == ["127.0.0.1"]
-    assert listener["resources"] == [{"names": ["client"], "compress": True}]
+    # Whoever holds an OpenID token may ask whose it is; nothing else of federation is served.
+    assert listener["resources"] == [{"names": ["client", "openid"], "compress": True}]
     assert not [key for key in config if key.endswith(("_secret", "_secret_key"))]
+    assert not [key for key in config if key.startswith("turn_") and key != "turn_allow_guests"]
+
+
+def test_the_secret_of_the_relay_stays_in_its_file(tmp_path: Path) -> None:
+    secret_file = tmp_path / "turn-secret"
+    secret_file.write_text("shared-with-coturn", encoding="ascii")
+    uris = ("turn:relay.clinic.test?transport=udp",)
+    render(replace(site_in(tmp_path), turn=Turn(uris, secret_file)))
+    text = (tmp_path / "homeserver.yaml").read_text(encoding="utf-8")
+    assert "shared-with-coturn" not in text
+    config = yaml.safe_load(text)
+    assert config["turn_uris"] == list(uris)
+    assert config["turn_shared_secret_path"] == str(secret_file)
+    assert config["turn_allow_guests"] is False
 
 
 @pytest.mark.parametrize(

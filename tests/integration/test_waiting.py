@@ -58,7 +58,7 @@ async def test_a_patient_who_knocks_is_announced_to_who_is_on_duty(door: Door) -
     assert opened.room_id is not None
     await door.room.knocked(opened.room_id, PATIENT)
     assert await door.hospital.said(WARD_ROOM) == [
-        "WAITING ROOM · bed 4 A.D. asks to be let into the consultation"
+        "WAITING ROOM · bed 4 A.D. asks to be let into the consultation · type there: !admit"
     ]
     [delivery] = await door.hospital.records.outbox.waiting(WARD_ROOM, sender=SentBy.HOST)
     content = (await door.hospital.records.outbox.get(delivery)).content

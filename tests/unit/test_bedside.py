@@ -16,7 +16,6 @@ from fajma.bedside import (
     Bedside,
     Problem,
     Subject,
-    UnclearError,
     answered,
     entered,
     limited,
@@ -27,6 +26,7 @@ from fajma.bedside import (
 from fajma.commands import Action, CommandError, parse, usage_in_ward
 from fajma.facts import Consciousness
 from fajma.language import Language
+from fajma.typed import UnclearError
 from fajma.vitals import Kind
 
 READERS = (answered, paused, limited, looked_back, listed, entered)

@@ -12,8 +12,10 @@ from hypothesis import strategies as st
 from fajma.commands import (
     AT_BEDSIDE,
     IN_CONSULTATION,
+    IN_WARD,
     MAX_BODY,
     MAX_LINE,
+    NAMES_SOMEBODY,
     OWNERS,
     Action,
     Command,
@@ -81,6 +83,28 @@ LINES = [
     ("!vitals", Action.VITALS_SHOW, ENGLISH),
     ("!mesure fr 18", Action.SIGNS_ENTER, FRENCH),
     ("!enter rr 18 avpu a o2 no", Action.SIGNS_ENTER, ENGLISH),
+    ("!inviter @awa", Action.INVITE, FRENCH),
+    ("!invite @awa:clinic.test observer", Action.INVITE, ENGLISH),
+    ("!retirer @awa", Action.REMOVE, FRENCH),
+    ("!remove @awa", Action.REMOVE, ENGLISH),
+    ("!moniteur A4CF12F03B7E", Action.MONITOR_LINK, FRENCH),
+    ("!monitor 3b7e", Action.MONITOR_LINK, ENGLISH),
+    ("!moniteur retirer", Action.MONITOR_UNLINK, FRENCH),
+    ("!monitor remove", Action.MONITOR_UNLINK, ENGLISH),
+    ("!appel", Action.CALL, FRENCH),
+    ("!call", Action.CALL, ENGLISH),
+    ("!langue en", Action.LANGUAGE, FRENCH),
+    ("!language français", Action.LANGUAGE, ENGLISH),
+    ("!admettre", Action.ADMIT, FRENCH),
+    ("!admit", Action.ADMIT, ENGLISH),
+    ("!terminer", Action.END_ASK, FRENCH),
+    ("!end", Action.END_ASK, ENGLISH),
+    ("!terminer oui", Action.END, FRENCH),
+    ("!end yes", Action.END, ENGLISH),
+    ("!terminer malgré l'alarme", Action.END_DESPITE_ALARM, FRENCH),
+    ("!end despite the alarm", Action.END_DESPITE_ALARM, ENGLISH),
+    ("!signer", Action.SIGN, FRENCH),
+    ("!sign", Action.SIGN, ENGLISH),
     ("!aide", Action.HELP, FRENCH),
     ("!help", Action.HELP, ENGLISH),
 ]
@@ -183,6 +207,13 @@ def test_the_help_in_a_consultation_shows_only_what_works_there(language: Langua
     assert Action.DUTY_TAKE not in IN_CONSULTATION
 
 
+def test_every_action_has_its_room() -> None:
+    assert set(Action) == IN_WARD | IN_CONSULTATION
+    assert Action.CONSULTATION_OPEN not in IN_CONSULTATION
+    assert Action.END not in IN_WARD
+    assert Action.SIGN not in IN_CONSULTATION  # nobody can type there any more
+
+
 def test_whose_code_is_missing_is_told_where_it_stands_and_to_ask_by_voice() -> None:
     error = str(refused("!identity accept @awa"))
     assert "FAJMA's message" in error
@@ -221,7 +252,7 @@ def test_the_page_for_staff_shows_every_line_and_each_is_understood() -> None:
     "body",
     ["", " ", "\n", "!", "!!!", "! ", "!!! vite", "! attention au lit 4", "!?", "!…", "! 🙂",
      "garde", "la garde !", "bonjour\n!garde", "> !garde", "> a\n> b", "« !garde »", "¡garde",
-     "!\ngarde", "!" + "x" * 100, "! merci", "! venez"],
+     "!\ngarde", "!" + "x" * 100, "! merci", "! venez", "!!! appelez le médecin", "! appelle-la"],
 )  # fmt: skip
 def test_prose_is_left_alone(body: str) -> None:
     assert parse(body, language=FRENCH) is None
@@ -484,8 +515,7 @@ def test_any_text_is_a_command_or_an_error_or_prose(
     found = outcome(body, mentions, reply=reply, language=language)
     if isinstance(found, Command):
         person = found.person
-        needs = found.action in (Action.HANDOVER_OFFER, Action.IDENTITY_ACCEPT)
-        assert (person is not None) == needs
+        assert (person is not None) == (found.action in NAMES_SOMEBODY)
         assert (found.code is not None) == (found.action is Action.IDENTITY_ACCEPT)
         assert (found.about is not None) == (found.action in AT_BEDSIDE)
         if person is not None:

@@ -315,7 +315,7 @@ def test_no_setting_offers_plain_text() -> None:
         for name, field in model.model_fields.items()
         if field.annotation is bool
     }
-    assert switches == {"mqtt.embedded"}
+    assert switches == {"mqtt.embedded", "calls.audio_first"}
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o620, 0o601])
