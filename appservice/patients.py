@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, time, tzinfo
 from typing import Any, Final
@@ -93,6 +93,30 @@ class PatientService:
         """
         return await self._records.patients.all((await self._wards.get(ward)).id if ward else None)
 
+    async def page(
+        self,
+        *,
+        after: str | None,
+        limit: int,
+        ward: str | None = None,
+        among: Collection[PatientKey] | None = None,
+    ) -> list[Patient]:
+        """Some records, in the order of their keys.
+
+        Args:
+            after: the key of the last one that is known.
+            limit: how many at most.
+            ward: of this ward only.
+            among: only these.
+
+        Raises:
+            InputError: there is no such ward.
+        """
+        wanted = (await self._wards.get(ward)).id if ward else None
+        return await self._records.patients.page(
+            after=PatientKey(after or ""), limit=limit, ward=wanted, among=among
+        )
+
     async def monitors(self) -> dict[PatientKey, list[DeviceId]]:
         """What each patient wears now."""
         return await self._records.devices.worn()
@@ -115,7 +139,7 @@ class PatientService:
         Raises:
             InputError: there is no such patient or ward, or a field cannot be.
         """
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         values = dict(changes)
         if "ward" in values:
             name = values["ward"]
@@ -138,7 +162,7 @@ class PatientService:
             InputError: no such patient or account; it belongs to staff or to another patient.
         """
         self._matrix.refuse_ours(account)
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         person = await self._records.people.get(account)
         if person is not None and person.is_active:
             raise InputError(
@@ -150,7 +174,7 @@ class PatientService:
             await self._operator.ring(account, rings=False)
         if patient.account not in (None, account):
             await self.unlink_account(number, now=now)
-            patient = await self._get(number)
+            patient = await self.of_number(number)
         changed = replace(patient, account=account)
         if patient.account is None:
             async with self._records.store.transaction() as connection:
@@ -176,7 +200,7 @@ class PatientService:
 
         The account itself stays on its homeserver. Safe to repeat.
         """
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         changed = replace(patient, account=None)
         if patient.account is not None:
             async with self._records.store.transaction() as connection:
@@ -212,7 +236,7 @@ class PatientService:
             InputError: no such patient, nowhere for the alarms to go, a moment that cannot be, or
                 somebody else wore the monitor since then.
         """
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         ward = await self._records.wards.responsible(patient.key)
         consultation = await self._records.consultations.of_patient(patient.key)
         in_room = consultation is not None and consultation.room_id is not None
@@ -240,7 +264,7 @@ class PatientService:
         Raises:
             InputError: there is no such patient, or the patient does not wear it.
         """
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         if not await self._records.devices.unlink(device, patient.key, now=now):
             raise InputError(
                 "the patient does not wear this monitor: see `fajma patient list`",
@@ -253,12 +277,15 @@ class PatientService:
         consultation = await self._records.consultations.of_patient(patient.key)
         return consultation.room_id if consultation is not None else None
 
-    async def _get(self, number: str) -> Patient:
+    async def of_number(self, number: str) -> Patient:
+        """The patient with this record number.
+
+        Raises:
+            InputError: ``patient_unknown``.
+        """
         patient = await self._records.patients.by_number(number)
         if patient is None:
-            raise InputError(
-                "no patient has this number: see `fajma patient list`", code="patient_unknown"
-            )
+            raise unknown_number()
         return patient
 
     async def _note(self, action: str, patient: Patient, now: datetime, **detail: str) -> None:
@@ -272,6 +299,13 @@ class PatientService:
             connection, actor=OPERATOR, action=action, subject=patient.key, now=now, **detail
         )
         log.info(action.replace(".", "_"), patient=patient.key)
+
+
+def unknown_number() -> InputError:
+    """Nobody has this number, as far as whoever asks may know."""
+    return InputError(
+        "no patient has this number: see `fajma patient list`", code="patient_unknown"
+    )
 
 
 def moment(stated: str, zone: tzinfo, now: datetime) -> datetime:

@@ -19,11 +19,14 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
+from appservice.openid import OpenId
 from mautrix.errors import MatrixError
 
-from appservice.api import Services, Tokens, add_routes
+from appservice.api import Services, add_routes
+from appservice.api.callers import Tokens
 from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
+from appservice.cryptographer import ASKED_BY
 from appservice.messenger import Messenger
 from appservice.operator import Operator
 from appservice.patients import PatientService
@@ -47,6 +50,7 @@ from bridges.mqtt_vitals.publisher import Publisher
 from bridges.mqtt_vitals.subscriber import Subscriber
 from console.files import only_here
 from console.leading import lead
+from console.patient_limits import PatientLimits
 from console.sessions import require_certificates, serve
 from console.signs_of_life import give_signs
 from fajma.config import Settings, read_secret
@@ -342,8 +346,17 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         staff = StaffService(settings, records, matrix, operator, wards)
         patients = PatientService(records, matrix, operator, wards)
         consultations = ConsultationService(settings, records, matrix, operator, patients)
-        services = Services(consultations, wards, staff, patients)
-        add_routes(matrix.web, services, _tokens(settings))
+        services = Services(
+            consultations=consultations,
+            wards=wards,
+            staff=staff,
+            patients=patients,
+            openid=OpenId(settings.homeserver, settings.federation, records),
+            devices=matrix.trusted_devices,
+            limits=PatientLimits(records, rules_from(settings.alarms)).of,
+            asked_by=ASKED_BY,
+        )
+        add_routes(matrix.web, settings, records, services, _tokens(settings))
         watch = Watch(settings.people, records, matrix, operator, staff)
         illustrator = Illustrator(records, rules_from(settings.alarms))
         publisher = Publisher(settings.publish, records, matrix.vitals)

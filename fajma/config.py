@@ -380,6 +380,20 @@ class People(_Section):
     )
 
 
+class Api(_Section):
+    """The REST API."""
+
+    requests_per_s: float = Field(
+        default=50,
+        gt=0,
+        le=10000,
+        description="Requests a second that one caller of the REST API may make, on average ...",
+    )
+    requests_at_once: int = Field(
+        default=200, ge=1, le=10000, description="... and at once, after a silence."
+    )
+
+
 class Log(_Section):
     """What FAJMA writes to its log; never a vital, a name or a secret."""
 
@@ -409,6 +423,7 @@ class Settings(BaseSettings):
     publish: Publish = Publish()
     alarms: Alarms = Alarms()
     people: People = People()
+    api: Api = Api()
     log: Log = Log()
 
     @classmethod

@@ -35,6 +35,13 @@ class DecodeError(InputError):
     """Bytes from outside are not a reading; ``code`` is the reason that is counted."""
 
 
+class AccessError(FajmaError):
+    """Somebody has not shown who he is, or may not do this.
+
+    ``code`` is for our log and our audit; from outside every refusal looks alike.
+    """
+
+
 class UnavailableError(FajmaError):
     """Something outside (homeserver, broker, database, a program) is missing or not answering."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -165,6 +166,38 @@ class Consultations:
             account,
         )
         return [await self._consultation(row) for row in rows]
+
+    async def page(
+        self,
+        *,
+        before: str | None,
+        limit: int,
+        among: Collection[ConsultationId] | None = None,
+    ) -> list[Consultation]:
+        """Some consultations, the newest first.
+
+        Args:
+            before: id of the last one that is known; the newest is first where ``None``.
+            limit: how many at most.
+            among: only these.
+        """
+        known = await self.get(ConsultationId(before)) if before is not None else None
+        latest = to_ms(known.opened_at) if known is not None else 2**62
+        mark = known.id if known is not None else ""
+        query = (
+            "SELECT consultation_id, opened_at FROM consultation"
+            " WHERE (opened_at<$1 OR (opened_at=$1 AND consultation_id<$2))"
+        )
+        order = "ORDER BY opened_at DESC, consultation_id DESC"
+        if among is None:
+            rows = await self._store.db.fetch(f"{query} {order} LIMIT $3", latest, mark, limit)
+            wanted = [ConsultationId(row["consultation_id"]) for row in rows]
+        else:
+            found = [one for each in among if (one := await self.get(each)) is not None]
+            found.sort(key=lambda one: (one.opened_at, one.id), reverse=True)
+            wanted = [one.id for one in found if (to_ms(one.opened_at), one.id) < (latest, mark)]
+        page = [await self.get(one) for one in wanted[:limit]]
+        return [one for one in page if one is not None]
 
     async def open_ones(self) -> list[Consultation]:
         """Every consultation that has a room, oldest first."""
