@@ -151,7 +151,7 @@ def _homeserver(site: SynapseSite) -> dict[str, Any]:
                 "bind_addresses": [LOOPBACK],
                 "tls": False,
                 # What a phone pays for: ciphertext is base64, of which gzip takes back a quarter.
-                "resources": [{"names": ["client"], "compress": True}],
+                "resources": [{"names": ["client", "openid"], "compress": True}],
             }
         ],
         "database": _database(site, directory),

@@ -12,6 +12,7 @@ import json
 import os
 import tomllib
 from collections.abc import Iterator, Mapping
+from ipaddress import IPv4Network, IPv6Network
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, get_args
@@ -394,6 +395,21 @@ class Api(_Section):
     )
 
 
+class Federation(_Section):
+    """Partner hospitals, each with a homeserver of its own."""
+
+    partners: list[str] = Field(
+        default=[],
+        description="Server names of the partner hospitals' homeservers, e.g. "
+        '`["matrix.ouakam.example"]`: nobody else\'s people take part.',
+    )
+    private_networks: list[IPv4Network | IPv6Network] = Field(
+        default=[],
+        description='Networks, e.g. `["10.20.0.0/16"]`, of links between hospitals: partners\' '
+        "homeservers may be reached there, and else at public addresses only.",
+    )
+
+
 class Log(_Section):
     """What FAJMA writes to its log; never a vital, a name or a secret."""
 
@@ -424,6 +440,7 @@ class Settings(BaseSettings):
     alarms: Alarms = Alarms()
     people: People = People()
     api: Api = Api()
+    federation: Federation = Federation()
     log: Log = Log()
 
     @classmethod

@@ -1,4 +1,4 @@
-"""One tree of errors: our bug, bad input, or something remote that is unavailable.
+"""One tree of errors: our bug, bad input, no right, or something remote that is unavailable.
 
 Every error carries a stable ``code`` (for logs, counters and the API) and a message in the words
 of the clinic that says what to do. Messages never contain a measured value, a name or a secret.
