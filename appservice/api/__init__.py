@@ -93,7 +93,7 @@ def add_routes(
         among = await reaches.consultations(caller, extent)
         return among is None or call.consultation in among
 
-    streams = StreamRoutes(records, still_may)
+    streams = StreamRoutes(records, still_may, now=now)
     sign_in = SignIn(
         records, services.openid, services.devices, callers, access, server_name=server_name
     )

@@ -22,6 +22,13 @@ async def read(request: web.Request) -> bytes:
     Raises:
         ProblemError: 413 beyond ``MAX_BODY_BYTES``, 415 if it is not JSON.
     """
+    if request.body_exists and not _is_json(request):
+        raise ProblemError(
+            415,
+            "content_type",
+            "send application/json in UTF-8",
+            headers={"Accept": "application/json", "Connection": "close"},
+        )
     declared = request.content_length
     if declared is not None and declared > MAX_BODY_BYTES:
         raise _too_large()
@@ -30,13 +37,6 @@ async def read(request: web.Request) -> bytes:
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise _too_large()
-    if body and not _is_json(request):
-        raise ProblemError(
-            415,
-            "content_type",
-            "send application/json in UTF-8",
-            headers={"Accept": "application/json"},
-        )
     return bytes(body)
 
 

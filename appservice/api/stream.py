@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 
 import structlog
@@ -79,10 +79,14 @@ class StreamRoutes:
     Args:
         records: everything.
         still_may: asked again and again while a stream goes on.
+        now: the clock.
     """
 
-    def __init__(self, records: Records, still_may: StillMay) -> None:
+    def __init__(
+        self, records: Records, still_may: StillMay, *, now: Callable[[], datetime]
+    ) -> None:
         self._records = records
+        self._clock = now
         self._still_may = still_may
         self._closing = asyncio.Event()
         self._open: Counter[str] = Counter()
@@ -171,7 +175,7 @@ class StreamRoutes:
 
     async def _may(self, call: Call) -> bool:
         until = call.caller.until
-        if until is not None and datetime.now(UTC) >= until:
+        if until is not None and self._clock() >= until:
             return False
         try:
             await self._consultation(call)
