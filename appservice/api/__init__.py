@@ -8,6 +8,7 @@ them. docs/api.md says how it is used.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -71,6 +72,7 @@ def add_routes(
     tokens: Tokens,
     *,
     now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    elapsed_s: Callable[[], float] = time.monotonic,
 ) -> list[Route]:
     """Put the API under ``/fajma/v1`` of the application service's web server.
 
@@ -82,7 +84,7 @@ def add_routes(
     callers = Callers(records, tokens, access, asked_by=services.asked_by)
     reaches = Reaches(records)
     pace = Pace(settings.api.requests_per_s, settings.api.requests_at_once)
-    gate = Gate(records, callers, reaches, pace, now=now)
+    gate = Gate(records, callers, reaches, pace, now=now, elapsed_s=elapsed_s)
 
     async def still_may(call: Call) -> bool:
         header = call.request.headers.get("Authorization")

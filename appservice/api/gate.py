@@ -13,10 +13,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Final
 from weakref import WeakValueDictionary
 
@@ -57,6 +56,7 @@ class Gate:
         reaches: whose patients and consultations.
         pace: how much somebody who is known may ask for.
         now: the clock.
+        elapsed_s: a clock that never goes back.
     """
 
     def __init__(
@@ -66,7 +66,8 @@ class Gate:
         reaches: Reaches,
         pace: Pace,
         *,
-        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        now: Callable[[], datetime],
+        elapsed_s: Callable[[], float],
     ) -> None:
         self._records = records
         self._callers = callers
@@ -74,6 +75,7 @@ class Gate:
         self._pace = pace
         self._strangers = Pace(SIGN_INS_PER_S, SIGN_INS_AT_ONCE)
         self._now = now
+        self._elapsed_s = elapsed_s
         self._being_done: set[tuple[str, str]] = set()
         self._changing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
@@ -142,9 +144,8 @@ class Gate:
             self._count(request, self._pace, caller.id)
         return caller
 
-    @staticmethod
-    def _count(request: web.Request, pace: Pace, who: str) -> None:
-        allowance = pace.ask(who, time.monotonic())
+    def _count(self, request: web.Request, pace: Pace, who: str) -> None:
+        allowance = pace.ask(who, self._elapsed_s())
         request[_ALLOWANCE] = allowance
         if not allowance.is_granted:
             raise ProblemError(

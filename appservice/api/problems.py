@@ -197,7 +197,7 @@ def _in_words(problem: ErrorDetails) -> FieldProblem:
         return FieldProblem(field=field, detail=str(problem["ctx"]["error"]))
     if (field, problem["type"]) == ("device", "string_pattern_mismatch"):
         return FieldProblem(
-            field=field, detail=": a monitor is twelve hex digits, e.g. A4CF12F03B7E"
+            field=field, detail="is none: a monitor is twelve hex digits, e.g. A4CF12F03B7E"
         )
     trouble = _TROUBLES.get(problem["type"], "cannot be this")
     return FieldProblem(field=field, detail=trouble.format(**problem.get("ctx", {})))

@@ -1,4 +1,4 @@
-"""A hospital's REST API over real records: two wards, callers of every kind, a clock that is set."""
+"""A hospital's REST API over real records: two wards, callers of every kind, a clock."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from appservice.api.models import LimitInForce
 from appservice.api.permissions import SCOPES, Who
 from appservice.api.sign_in import signed_request
 from appservice.patients import PatientService
-from appservice.staff import StaffService
+from appservice.staff import Finding, StaffService
 from appservice.wards import WardService
 from fajma.config import Api, Homeserver, Secrets, Settings, Site
 from fajma.errors import AccessError, InputError
@@ -143,6 +143,13 @@ class FakeOperator:
         return ()
 
 
+class QuietStaff(StaffService):
+    """Staff of whom nobody is looked at on the homeserver."""
+
+    async def check(self) -> list[Finding]:
+        return []
+
+
 class FakeConsultations:
     """Consultations without rooms on a homeserver."""
 
@@ -194,7 +201,7 @@ class ApiSite:
         services = Services(
             consultations=consultations,
             wards=wards,
-            staff=StaffService(self.settings, self.records, matrix, operator, wards),
+            staff=QuietStaff(self.settings, self.records, matrix, operator, wards),
             patients=PatientService(self.records, matrix, operator, wards),
             openid=self.openid,
             devices=self._devices,
@@ -204,9 +211,19 @@ class ApiSite:
         app = web.Application()
         tokens = Tokens(hospital=HOSPITAL_TOKEN, operator=OPERATOR_TOKEN)
         self.routes = add_routes(
-            app, self.settings, self.records, services, tokens, now=lambda: self.now
+            app,
+            self.settings,
+            self.records,
+            services,
+            tokens,
+            now=self.clock,
+            elapsed_s=lambda: (self.now - NOON).total_seconds(),
         )
         return app
+
+    def clock(self) -> datetime:
+        """The API's clock."""
+        return self.now
 
     async def _devices(self, account: str) -> Mapping[str, DeviceKeys]:
         return await self.records.pins.trusted(account, asked_by="appservice")
@@ -252,6 +269,10 @@ class ApiSite:
             token = await self._token(client, who)
             self._headers[who] = {"Authorization": f"Bearer {token}"} if token else {}
         return self._headers[who]
+
+    def forget(self, who: Who) -> None:
+        """The caller signs in anew the next time."""
+        self._headers.pop(who, None)
 
     async def _token(self, client: TestClient[Any, Any], who: Who) -> str | None:
         if who is Who.NOBODY:

@@ -16,7 +16,6 @@ from appservice.api.declare import PREFIX
 from appservice.api.permissions import Who
 from fajma.store import Records
 from tests.integration.api_site import HOSPITAL_TOKEN, ApiSite, Caller, furnished, served
-from tests.integration.scene import NOON
 
 NEW = {"number": "P-7", "initials": "A.D.", "bed": "7"}
 
@@ -47,7 +46,7 @@ async def problem(response: Any) -> dict[str, Any]:
     return content
 
 
-# --- errors of the framework -----------------------------------------------------------------------
+# --- errors of the framework ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -69,7 +68,7 @@ async def test_what_does_not_exist_is_a_problem(
     assert ("Allow" in response.headers) is (status == 405)
 
 
-# --- tokens ----------------------------------------------------------------------------------------
+# --- tokens --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -96,11 +95,14 @@ async def test_a_key_opens_what_its_scopes_say_until_it_is_over_or_revoked(
     caller = Caller(client, {"Authorization": f"Bearer {secret}"})
     assert (await caller.asks("GET", "/patients"))[0] == 200
     assert (await caller.asks("POST", "/patients", NEW))[0] == 403
-    site.now += timedelta(days=30)
-    assert (await caller.asks("GET", "/patients"))[0] == 401
-    site.now = NOON
     async with site.records.store.transaction() as connection:
         await site.records.api_keys.revoke(connection, "dossier", now=site.now)
+    assert (await caller.asks("GET", "/patients"))[0] == 401
+    other = await site.key(Who.PATIENTS_READ)
+    caller = Caller(client, {"Authorization": f"Bearer {other}"})
+    site.now += timedelta(days=30) - timedelta(seconds=1)
+    assert (await caller.asks("GET", "/patients"))[0] == 200
+    site.now += timedelta(seconds=1)
     assert (await caller.asks("GET", "/patients"))[0] == 401
 
 
@@ -111,7 +113,7 @@ async def test_no_secret_of_a_key_is_in_the_database(site: ApiSite) -> None:
     assert [one.scopes for one in await site.records.api_keys.all()] == [{"patients.read"}]
 
 
-# --- bodies ----------------------------------------------------------------------------------------
+# --- bodies --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -191,7 +193,7 @@ async def test_a_query_that_is_not_what_is_documented_is_refused(
     assert (response.status, (await problem(response))["code"]) == (400, "query_invalid")
 
 
-# --- once ------------------------------------------------------------------------------------------
+# --- once ----------------------------------------------------------------------------------------
 
 
 async def test_the_same_request_under_the_same_key_is_done_once(
@@ -270,7 +272,7 @@ async def test_a_key_that_is_none_is_refused(hospital: Caller, key: str) -> None
     assert (status, answer["code"]) == (400, "idempotency_key_invalid")
 
 
-# --- versions --------------------------------------------------------------------------------------
+# --- versions ------------------------------------------------------------------------------------
 
 
 async def test_who_changes_a_record_says_which_version_he_knows(
@@ -304,7 +306,7 @@ async def test_of_two_who_know_the_same_version_one_changes_it(
     assert sorted(status for status, _ in answers) == [200, 412, 412]
 
 
-# --- pages -----------------------------------------------------------------------------------------
+# --- pages ---------------------------------------------------------------------------------------
 
 
 async def test_pages_follow_each_other_without_gap(site: ApiSite, hospital: Caller) -> None:
@@ -338,7 +340,7 @@ async def test_a_cursor_is_for_one_query_of_one_caller(
         assert (status, answer["code"]) == (400, "cursor_invalid")
 
 
-# --- pace ------------------------------------------------------------------------------------------
+# --- pace ----------------------------------------------------------------------------------------
 
 
 async def test_who_asks_too_much_waits_and_others_do_not(records: Records, tmp_path: Path) -> None:
