@@ -217,13 +217,17 @@ class ApiSite:
             services,
             tokens,
             now=self.clock,
-            elapsed_s=lambda: (self.now - NOON).total_seconds(),
+            elapsed_s=self.elapsed_s,
         )
         return app
 
     def clock(self) -> datetime:
         """The API's clock."""
         return self.now
+
+    def elapsed_s(self) -> float:
+        """What limits the pace."""
+        return (self.now - NOON).total_seconds()
 
     async def _devices(self, account: str) -> Mapping[str, DeviceKeys]:
         return await self.records.pins.trusted(account, asked_by="appservice")
