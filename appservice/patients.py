@@ -190,7 +190,8 @@ class PatientService:
                 await self._note_in(
                     connection, "patient.link_account", changed, now, account=account
                 )
-        room_id = await self._room(changed)
+        consultation = await self._records.consultations.of_patient(changed.key)
+        room_id = consultation.room_id if consultation and consultation.admitted_at else None
         if room_id is not None:  # also when it is linked already: a try before may have failed here
             await self._matrix.invite(room_id, account)
         return changed

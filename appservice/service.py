@@ -7,7 +7,7 @@ name of its own so that a push rule can mute it. Alarms have a third account (``
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -24,11 +24,13 @@ from mautrix.types import (
     DeviceID,
     DeviceLists,
     DeviceOTKCount,
+    EncryptedEvent,
     Event,
     EventType,
     Member,
     Membership,
     MemberStateEventContent,
+    MessageEvent,
     PowerLevelStateEventContent,
     RoomID,
     StateEvent,
@@ -37,6 +39,8 @@ from mautrix.types import (
 from mautrix.util.async_db import UpgradeTable
 
 from appservice.cryptographer import ASKED_BY
+from appservice.repairs import Repair, RoomNow, What, repairs
+from appservice.rooms import ENCRYPTION, Plan
 from appservice.sender import Sender
 from appservice.state import RoomState
 from fajma.config import Settings, read_secret
@@ -73,6 +77,12 @@ PING_AGAIN_S: Final = (0.2, 0.5, 1.0, 2.0, 5.0)
 AudienceChanged = Callable[[str], Awaitable[None]]
 """Called with a room id when somebody there can read from now on and could not before."""
 
+
+StateChanged = Callable[[StateEvent], Awaitable[None]]
+"""Called with each state event of a room in which one of our users is, or is invited to."""
+
+Spoken = Callable[[str, str], Awaitable[None]]
+"""Called with a room id and the sender of what was said there; what was said is not read."""
 
 Joined = Callable[[str, str], Coroutine[Any, Any, None]]
 """Called with a room id and the user id of a person who joined."""
@@ -134,6 +144,8 @@ class MatrixService:
         self._senders = (self.host, self.vitals)
         self._audience_changed: list[AudienceChanged] = []
         self._joined: list[Joined] = []
+        self._state_changed: list[StateChanged] = []
+        self._spoken: list[Spoken] = []
         self._listening = False
         self._started = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -148,6 +160,19 @@ class MatrixService:
     def on_joined(self, callback: Joined) -> None:
         """Be told of each person who joined."""
         self._joined.append(callback)
+
+    def on_state(self, callback: StateChanged) -> None:
+        """Be told of each change of a room's state; must return soon."""
+        self._state_changed.append(callback)
+
+    def on_spoken(self, callback: Spoken) -> None:
+        """Be told that somebody says something; must return soon."""
+        self._spoken.append(callback)
+
+    @property
+    def ours(self) -> frozenset[str]:
+        """Our three users."""
+        return frozenset({self.host.mxid, self.vitals.mxid, self.alerts_mxid})
 
     async def start(self) -> None:
         """Listen, start our users, and take in what was missed while we were away.
@@ -247,9 +272,109 @@ class MatrixService:
 
     async def strangers(self, room_id: str) -> frozenset[str]:
         """Who is in a room of ours, by the homeserver's word, and does not belong there."""
-        ours = {self.host.mxid, self.vitals.mxid, self.alerts_mxid}
         members = {str(user) for user in await self._state.get_members(RoomID(room_id))}
-        return frozenset(members - await self._records.audience.of(room_id) - ours)
+        return frozenset(members - await self._records.audience.of(room_id) - self.ours)
+
+    # --- what a room is --------------------------------------------------------------------------
+
+    async def room_now(self, room_id: str) -> RoomNow:
+        """A room's state, by the homeserver's word.
+
+        Raises:
+            UnavailableError: ``@fajma`` is not in it (``bot_not_in_room``).
+            MatrixError: the homeserver does not answer, or refuses.
+        """
+        try:
+            answer = await self.host.client.api.request(Method.GET, ApiPath.v3.rooms[room_id].state)
+        except (MForbidden, MNotFound) as error:
+            raise UnavailableError(
+                "@fajma was taken out of a room of ours: invite it there again, or end the"
+                " consultation and open a new one",
+                code="bot_not_in_room",
+            ) from error
+        return RoomNow.of(answer)
+
+    async def mend(self, room_id: str, plan: Plan) -> Sequence[Repair]:
+        """See that a room is as planned.
+
+        Returns:
+            What had to be mended.
+
+        Raises:
+            UnavailableError: ``@fajma`` is not in it, or may not do what it must
+                (``bot_without_power``).
+            MatrixError: the homeserver does not answer, or refuses.
+        """
+        try:
+            now = await self.room_now(room_id)
+        except UnavailableError:
+            if not await self._bring_host_back(room_id):
+                raise
+            now = await self.room_now(room_id)
+        found = repairs(now, plan)
+        for one in found:
+            await self._repair(room_id, one)
+        return found
+
+    async def _repair(self, room_id: str, one: Repair) -> None:
+        try:
+            if one.content is not None:
+                await self.set_plain_state(room_id, one.event_type, one.content)
+            elif one.what is not What.BOT:
+                await self.host.client.kick_user(RoomID(room_id), UserID(one.account))
+            else:
+                await self.invite(room_id, one.account)
+                if one.account == self.vitals.mxid:
+                    await self.vitals.client.join_room_by_id(RoomID(room_id))
+        except MForbidden as error:
+            raise UnavailableError(
+                "@fajma has lost its power in a room of ours: end the consultation and open a new"
+                " one",
+                code="bot_without_power",
+            ) from error
+
+    async def _bring_host_back(self, room_id: str) -> bool:
+        """``@fajma-vitals`` may invite: whether ``@fajma`` is in the room again."""
+        try:
+            await self.vitals.client.invite_user(RoomID(room_id), UserID(self.host.mxid))
+            await self.host.client.join_room_by_id(RoomID(room_id))
+        except MatrixError as error:
+            log.warning("bot_not_brought_back", room=room_id, error=type(error).__name__)
+            return False
+        log.warning("bot_brought_back", room=room_id)
+        return True
+
+    async def set_plain_state(
+        self, room_id: str, event_type: str, content: Mapping[str, Any], state_key: str = ""
+    ) -> None:
+        """Set state that clients and homeservers must read: in clear."""
+        await self.host.client.api.request(
+            Method.PUT, ApiPath.v3.rooms[room_id].state[event_type][state_key], dict(content)
+        )
+
+    async def join(self, room_id: str) -> None:
+        """``@fajma`` accepts an invitation; who is in the room is known afterwards."""
+        await self.host.client.join_room_by_id(RoomID(room_id))
+        await self._resync(room_id)
+
+    async def decline(self, room_id: str) -> None:
+        """``@fajma`` declines an invitation."""
+        await self.host.client.leave_room(RoomID(room_id))
+
+    async def move_into(self, room_id: str, plan: Plan) -> None:
+        """A room of ours was upgraded to this one: be in it, and have it as planned.
+
+        Raises:
+            MatrixError, UnavailableError: as ``mend``; it can be done again.
+        """
+        now = await self.room_now(room_id)
+        encryption = now.state.get(ENCRYPTION)
+        if encryption is not None:
+            await self._state.set_encryption_info(RoomID(room_id), dict(encryption))
+        await self.mend(room_id, plan)
+        for user in plan.people:
+            await self.invite(room_id, user)
+        await self._resync(room_id)
 
     async def set_power(self, room_id: str, user: str, level: int) -> None:
         """Give somebody his power in a room."""
@@ -349,8 +474,14 @@ class MatrixService:
 
     async def _on_event(self, event: Event) -> None:
         if not isinstance(event, StateEvent):
+            said = isinstance(event, MessageEvent | EncryptedEvent)
+            if said and event.sender not in self.ours:
+                for spoken in self._spoken:
+                    self._in_background(spoken(str(event.room_id), str(event.sender)))
             return
         await self._started.wait()
+        for changed in self._state_changed:
+            self._in_background(outlast(partial(changed, event), what="state"))
         try:
             await self._state.update_state(event)
             if event.type == EventType.ROOM_MEMBER:
@@ -373,7 +504,7 @@ class MatrixService:
         for sender in self._senders:
             await sender.cryptographer.crypto_store.remove_outbound_group_session(RoomID(room_id))
         await self._tell(room_id)
-        if user not in {self.host.mxid, self.vitals.mxid, self.alerts_mxid}:
+        if user not in self.ours:
             for callback in self._joined:
                 self._in_background(outlast(partial(callback, room_id, str(user)), what="joined"))
 

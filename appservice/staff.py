@@ -281,7 +281,7 @@ class StaffService:
         if person.is_active:
             await self._keep(replace(person, left_at=now), "staff.leave", now)
             # Who comes back one day does not belong at once where he was.
-            await self._records.consultations.treats_no_more(account)
+            await self._records.consultations.treats_no_more(account, now=now)
         if person.ward is not None:
             await self._off_duty(account, person.ward)
         troubles = []

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Final
 
 import structlog
 
-from appservice.rooms import room_request
+from appservice.rooms import Plan, room_request
 from appservice.service import GREET_AFTER_S, MatrixService
 from fajma.commands import Action, usage
 from fajma.config import Settings
@@ -117,17 +118,19 @@ class WardService:
         matrix = self._matrix
         team = [one.account for one in await self._records.people.team(ward.id)]
         request = room_request(
+            plan_of(matrix, team),
             name=room_name(ward),
-            creator=matrix.host.mxid,
-            bots=(matrix.alerts_mxid,),
-            clinicians=team,
-            patient=None,
             room_version=self._settings.homeserver.room_version,
             topic=topic(ward.language),
         )
         room_id = await matrix.create_room(request)
         await self._records.wards.opened(ward.id, room_id)
         log.info("ward_opened", ward=ward.id, room=room_id)
+
+
+def plan_of(matrix: MatrixService, team: Iterable[str]) -> Plan:
+    """What a ward's room must be; telemetry never goes there."""
+    return Plan(matrix.host.mxid, (matrix.alerts_mxid,), clinicians=tuple(team))
 
 
 def _bad_name(name: str) -> InputError:

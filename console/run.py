@@ -19,7 +19,6 @@ from functools import partial
 from typing import Any, Final
 
 import structlog
-from appservice.openid import OpenId
 from mautrix.errors import MatrixError
 
 from appservice.api import Services, add_routes
@@ -28,6 +27,7 @@ from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
 from appservice.cryptographer import ASKED_BY
 from appservice.messenger import Messenger
+from appservice.openid import OpenId
 from appservice.operator import Operator
 from appservice.patients import PatientService
 from appservice.service import LOCALPARTS, SCHEMAS, MatrixService
@@ -39,6 +39,7 @@ from bots.alerts.client import SignedClient
 from bots.alerts.deadman import DeadMan
 from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.illustrator import Illustrator
+from bots.alerts.kept_state import unanswered
 from bots.alerts.orders import Orders
 from bots.alerts.signs import Pace, Signs, names_of
 from bots.alerts.watchdog import Watchdog
@@ -345,7 +346,15 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         wards = WardService(settings, records, matrix)
         staff = StaffService(settings, records, matrix, operator, wards)
         patients = PatientService(records, matrix, operator, wards)
-        consultations = ConsultationService(settings, records, matrix, operator, patients)
+        rules = rules_from(settings.alarms)
+        consultations = ConsultationService(
+            settings,
+            records,
+            matrix,
+            operator,
+            patients,
+            alarm_open=partial(unanswered, records, rules),
+        )
         services = Services(
             consultations=consultations,
             wards=wards,
@@ -353,12 +362,12 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
             patients=patients,
             openid=OpenId(settings.homeserver, settings.federation, records),
             devices=matrix.trusted_devices,
-            limits=PatientLimits(records, rules_from(settings.alarms)).of,
+            limits=PatientLimits(records, rules).of,
             asked_by=ASKED_BY,
         )
         add_routes(matrix.web, settings, records, services, _tokens(settings))
         watch = Watch(settings.people, records, matrix, operator, staff)
-        illustrator = Illustrator(records, rules_from(settings.alarms))
+        illustrator = Illustrator(records, rules)
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
         matrix.on_joined(consultations.greet)

@@ -57,6 +57,20 @@ def _is_loopback(host: str) -> bool:
     return host in {"127.0.0.1", "::1", "localhost"}
 
 
+def _widget_url(url: str) -> str:
+    parts = urlsplit(url)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("must be an http(s) URL")
+    if parts.scheme == "http" and not _is_loopback(parts.hostname):
+        raise ValueError("use https for an address on another machine")
+    if parts.fragment:
+        raise ValueError("has no part after #: that is where the room is stated")
+    return url
+
+
+ServerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9.:\[\]-]{1,230}$")]
+"""A homeserver's name (Matrix specification, appendix "Server name")."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -398,15 +412,37 @@ class Api(_Section):
 class Federation(_Section):
     """Partner hospitals, each with a homeserver of its own."""
 
-    partners: list[str] = Field(
+    partners: list[ServerName] = Field(
         default=[],
-        description="Server names of the partner hospitals' homeservers, e.g. "
-        '`["matrix.ouakam.example"]`: nobody else\'s people take part.',
+        description="Server names of partner hospitals: their accounts, and those of this "
+        "homeserver, can be invited into a consultation; nobody else's.",
     )
     private_networks: list[IPv4Network | IPv6Network] = Field(
         default=[],
         description='Networks, e.g. `["10.20.0.0/16"]`, of links between hospitals: partners\' '
         "homeservers may be reached there, and else at public addresses only.",
+    )
+
+
+class Retention(_Section):
+    """How long what is over stays."""
+
+    archive_after_days: int = Field(
+        default=30,
+        ge=1,
+        le=3650,
+        description="Days after the end of a consultation after which everybody is taken out of "
+        "its room.",
+    )
+
+
+class Widgets(_Section):
+    """What rooms show beside the conversation."""
+
+    vitals_url: Annotated[str, AfterValidator(_widget_url)] | None = Field(
+        default=None,
+        description="Address of the dashboard of vitals, shown above the conversation in every "
+        "consultation; without it none is.",
     )
 
 
@@ -441,6 +477,8 @@ class Settings(BaseSettings):
     people: People = People()
     api: Api = Api()
     federation: Federation = Federation()
+    retention: Retention = Retention()
+    widgets: Widgets = Widgets()
     log: Log = Log()
 
     @classmethod
@@ -629,6 +667,8 @@ def as_toml(values: Mapping[str, Mapping[str, Any]]) -> str:
                 text = str(value).lower()
             elif isinstance(value, int | float):
                 text = str(value)
+            elif isinstance(value, list):
+                text = json.dumps(value)
             else:
                 # TOML's escapes are those of JSON, and it wants DEL escaped too.
                 text = json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")

@@ -11,6 +11,7 @@ import structlog
 from appservice.api.permissions import HOSPITAL, SCOPES, Who
 from appservice.api.tokens import AccessTokens
 from fajma.errors import AccessError
+from fajma.life import TREATING, ParticipantRole
 from fajma.store import Records
 from fajma.store.api_keys import KEY_PREFIX
 from fajma.store.people import Role
@@ -149,8 +150,13 @@ class Callers:
     async def _guests(self, account: str) -> frozenset[Who]:
         if await self._records.patients.of_account(account) is not None:
             return frozenset({Who.PATIENT})
-        if await self._records.consultations.of_account(account):
+        roles = {
+            one.role_of(account) for one in await self._records.consultations.of_account(account)
+        }
+        if roles & TREATING:
             return frozenset({Who.PARTNER})
+        if ParticipantRole.OBSERVER in roles:
+            return frozenset({Who.OBSERVER})
         raise AccessError("nobody that we know", code="account_unknown")
 
 

@@ -73,7 +73,7 @@ class ClinicalRoutes:
         await self._require(call.patient)
         limit = call.asked(PageQuery).limit
         place = self._cursors.read(call)
-        found = await self._records.outbox.about(
+        found = await self._records.outbox.told_about(
             call.patient, before=int(place) if place is not None else None, limit=limit
         )
         following = found[-1][0] if len(found) == limit else None

@@ -6,15 +6,22 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import AfterValidator, BaseModel, Field, StringConstraints, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from appservice.api.declare import Strict
 from appservice.api.pages import PageQuery
 from appservice.staff import USER_ID
 from fajma.facts import AgeBand
 from fajma.language import Language
+from fajma.life import ParticipantRole, Status
 from fajma.store.consents import Purpose
-from fajma.store.consultations import Status
 from fajma.store.people import Role
 from fajma.vitals import Age, Kind
 
@@ -530,6 +537,63 @@ class ConsultationRequest(Strict):
     language: Language | None = None
 
 
+class BookingRequest(Strict):
+    """A consultation to be agreed on for a time."""
+
+    number: Text
+    initials: Text
+    bed: Bed
+    clinicians: Annotated[
+        list[Account], Field(min_length=1, max_length=50, description="The first is the lead.")
+    ]
+    patient_account: Account | None = None
+    language: Language | None = None
+    booked_for: AwareDatetime
+
+
+class InvitationRequest(Strict):
+    """Somebody takes part, or as something else than before."""
+
+    account: Account
+    role: ParticipantRole
+
+
+class AdmissionRequest(Strict):
+    """The patient is let in."""
+
+    account: Annotated[
+        Account | None, Field(description="Who asked, so that nobody admits another by mistake.")
+    ] = None
+
+
+class EndRequest(Strict):
+    """The consultation is over."""
+
+    despite_alarm: Annotated[
+        bool, Field(description="Also while a high alarm is open that nobody has answered.")
+    ] = False
+
+
+class LanguageRequest(Strict):
+    """Another language from now on."""
+
+    language: Language
+
+
+class ParticipantAnswer(BaseModel):
+    """Somebody who takes part."""
+
+    account: str
+    role: ParticipantRole
+    invited: bool
+
+
+class ParticipantsAnswer(BaseModel):
+    """Who takes part, other than the patient, by account."""
+
+    participants: list[ParticipantAnswer]
+
+
 class ConsultationOpened(BaseModel):
     """A consultation and where it is held."""
 
@@ -545,7 +609,23 @@ class ConsultationAnswer(ConsultationOpened):
     language: Language
     time_zone: str
     opened_at: datetime
-    clinicians: list[str]
+    booked_for: datetime | None
+    admitted_at: Annotated[datetime | None, Field(description="Of the patient.")]
+    ended_at: datetime | None
+    participants: list[ParticipantAnswer]
+
+
+class SignatureAnswer(BaseModel):
+    """A clinician has signed the summary."""
+
+    account: str
+    signed_at: datetime
+
+
+class ConsultationWhole(ConsultationAnswer):
+    """One consultation, and who has signed its summary."""
+
+    signatures: list[SignatureAnswer]
 
 
 class ConsultationsAnswer(BaseModel):

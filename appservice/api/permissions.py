@@ -59,8 +59,9 @@ class Reach(StrEnum):
 
     ALL = "all"
     OWN = "own"
-    """Staff: patients of the own ward and of consultations in which they take part. Others: the
-    consultations in which they take part, and the patients of these."""
+    """Doctors and nurses: patients of the own ward and of open consultations in which they take
+    part, and these consultations. Others: the open consultations in which they take part, and their
+    patients. A patient: the own record and consultations."""
 
 
 class Permission(StrEnum):
@@ -82,6 +83,7 @@ class Permission(StrEnum):
     WRITE_CONSENTS = "consents.write"
     READ_CONSULTATIONS = "consultations.read"
     BOOK = "consultations.book"
+    ARRANGE = "consultations.arrange"
     CONDUCT = "consultations.conduct"
 
 
@@ -141,6 +143,11 @@ TABLE: Final[Mapping[Permission, Mapping[Who, Reach]]] = {
         Who.CONSULTATIONS_WRITE: _ALL,
     },
     Permission.BOOK: {Who.OPERATOR: _ALL, Who.CONSULTATIONS_WRITE: _ALL},
+    Permission.ARRANGE: {
+        **_CLINICIANS,
+        Who.OPERATOR: _ALL,
+        Who.CONSULTATIONS_WRITE: _ALL,
+    },
     Permission.CONDUCT: {**_CLINICIANS},
 }
 

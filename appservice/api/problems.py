@@ -41,6 +41,12 @@ _CONFLICTS: Final = frozenset(
         "name_taken",
         "monitor_worn_by_another",
         "patient_without_room",
+        "alarm_open",
+        "consultation_over",
+        "consultation_not_open",
+        "consultation_is_open",
+        "consultation_not_ended",
+        "last_clinician",
     }
 )
 

@@ -24,8 +24,9 @@ from appservice.api.declare import Call, Route
 from appservice.api.permissions import Permission
 from appservice.api.problems import ProblemError, not_found
 from fajma.errors import AccessError
+from fajma.life import Status
 from fajma.store import Records
-from fajma.store.consultations import Consultation, Status
+from fajma.store.consultations import Consultation
 from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
@@ -142,7 +143,7 @@ class StreamRoutes:
         return consultation
 
     async def _now(self, patient: PatientKey) -> Place:
-        newest = await self._records.outbox.about(patient, limit=1)
+        newest = await self._records.outbox.told_about(patient, limit=1)
         return Place(await self._records.readings.head(patient), newest[0][0] if newest else 0)
 
     async def _follow(
@@ -188,7 +189,7 @@ class StreamRoutes:
         sealed = await self._records.readings.sealed_after(
             place.reading, limit=AT_ONCE, patient=patient
         )
-        told = await self._records.outbox.about(patient, after=place.alarm, limit=AT_ONCE)
+        told = await self._records.outbox.told_about(patient, after=place.alarm, limit=AT_ONCE)
         opened, _ = await self._records.readings.open_all(sealed)
         events = []
         for one in opened:

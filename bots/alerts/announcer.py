@@ -22,6 +22,8 @@ from decimal import Decimal
 from enum import Enum
 from typing import Any, Final
 
+import structlog
+
 from bots.alerts import outage
 from bots.alerts.alarm import Decision, Reason
 from bots.alerts.late import LateDecision
@@ -41,6 +43,8 @@ from fajma.store.outages import Outage
 from fajma.store.patients import Patient
 from fajma.store.wards import Ward
 from fajma.vitals import PatientKey
+
+log = structlog.get_logger()
 
 _LOOK_BACK: Final = 8  # readings, among which is the one that decided
 
@@ -95,6 +99,9 @@ class Announcer:
             raise BugError("an alarm of nobody", code="alarm_without_patient")
         ward = await self._records.wards.responsible(patient.key)
         where = await self._where(patient, ward, decision)
+        if where is None:  # found late, or the end of monitoring: its room is frozen
+            log.warning("alarm_after_consultation", patient=patient.key)
+            return []
         text = render(
             decision,
             bed=patient.bed,
@@ -211,8 +218,13 @@ class Announcer:
             content[RING] = EVERYONE
         return content
 
-    async def _where(self, patient: Patient, ward: Ward | None, decision: AnyDecision) -> _Where:
-        """The room in which a phone of somebody on duty rings (docs/alarms.md, "Where")."""
+    async def _where(
+        self, patient: Patient, ward: Ward | None, decision: AnyDecision
+    ) -> _Where | None:
+        """The room in which a phone of somebody on duty rings (docs/alarms.md, "Where").
+
+        ``None`` of a patient whose consultation is over, and who is monitored no more.
+        """
         records = self._records
         consultation = await records.consultations.of_patient(patient.key)
         treating = consultation.clinicians if consultation is not None else ()
@@ -229,6 +241,8 @@ class Announcer:
             if not has_room or (in_ward and called):  # a ward without team would tell nobody
                 return _Where(ward.room_id, ward.language, ward.time_zone, sorted(called), everyone)
             treating = tuple(sorted(here)) or treating
+        if consultation is None and patient.key not in await records.devices.worn():
+            return None
         if consultation is None or consultation.room_id is None:
             # A monitor is linked to a patient who has a consultation's room or a ward's.
             raise BugError("an alarm without a room", code="alarm_without_room")

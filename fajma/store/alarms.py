@@ -196,7 +196,7 @@ class Outbox:
             key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
         )
 
-    async def about(
+    async def told_about(
         self,
         patient: PatientKey,
         *,
@@ -282,6 +282,21 @@ class Outbox:
             created_at=from_ms(row["created_at"]),
             sender=SentBy(row["sender"]),
         )
+
+    async def about(self, patient: PatientKey, *, since: datetime) -> list[Delivery]:
+        """What ``@fajma-alerts`` said, or will say, about a patient, oldest first.
+
+        Raises:
+            BugError: one of them does not open.
+        """
+        rows = await self._store.db.fetch(
+            "SELECT delivery_id FROM outbox WHERE patient_key=$1 AND sender=$2 AND created_at>=$3"
+            " ORDER BY position",
+            patient,
+            SentBy.ALERTS.value,
+            to_ms(since),
+        )
+        return [await self.get(row["delivery_id"]) for row in rows]
 
     async def delivered(self, delivery_id: str, event_id: str) -> None:
         """The homeserver confirmed it: the event is in the room."""

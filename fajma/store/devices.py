@@ -281,6 +281,39 @@ class Devices:
             await _end_link(connection, device, to_ms(now), change)
         return True
 
+    async def detach(
+        self, connection: Connection, consultation: ConsultationId, *, now: datetime
+    ) -> list[DeviceId]:
+        """The monitors of a consultation that ends are worn no more, in the caller's transaction.
+
+        Returns:
+            Which those were.
+        """
+        change = await _lock(connection)
+        rows = await connection.fetch(
+            "SELECT device_id, patient_key FROM device_link WHERE consultation_id=$1"
+            " AND linked_to IS NULL ORDER BY device_id",
+            consultation,
+        )
+        devices = [DeviceId(row["device_id"]) for row in rows]
+        for number, row in enumerate(rows, 1):
+            await self._facts.append(
+                connection, PatientKey(row["patient_key"]), TakenOff(now, devices[number - 1])
+            )
+            await _end_link(connection, devices[number - 1], to_ms(now), change + number)
+        if devices:
+            await move_head(connection, LOG, change + len(devices))
+        return devices
+
+    async def worn_in(self, consultation: ConsultationId) -> list[DeviceId]:
+        """The monitors that are worn in a consultation now."""
+        rows = await self._store.db.fetch(
+            "SELECT device_id FROM device_link WHERE consultation_id=$1 AND linked_to IS NULL"
+            " ORDER BY device_id",
+            consultation,
+        )
+        return [DeviceId(row["device_id"]) for row in rows]
+
     async def wearing(self, device: DeviceId, at: datetime) -> Wearing | None:
         """Who wore the monitor at that moment."""
         row = await self._store.db.fetchrow(

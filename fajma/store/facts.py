@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
 from mautrix.util.async_db import Connection
 
@@ -129,6 +130,19 @@ class Facts:
             limit,
         )
         return [_sealed(row) for row in rows]
+
+    async def since(self, patient: PatientKey, moment: datetime) -> list[Fact]:
+        """What was noted of a patient since then, in order.
+
+        Raises:
+            BugError: as ``open``.
+        """
+        rows = await self._store.db.fetch(
+            "SELECT * FROM fact WHERE patient_key=$1 AND noted_at>=$2 ORDER BY position",
+            patient,
+            to_ms(moment),
+        )
+        return [await self.open(_sealed(row)) for row in rows]
 
     async def open(self, sealed: SealedFact) -> Fact:
         """Open one of them.

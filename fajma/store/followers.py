@@ -7,7 +7,8 @@ from datetime import datetime
 
 from mautrix.util.async_db import Connection
 
-from fajma.store.consultations import ConsultationId, Status
+from fajma.life import Status
+from fajma.store.consultations import ConsultationId
 from fajma.store.database import Store, from_ms, to_ms
 from fajma.vitals import PatientKey
 

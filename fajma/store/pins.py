@@ -17,6 +17,7 @@ from typing import Final
 
 from mautrix.util.async_db import Connection
 
+from fajma.life import WITH_READERS
 from fajma.store.database import Store, from_ms, to_ms
 from fajma.store.readings import lock_head, move_head
 from fajma.trust import REVOKED, DeviceKeys, SignedIdentity, self_signed_devices, signed_devices
@@ -28,6 +29,9 @@ APPROVAL_VALID: Final = timedelta(days=1)
 """How long the first acceptance waits for the second."""
 
 EPOCH: Final = "trust"
+
+_WITH_READERS: Final = ", ".join(f"'{one.value}'" for one in sorted(WITH_READERS))
+"""As SQL; our own words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -339,15 +343,17 @@ class Audience:
     async def of(self, room_id: str) -> frozenset[str]:
         """Accounts that may read a room: of people, not of our senders. Empty for other rooms."""
         rows = await self._store.db.fetch(
-            "SELECT clinician.account AS account FROM consultation"
-            " JOIN consultation_clinician AS clinician"
-            " ON clinician.consultation_id=consultation.consultation_id"
-            " LEFT JOIN staff ON staff.account=clinician.account"
-            " WHERE consultation.room_id=$1 AND staff.left_at IS NULL"
-            " AND (staff.role IS NULL OR staff.role<>'operator')"  # none: a partner's clinician
+            "SELECT participant.account AS account FROM consultation"  # noqa: S608 - words of ours
+            " JOIN participant ON participant.consultation_id=consultation.consultation_id"
+            " LEFT JOIN staff ON staff.account=participant.account"
+            f" WHERE consultation.room_id=$1 AND consultation.status IN ({_WITH_READERS})"
+            " AND participant.until IS NULL AND staff.left_at IS NULL"
+            " AND (staff.role IS NULL OR staff.role<>'operator')"  # none: not of our staff
             " UNION SELECT patient.account FROM consultation"
             " JOIN patient ON patient.patient_key=consultation.patient_key"
-            " WHERE consultation.room_id=$1 AND patient.account IS NOT NULL"
+            f" WHERE consultation.room_id=$1 AND consultation.status IN ({_WITH_READERS})"
+            " AND consultation.admitted_at IS NOT NULL AND patient.account IS NOT NULL"
+            " UNION SELECT waiting_chat.account FROM waiting_chat WHERE room_id=$1"
             " UNION SELECT staff.account FROM ward JOIN staff ON staff.ward_id=ward.ward_id"
             " WHERE ward.room_id=$1 AND staff.left_at IS NULL AND staff.role<>'operator'",
             room_id,
@@ -355,7 +361,7 @@ class Audience:
         return frozenset(row["account"] for row in rows)
 
     async def rooms(self) -> list[str]:
-        """Every room of ours: consultations and wards."""
+        """Every room of ours in which something may be said: open consultations and wards."""
         rows = await self._store.db.fetch(
             "SELECT room_id FROM consultation WHERE status='open' AND room_id IS NOT NULL"
             " UNION SELECT room_id FROM ward WHERE room_id IS NOT NULL"

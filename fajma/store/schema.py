@@ -417,6 +417,53 @@ _V9 = (
 
 _register(_V9, "Answers to alarms")
 
+_V10 = (
+    # Who takes part in a consultation as what, in place of consultation_clinician. invited_at: when
+    # the homeserver took the invitation; until: when the part ended.
+    """CREATE TABLE participant (
+        consultation_id TEXT NOT NULL REFERENCES consultation (consultation_id),
+        account TEXT NOT NULL,
+        role TEXT NOT NULL,
+        since BIGINT NOT NULL,
+        invited_at BIGINT,
+        until BIGINT,
+        PRIMARY KEY (consultation_id, account)
+    )""",
+    """INSERT INTO participant (consultation_id, account, role, since, invited_at)
+        SELECT clinician.consultation_id, clinician.account, 'clinician', opened_at, opened_at
+        FROM consultation_clinician AS clinician JOIN consultation
+        ON consultation.consultation_id=clinician.consultation_id""",
+    "DROP TABLE consultation_clinician",
+    "CREATE INDEX participant_of_account ON participant (account)",
+    # revision grows with each change of what the room must show; shown is the one that it shows.
+    "ALTER TABLE consultation ADD COLUMN revision BIGINT NOT NULL DEFAULT 1",
+    "ALTER TABLE consultation ADD COLUMN shown BIGINT NOT NULL DEFAULT 0",
+    "UPDATE consultation SET shown=1 WHERE status='open'",
+    "ALTER TABLE consultation ADD COLUMN booked_for BIGINT",
+    # When the patient asked to be let in, and was: only then the patient's account may read.
+    "ALTER TABLE consultation ADD COLUMN asked_at BIGINT",
+    "ALTER TABLE consultation ADD COLUMN admitted_at BIGINT",
+    "UPDATE consultation SET admitted_at=opened_at",
+    "ALTER TABLE consultation ADD COLUMN ended_at BIGINT",
+    "CREATE INDEX consultation_of_patient ON consultation (patient_key)",
+    # Who signed the summary of a consultation.
+    """CREATE TABLE signature (
+        consultation_id TEXT NOT NULL REFERENCES consultation (consultation_id),
+        account TEXT NOT NULL,
+        signed_at BIGINT NOT NULL,
+        PRIMARY KEY (consultation_id, account)
+    )""",
+    # A patient's own chat with us, in which he asks to be let in.
+    """CREATE TABLE waiting_chat (
+        room_id TEXT PRIMARY KEY,
+        account TEXT NOT NULL
+    )""",
+    # The Matrix space in which a ward's team finds its rooms.
+    "ALTER TABLE ward ADD COLUMN space_id TEXT",
+)
+
+_register(_V10, "Life of a consultation, its participants, waiting, spaces")
+
 _V12 = (
     # Keys of hospital software; the key itself is kept nowhere.
     """CREATE TABLE api_key (

@@ -24,6 +24,7 @@ class Ward:
     Attributes:
         id: its short name.
         room_id: its team room, ``None`` until it exists.
+        space_id: the space in which its team finds its rooms, ``None`` until it exists.
         language: of its room.
         time_zone: IANA name; messages state the time in it.
         roster: who is on duty.
@@ -34,6 +35,7 @@ class Ward:
     language: Language
     time_zone: str
     roster: Roster
+    space_id: str | None = None
 
 
 class Wards:
@@ -58,6 +60,14 @@ class Wards:
         """Its team room exists."""
         await self._store.db.execute("UPDATE ward SET room_id=$2 WHERE ward_id=$1", ward, room_id)
 
+    async def has_space(self, ward: WardId, space_id: str) -> None:
+        """Its space exists."""
+        await self._store.db.execute("UPDATE ward SET space_id=$2 WHERE ward_id=$1", ward, space_id)
+
+    async def moved(self, connection: Connection, before: str, after: str) -> None:
+        """Its team room was upgraded: the team goes on in another one."""
+        await connection.execute("UPDATE ward SET room_id=$2 WHERE room_id=$1", before, after)
+
     async def get(self, ward: WardId) -> Ward | None:
         """One ward."""
         row = await self._store.db.fetchrow("SELECT * FROM ward WHERE ward_id=$1", ward)
@@ -76,11 +86,12 @@ class Wards:
             patient,
         ) or await self._store.db.fetchrow(
             "SELECT ward.* FROM consultation"
-            " JOIN consultation_clinician AS clinician"
+            " JOIN participant AS clinician"
             " ON clinician.consultation_id=consultation.consultation_id"
+            " AND clinician.role IN ('lead', 'clinician') AND clinician.until IS NULL"
             " JOIN staff ON staff.account=clinician.account AND staff.left_at IS NULL"
             " JOIN ward ON ward.ward_id=staff.ward_id WHERE consultation.patient_key=$1"
-            " ORDER BY consultation.opened_at DESC, clinician.account LIMIT 1",
+            " ORDER BY consultation.opened_at DESC, clinician.role DESC, clinician.account LIMIT 1",
             patient,
         )
         return _ward(row) if row else None
@@ -112,4 +123,5 @@ def _ward(row: Row) -> Ward:
         language=Language(row["language"]),
         time_zone=row["time_zone"],
         roster=Roster.from_json(row["roster"]),
+        space_id=row["space_id"],
     )

@@ -743,7 +743,7 @@ async def test_the_epoch_grows_with_every_change_of_who_may_read(
         await new_epoch(connection)
     assert await records.audience.epoch() == before + 4
     async with records.store.transaction() as connection:
-        await records.consultations.include(connection, consultation.id, MOUSSA)
+        await records.consultations.include(connection, consultation.id, MOUSSA, now=NOON)
     assert await elsewhere.audience.epoch() == before + 5
 
     async def grow(through: Records) -> None:

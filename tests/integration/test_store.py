@@ -25,10 +25,11 @@ from console.leak_scan import Needle, canaries, must_find, scan
 from fajma.config import DatabaseSettings
 from fajma.errors import BugError, UnavailableError
 from fajma.language import Language
+from fajma.life import Status
 from fajma.sealing import SiteKey
 from fajma.store import Hints, Records, Store, from_ms, to_ms
 from fajma.store.alarms import Delivery, NewState
-from fajma.store.consultations import Consultation, OpenRoom, Status
+from fajma.store.consultations import Consultation, OpenRoom
 from fajma.store.devices import Wearing
 from fajma.store.followers import Feed
 from fajma.store.quarantine import Refused

@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from appservice.rooms import ROTATE_AFTER_MESSAGES, ROTATE_AFTER_MS, power_levels, room_request
+from appservice.rooms import (
+    CALL_MEMBERS,
+    ROTATE_AFTER_MESSAGES,
+    ROTATE_AFTER_MS,
+    Plan,
+    can_knock,
+    power_levels,
+    required_state,
+    room_request,
+)
 
 CREATOR = "@fajma:clinic.test"
 BOTS = ("@fajma-vitals:clinic.test", "@fajma-alerts:clinic.test")
 DOCTORS = ("@awa:clinic.test", "@moussa:hospital.test")
 PATIENT = "@patient:clinic.test"
 ENCRYPTED = "m.room.encrypted"
+PLAN = Plan(CREATOR, BOTS, clinicians=DOCTORS)
 
 
 @pytest.fixture(params=["11", "12"])
@@ -23,26 +34,14 @@ def version(request: pytest.FixtureRequest) -> str:
 
 
 def request_of(version: str, *, patient: str | None = PATIENT) -> dict[str, Any]:
-    return room_request(
-        name="Consultation 7",
-        creator=CREATOR,
-        bots=BOTS,
-        clinicians=DOCTORS,
-        patient=patient,
-        room_version=version,
-    )
+    plan = replace(PLAN, others=(patient,) if patient else ())
+    return room_request(plan, name="Consultation 7", room_version=version)
 
 
 def test_a_room_has_a_topic_only_where_one_is_given() -> None:
     assert "topic" not in request_of("12")
     request = room_request(
-        name="Service medecine",
-        creator=CREATOR,
-        bots=BOTS,
-        clinicians=DOCTORS,
-        patient=None,
-        room_version="12",
-        topic="Le salon du service",
+        PLAN, name="Service medecine", room_version="12", topic="Le salon du service"
     )
     assert request["topic"] == "Le salon du service"
 
@@ -149,8 +148,9 @@ def test_nobody_but_a_bot_changes_what_the_room_is(version: str, event_type: str
     assert needed_for_state(powers(version), event_type) == 100
 
 
-def test_everyone_may_join_a_call_the_patient_too(version: str) -> None:
-    assert needed_for_state(powers(version), "org.matrix.msc3401.call.member") == 0
+@pytest.mark.parametrize("event_type", CALL_MEMBERS)
+def test_everyone_may_join_a_call_the_patient_too(version: str, event_type: str) -> None:
+    assert needed_for_state(powers(version), event_type) == 0
 
 
 def test_clinicians_arrange_widgets_and_the_topic(version: str) -> None:
@@ -164,7 +164,74 @@ def test_bots_do_not_make_a_call_of_two_a_group_call(version: str) -> None:
 
 
 def test_a_clinician_who_is_named_twice_has_one_power() -> None:
-    levels = power_levels(
-        creator=CREATOR, bots=BOTS, clinicians=[DOCTORS[0], DOCTORS[0]], room_version="12"
-    )
+    levels = power_levels(replace(PLAN, clinicians=(DOCTORS[0], DOCTORS[0])), "12")
     assert len(levels["users"]) == len(BOTS) + 1
+
+
+def test_who_takes_part_besides_has_no_power_and_is_invited(version: str) -> None:
+    observer = "@student:clinic.test"
+    request = room_request(replace(PLAN, others=(observer,)), name="C", room_version=version)
+    assert observer in request["invite"]
+    assert observer not in request["power_level_content_override"]["users"]
+
+
+# --- the end -------------------------------------------------------------------------------------
+
+
+def test_in_a_frozen_room_nobody_but_our_bots_says_or_sets_anything(version: str) -> None:
+    levels = power_levels(replace(PLAN, frozen=True), version)
+    assert levels["events_default"] == 100
+    for event_type in (*levels["events"], *CALL_MEMBERS, "m.room.topic", "com.fajma.anything"):
+        assert needed_for_state(levels, event_type) == 100
+    assert levels["kick"] == levels["notifications"]["room"] == 100
+    assert {levels["users"][doctor] for doctor in DOCTORS} == {50}
+
+
+# --- the waiting room ----------------------------------------------------------------------------
+
+
+def join_rule(plan: Plan, version: str, *, is_in: bool = False) -> str:
+    content = required_state(plan, version, patient_is_in=is_in)["m.room.join_rules"]
+    rule: str = content["join_rule"]
+    return rule
+
+
+def test_a_patient_who_waits_may_knock_until_he_is_in(version: str) -> None:
+    waits = replace(PLAN, waiting=PATIENT)
+    assert join_rule(waits, version) == "knock"
+    assert join_rule(waits, version, is_in=True) == "invite"
+    assert join_rule(PLAN, version) == "invite"
+
+
+def test_nobody_knocks_at_a_frozen_room_or_where_the_version_knows_no_knocking() -> None:
+    assert join_rule(replace(PLAN, waiting=PATIENT, frozen=True), "12") == "invite"
+    assert join_rule(replace(PLAN, waiting=PATIENT), "6") == "invite"
+    assert not can_knock("org.example.13")
+
+
+def test_whoever_waits_is_not_invited_with_the_room(version: str) -> None:
+    request = room_request(replace(PLAN, waiting=PATIENT), name="C", room_version=version)
+    assert PATIENT not in request["invite"]
+
+
+# --- the dashboard -------------------------------------------------------------------------------
+
+
+def test_without_an_address_of_the_dashboard_there_is_no_widget() -> None:
+    types = {entry["type"] for entry in request_of("12")["initial_state"]}
+    assert not types & {"im.vector.modular.widgets", "io.element.widgets.layout"}
+
+
+def test_the_dashboard_stands_above_the_conversation_and_tells_the_room_to_no_web_server() -> None:
+    request = room_request(
+        PLAN, name="C", room_version="12", vitals_url="https://widgets.clinic.test/vitals/"
+    )
+    state = {(one["type"], one["state_key"]): one["content"] for one in request["initial_state"]}
+    widget = state["im.vector.modular.widgets", "fajma-vitals"]
+    assert widget["id"] == "fajma-vitals"
+    assert widget["creatorUserId"] == CREATOR
+    before, _, behind = widget["url"].partition("#")
+    assert before == "https://widgets.clinic.test/vitals/"
+    assert "$matrix_room_id" in behind
+    layout = state["io.element.widgets.layout", ""]["widgets"]
+    assert layout["fajma-vitals"]["container"] == "top"
