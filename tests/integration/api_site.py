@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
@@ -22,11 +23,24 @@ from appservice.api.declare import PREFIX, Route
 from appservice.api.models import LimitInForce
 from appservice.api.permissions import SCOPES, Who
 from appservice.api.sign_in import signed_request
+from appservice.consultations import ConsultationService
 from appservice.patients import PatientService
+from appservice.repairs import Repair, RoomNow
+from appservice.rooms import Plan
 from appservice.staff import Finding, StaffService
 from appservice.wards import WardService
-from fajma.config import Api, Homeserver, Secrets, Settings, Site
+from fajma.config import (
+    Api,
+    Federation,
+    Homeserver,
+    Retention,
+    Secrets,
+    Settings,
+    Site,
+    Widgets,
+)
 from fajma.errors import AccessError, InputError
+from fajma.life import ParticipantRole
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.patients import Patient
@@ -40,6 +54,7 @@ from tests.integration.scene import (
     MEDICINE,
     MOUSSA,
     NOON,
+    OURS,
     SURGERY,
     Scene,
     consultation,
@@ -109,11 +124,41 @@ class FakePhone:
         }
 
 
+class FakeSender:
+    """One of our accounts, whose homeserver takes everything."""
+
+    def __init__(self, mxid: str) -> None:
+        self.mxid = mxid
+
+    async def send(
+        self, room_id: str, event_type: str, content: Mapping[str, Any], *, transaction_id: str
+    ) -> None:
+        assert room_id
+        assert event_type
+        assert content
+        assert transaction_id
+
+    async def set_state(
+        self, room_id: str, event_type: str, state_key: str, content: Mapping[str, Any]
+    ) -> None:
+        assert room_id
+        assert event_type
+        assert state_key == ""
+        assert content
+
+
 class FakeMatrix:
-    """The homeserver, which takes everything."""
+    """The homeserver, which takes everything; ``waits`` holds up the making of rooms."""
 
     def __init__(self) -> None:
+        self.host, self.vitals, alerts = (FakeSender(one) for one in OURS)
+        self.alerts_mxid = alerts.mxid
+        self.ours = frozenset(OURS)
         self.invited: list[tuple[str, str]] = []
+        self.makes_room = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+        self._rooms = 0
 
     def is_local(self, user: str) -> bool:
         return user.endswith(":clinic.test")
@@ -122,12 +167,28 @@ class FakeMatrix:
         if account.startswith("@fajma"):
             raise InputError("an account of ours", code="account_of_fajma")
 
+    async def create_room(self, request: Mapping[str, Any]) -> str:
+        assert request
+        self.makes_room.set()
+        await self.may_go_on.wait()
+        self._rooms += 1
+        return f"!new-{self._rooms}:clinic.test"
+
     async def invite(self, room_id: str, user: str) -> None:
         self.invited.append((room_id, user))
 
     async def remove(self, room_id: str, user: str) -> None:
         assert room_id
         assert user
+
+    async def mend(self, room_id: str, plan: Plan) -> Sequence[Repair]:
+        assert room_id
+        assert plan
+        return ()
+
+    async def room_now(self, room_id: str) -> RoomNow:
+        assert room_id
+        return RoomNow("12", {}, {})
 
     async def strangers(self, room_id: str) -> frozenset[str]:
         assert room_id
@@ -150,23 +211,6 @@ class QuietStaff(StaffService):
         return []
 
 
-class FakeConsultations:
-    """Consultations without rooms on a homeserver."""
-
-    def __init__(self, scene: Scene) -> None:
-        self._scene = scene
-        self.done: list[tuple[Any, ...]] = []
-
-    async def open(self, **asked: Any) -> Consultation:
-        known = await self._scene.records.patients.by_number(asked["number"])
-        if known is not None:
-            opened = await self._scene.records.consultations.of_patient(known.key)
-            if opened is not None:
-                return opened
-        _, opened = await consultation(self._scene, *asked["clinicians"], number=asked["number"])
-        return opened
-
-
 class ApiSite:
     """The API, and who calls it.
 
@@ -174,6 +218,7 @@ class ApiSite:
         now: what the clock shows.
         mine: the patient of ward medicine who is in a consultation with the doctor.
         other: a patient of another ward, in a consultation with others.
+        in_alarm: whether patients have an alarm that nobody has answered.
     """
 
     mine: Patient
@@ -187,7 +232,7 @@ class ApiSite:
         self.openid = FakeOpenId()
         self.phones: dict[str, FakePhone] = {}
         self.matrix = FakeMatrix()
-        self.consultations = FakeConsultations(scene)
+        self.in_alarm = False
         self.limits: list[LimitInForce] = []
         self.routes: list[Route] = []
         self._headers: dict[Who, dict[str, str]] = {}
@@ -196,13 +241,20 @@ class ApiSite:
         """The web server's application, with the API in it."""
         matrix: Any = self.matrix
         operator: Any = FakeOperator()
-        consultations: Any = self.consultations
         wards = WardService(self.settings, self.records, matrix)
+        patients = PatientService(self.records, matrix, operator, wards)
         services = Services(
-            consultations=consultations,
+            consultations=ConsultationService(
+                self.settings,
+                self.records,
+                matrix,
+                operator,
+                patients,
+                alarm_open=self._alarm_open,
+            ),
             wards=wards,
             staff=QuietStaff(self.settings, self.records, matrix, operator, wards),
-            patients=PatientService(self.records, matrix, operator, wards),
+            patients=patients,
             openid=self.openid,
             devices=self._devices,
             limits=self._limits,
@@ -231,6 +283,10 @@ class ApiSite:
 
     async def _devices(self, account: str) -> Mapping[str, DeviceKeys]:
         return await self.records.pins.trusted(account, asked_by="appservice")
+
+    async def _alarm_open(self, patient: PatientKey) -> bool:
+        assert patient
+        return self.in_alarm
 
     async def _limits(self, patient: PatientKey, now: datetime) -> Sequence[LimitInForce]:
         assert patient
@@ -352,6 +408,9 @@ def settings_in(directory: Path, *, requests_per_s: float = 1000) -> Settings:
             operator_token_file=nowhere,
             alert_bot_password_file=nowhere,
         ),
+        federation=Federation(partners=["partner.test"]),
+        retention=Retention(),
+        widgets=Widgets(),
         api=Api(requests_per_s=requests_per_s, requests_at_once=int(requests_per_s)),
     )
 
@@ -367,6 +426,10 @@ async def furnished(records: Records, directory: Path, **settings: Any) -> ApiSi
     site.other, site.other_consultation = await consultation(
         scene, IBOU, number="2", account=OTHER_PATIENT, ward=SURGERY
     )
+    async with records.store.transaction() as connection:
+        await records.consultations.include(
+            connection, site.consultation.id, OBSERVER, ParticipantRole.OBSERVER, now=NOON
+        )
     return site
 
 

@@ -247,22 +247,14 @@ async def test_a_key_is_the_callers_own_and_forgotten_after_a_day(
 async def test_what_is_being_done_is_not_begun_a_second_time(
     site: ApiSite, hospital: Caller
 ) -> None:
-    going_on, may_end = asyncio.Event(), asyncio.Event()
-    open_now = site.consultations.open
-
-    async def slowly(**asked: Any) -> Any:
-        going_on.set()
-        await may_end.wait()
-        return await open_now(**asked)
-
-    site.consultations.open = slowly  # type: ignore[method-assign]
-    body = {"number": "1", "initials": "A.D.", "bed": "1", "clinicians": ["@awa:clinic.test"]}
+    site.matrix.may_go_on.clear()
+    body = {"number": "9", "initials": "A.D.", "bed": "1", "clinicians": ["@awa:clinic.test"]}
     once = {"headers": {"Idempotency-Key": "k-3"}}
     first = asyncio.create_task(hospital.asks("POST", "/consultations", body, **once))
-    await going_on.wait()
+    await site.matrix.makes_room.wait()
     status, answer = await hospital.asks("POST", "/consultations", body, **once)
     assert (status, answer["code"]) == (409, "idempotency_key_in_use")
-    may_end.set()
+    site.matrix.may_go_on.set()
     assert (await first)[0] == 200
 
 

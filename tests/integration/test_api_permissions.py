@@ -64,7 +64,7 @@ class Asked:
             .replace("{consultation}", consultation.id)
             .replace("{consent}", consent)
             .replace("{device}", MONITOR)
-            .replace("{account}", "@awa:clinic.test")
+            .replace("{account}", "@fatou:clinic.test")
         )
         bodies: dict[str, Any] = {
             "POST /patients/find": {"number": patient.number},
@@ -74,6 +74,11 @@ class Asked:
             "PATCH /patients/{patient}": {"bed": "3"},
             "PUT /patients/{patient}/devices/{device}": {},
             "POST /patients/{patient}/consents": {"purpose": "monitoring"},
+            "POST /consultations/{consultation}/participants": {
+                "account": "@fatou:clinic.test",
+                "role": "clinician",
+            },
+            "POST /consultations/{consultation}/language": {"language": "en"},
         }
         self.body = bodies.get(route, {} if self.method == "POST" else None)
 
@@ -135,7 +140,7 @@ async def given(site: ApiSite, patient: Any) -> str:
     return consent.id
 
 
-@pytest.mark.parametrize("who", [Who.DOCTOR, Who.NURSE, Who.PATIENT, Who.PARTNER])
+@pytest.mark.parametrize("who", [Who.DOCTOR, Who.NURSE, Who.PATIENT, Who.PARTNER, Who.OBSERVER])
 async def test_lists_hold_what_is_the_callers_own(
     site: ApiSite, client: TestClient[Any, Any], who: Who
 ) -> None:

@@ -145,15 +145,29 @@ async def test_a_silent_stream_says_that_it_is_there(
 
 async def test_the_stream_of_who_leaves_ends(site: ApiSite, client: TestClient[Any, Any]) -> None:
     reader = await opens(site, client)
-    await site.records.consultations.treats_no_more(AWA)
-    person = await site.records.people.get(AWA)
-    assert person is not None
+    await site.records.consultations.treats_no_more(AWA, now=site.now)
+    assert await reader.event() == ("end", "", {})
+    assert await reader.at_end()
+
+
+async def test_the_stream_of_a_lost_phone_ends(site: ApiSite, client: TestClient[Any, Any]) -> None:
+    reader = await opens(site, client)
     phone = await site.phone(AWA)
     async with site.records.store.transaction() as connection:
         await site.records.pins.block(connection, AWA, [phone.device_id])
-    await site.measures(site.mine.key, 97)
-    assert await reader.event() == ("end", "", {})
-    assert await reader.at_end()
+    assert (await reader.event())[0] == "end"
+
+
+async def test_the_stream_ends_with_the_consultation(
+    site: ApiSite, client: TestClient[Any, Any]
+) -> None:
+    reader = await opens(site, client)
+    nurse = Caller(client, await site.headers(client, Who.NURSE))
+    path = f"/consultations/{site.consultation.id}"
+    assert (await nurse.asks("POST", f"{path}/end", {}))[0] == 200
+    assert (await reader.event())[0] == "end"
+    status, answer = await nurse.asks("GET", f"{path}/stream")
+    assert (status, answer["code"]) == (409, "consultation_not_open")
 
 
 async def test_a_stream_ends_with_its_token(site: ApiSite, client: TestClient[Any, Any]) -> None:
