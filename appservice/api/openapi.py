@@ -153,6 +153,12 @@ def _without_none(schema: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+_FORMS: Final[Mapping[str, Mapping[str, str]]] = {
+    "Idempotency-Key": {"pattern": r"^[\x21-\x7e]{1,255}$"},
+    "Last-Event-ID": {"pattern": r"^r[0-9]{1,18}-a[0-9]{1,18}$"},
+}
+
+
 def _headers(route: Route) -> list[dict[str, Any]]:
     found: list[tuple[str, bool, str]] = []
     if route.takes_key:
@@ -162,18 +168,13 @@ def _headers(route: Route) -> list[dict[str, Any]]:
         found.append(("If-Match", True, f"The ETag of {route.version_of.name}."))
     if route.content_type == "text/event-stream":
         found.append(("Last-Event-ID", False, "The id of the last event that you have."))
-    patterns = {
-        "Idempotency-Key": r"^[\x21-\x7e]{1,255}$",
-        "If-Match": r'^"[0-9a-f]{32}"$',
-        "Last-Event-ID": r"^r[0-9]{1,18}-a[0-9]{1,18}$",
-    }
     return [
         {
             "name": name,
             "in": "header",
             "required": required,
             "description": description,
-            "schema": {"type": "string", "pattern": patterns[name]},
+            "schema": {"type": "string", **_FORMS.get(name, {})},
         }
         for name, required, description in found
     ]
