@@ -35,7 +35,7 @@ def api_key() -> None:
     "scopes",
     multiple=True,
     required=True,
-    type=click.Choice(sorted(SCOPES)),
+    type=click.Choice(sorted(one.value for one in SCOPES)),
     help="What it may do; may be repeated.",
 )
 @click.option(
