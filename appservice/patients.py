@@ -57,6 +57,7 @@ class PatientService:
         language: Language | None,
         time_zone: str | None,
         now: datetime,
+        by: str = OPERATOR,
     ) -> Patient:
         """Keep a new record.
 
@@ -82,7 +83,7 @@ class PatientService:
             time_zone=time_zone,
             now=now,
         )
-        await self._note("patient.add", patient, now)
+        await self._note("patient.add", patient, now, by)
         return patient
 
     async def all(self, ward: str | None = None) -> list[Patient]:
@@ -100,7 +101,7 @@ class PatientService:
         limit: int,
         ward: str | None = None,
         among: Collection[PatientKey] | None = None,
-    ) -> list[Patient]:
+    ) -> tuple[list[Patient], PatientKey | None]:
         """Some records, in the order of their keys.
 
         Args:
@@ -108,6 +109,9 @@ class PatientService:
             limit: how many at most.
             ward: of this ward only.
             among: only these.
+
+        Returns:
+            The records, and ``after`` of the next page, if there may be one.
 
         Raises:
             InputError: there is no such ward.
@@ -131,7 +135,9 @@ class PatientService:
             if one.key != patient.key and one.bed.casefold() == patient.bed.casefold()
         ]
 
-    async def change(self, number: str, changes: Mapping[str, Any], *, now: datetime) -> Patient:
+    async def change(
+        self, number: str, changes: Mapping[str, Any], *, now: datetime, by: str = OPERATOR
+    ) -> Patient:
         """Change bed, initials, ward, age band, pregnancy, language or time zone.
 
         An empty ward is none.
@@ -150,10 +156,12 @@ class PatientService:
         changed = replace(patient, **values)
         async with self._records.store.transaction() as connection:
             await self._records.patients.change(connection, changed, now=now)
-        await self._note("patient.change", changed, now)
+        await self._note("patient.change", changed, now, by)
         return changed
 
-    async def link_account(self, number: str, account: str, *, now: datetime) -> Patient:
+    async def link_account(
+        self, number: str, account: str, *, now: datetime, by: str = OPERATOR
+    ) -> Patient:
         """From now on the patient takes part with a Matrix account.
 
         The account gets the telemetry rule and does not ring for alarms.
@@ -173,7 +181,7 @@ class PatientService:
             # First, for without our rules the invitation would ring; refuses an unknown account.
             await self._operator.ring(account, rings=False)
         if patient.account not in (None, account):
-            await self.unlink_account(number, now=now)
+            await self.unlink_account(number, now=now, by=by)
             patient = await self.of_number(number)
         changed = replace(patient, account=account)
         if patient.account is None:
@@ -188,7 +196,7 @@ class PatientService:
                     )
                 await self._records.patients.change(connection, changed, now=now)
                 await self._note_in(
-                    connection, "patient.link_account", changed, now, account=account
+                    connection, "patient.link_account", changed, now, by, account=account
                 )
         consultation = await self._records.consultations.of_patient(changed.key)
         room_id = consultation.room_id if consultation and consultation.admitted_at else None
@@ -196,7 +204,7 @@ class PatientService:
             await self._matrix.invite(room_id, account)
         return changed
 
-    async def unlink_account(self, number: str, *, now: datetime) -> Patient:
+    async def unlink_account(self, number: str, *, now: datetime, by: str = OPERATOR) -> Patient:
         """The patient goes on without account: it leaves the room and gets no key any more.
 
         The account itself stays on its homeserver. Safe to repeat.
@@ -208,7 +216,7 @@ class PatientService:
                 await new_epoch(connection)
                 await self._records.patients.change(connection, changed, now=now)
                 await self._note_in(
-                    connection, "patient.unlink_account", changed, now, account=patient.account
+                    connection, "patient.unlink_account", changed, now, by, account=patient.account
                 )
         room_id = await self._room(patient)
         if room_id is not None:
@@ -220,7 +228,13 @@ class PatientService:
         return changed
 
     async def wear(
-        self, number: str, device: DeviceId, *, now: datetime, since: str | None = None
+        self,
+        number: str,
+        device: DeviceId,
+        *,
+        now: datetime,
+        since: str | None = None,
+        by: str = OPERATOR,
     ) -> tuple[Patient, Patient | None]:
         """From now on, or since a moment in the past, the patient wears this monitor.
 
@@ -229,6 +243,7 @@ class PatientService:
             device: the monitor.
             now: aware UTC time.
             since: see ``moment``; the time zone is the ward's.
+            by: who asks for it, for the audit.
 
         Returns:
             The patient, and who wore the monitor until now, if it was another one.
@@ -254,12 +269,14 @@ class PatientService:
             device, patient.key, consultation.id if consultation else None, now=now, since=began
         )
         detail = {"since": began.isoformat(timespec="seconds")} if began else {}
-        await self._note("patient.wear", patient, now, device=device, **detail)
+        await self._note("patient.wear", patient, now, by, device=device, **detail)
         if before is None or before.patient == patient.key:
             return patient, None
         return patient, await self._records.patients.get(before.patient)
 
-    async def take_off(self, number: str, device: DeviceId, *, now: datetime) -> Patient:
+    async def take_off(
+        self, number: str, device: DeviceId, *, now: datetime, by: str = OPERATOR
+    ) -> Patient:
         """From now on the patient does not wear this monitor: its silence is no alarm any more.
 
         Raises:
@@ -271,7 +288,7 @@ class PatientService:
                 "the patient does not wear this monitor: see `fajma patient list`",
                 code="monitor_not_worn",
             )
-        await self._note("patient.take_off", patient, now, device=device)
+        await self._note("patient.take_off", patient, now, by, device=device)
         return patient
 
     async def _room(self, patient: Patient) -> str | None:
@@ -289,15 +306,23 @@ class PatientService:
             raise unknown_number()
         return patient
 
-    async def _note(self, action: str, patient: Patient, now: datetime, **detail: str) -> None:
+    async def _note(
+        self, action: str, patient: Patient, now: datetime, by: str, **detail: str
+    ) -> None:
         async with self._records.store.transaction() as connection:
-            await self._note_in(connection, action, patient, now, **detail)
+            await self._note_in(connection, action, patient, now, by, **detail)
 
     async def _note_in(
-        self, connection: Connection, action: str, patient: Patient, now: datetime, **detail: str
+        self,
+        connection: Connection,
+        action: str,
+        patient: Patient,
+        now: datetime,
+        by: str,
+        **detail: str,
     ) -> None:
         await self._records.audit.note(
-            connection, actor=OPERATOR, action=action, subject=patient.key, now=now, **detail
+            connection, actor=by, action=action, subject=patient.key, now=now, **detail
         )
         log.info(action.replace(".", "_"), patient=patient.key)
 

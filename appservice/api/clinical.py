@@ -112,8 +112,10 @@ def observation(reading: Reading) -> Observation:
     )
 
 
-def alarm_said(delivery: Delivery) -> AlarmSaid | None:
-    """A message about an alarm as it is answered; ``None`` for any other message."""
+def alarm_said(delivery: Delivery | None) -> AlarmSaid | None:
+    """A message about an alarm as it is answered; ``None`` for any other, or one that is locked."""
+    if delivery is None:
+        return None
     try:
         block = AlarmBlock.from_content(delivery.content[ALARM])
     except (DecodeError, KeyError, TypeError):

@@ -108,7 +108,7 @@ _OTHER: Final[Mapping[str, Mapping[str, Any]]] = {
 def _errors(route: Route) -> list[int]:
     found = {400, 401, 403, 413, 415, 429, 500, 502, 503}
     if route.parameters or route.body is not None or route.query.model_fields:
-        found |= {404, 409}
+        found |= {404, 409, 410}
     if route.takes_key:
         found |= {409, 422}
     if route.version_of is not None:

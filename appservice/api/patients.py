@@ -70,17 +70,15 @@ class PatientRoutes:
     async def _all(self, call: Call) -> PatientsAnswer:
         asked = call.asked(models.PatientsQuery)
         among = await self._reaches.patients(call.caller, call.reach)
-        found = await self._patients.page(
-            after=self._cursors.read(call), limit=asked.limit + 1, ward=asked.ward, among=among
+        page, following = await self._patients.page(
+            after=self._cursors.read(call), limit=asked.limit, ward=asked.ward, among=among
         )
-        page = found[: asked.limit]
         worn = await self._patients.monitors()
         listed = [
             PatientListed(**dict(_patient(one)), monitors=list(worn.get(one.key, [])))
             for one in page
         ]
-        more = page[-1].key if len(found) > len(page) else None
-        return PatientsAnswer(patients=listed, next=self._cursors.make(call, more))
+        return PatientsAnswer(patients=listed, next=self._cursors.make(call, following))
 
     async def _add(self, call: Call) -> PatientInBed:
         body = call.sent(models.PatientRequest)
@@ -95,6 +93,7 @@ class PatientRoutes:
             language=body.language,
             time_zone=body.time_zone,
             now=call.now,
+            by=call.caller.id,
         )
         return await self._in_bed(patient)
 
@@ -108,26 +107,38 @@ class PatientRoutes:
     async def _patch(self, call: Call) -> PatientAnswer:
         patient = await self._known(call.patient)
         changes = call.sent(models.PatientChanges).changes()
-        return _patient(await self._patients.change(patient.number, changes, now=call.now))
+        return _patient(
+            await self._patients.change(patient.number, changes, now=call.now, by=call.caller.id)
+        )
 
     async def _change(self, call: Call) -> PatientInBed:
         body = call.sent(models.PatientChange)
         return await self._in_bed(
-            await self._patients.change(body.number, body.changes(), now=call.now)
+            await self._patients.change(
+                body.number, body.changes(), now=call.now, by=call.caller.id
+            )
         )
 
     async def _account(self, call: Call) -> PatientAnswer:
         body = call.sent(models.PatientAccountRequest)
         if body.account is None:
-            return _patient(await self._patients.unlink_account(body.number, now=call.now))
-        return _patient(await self._patients.link_account(body.number, body.account, now=call.now))
+            return _patient(
+                await self._patients.unlink_account(body.number, now=call.now, by=call.caller.id)
+            )
+        return _patient(
+            await self._patients.link_account(
+                body.number, body.account, now=call.now, by=call.caller.id
+            )
+        )
 
     async def _monitor(self, call: Call) -> PatientWorn:
         body = call.sent(models.PatientMonitor)
         await self._of_number(call, body.number)
         device = DeviceId(body.device)
         if body.off:
-            patient = await self._patients.take_off(body.number, device, now=call.now)
+            patient = await self._patients.take_off(
+                body.number, device, now=call.now, by=call.caller.id
+            )
             return PatientWorn(**dict(_patient(patient)), worn_before_by=None)
         return await self._put_on(call, body.number, device, body.since)
 
@@ -155,7 +166,9 @@ class PatientRoutes:
     async def _put_on(
         self, call: Call, number: str, device: DeviceId, since: str | None
     ) -> PatientWorn:
-        patient, before = await self._patients.wear(number, device, now=call.now, since=since)
+        patient, before = await self._patients.wear(
+            number, device, now=call.now, since=since, by=call.caller.id
+        )
         shown = None
         if before is not None:
             among = await self._reaches.patients(call.caller, call.reach)
@@ -164,7 +177,11 @@ class PatientRoutes:
 
     async def _take_off(self, call: Call) -> PatientAnswer:
         patient = await self._known(call.patient)
-        return _patient(await self._patients.take_off(patient.number, call.device, now=call.now))
+        return _patient(
+            await self._patients.take_off(
+                patient.number, call.device, now=call.now, by=call.caller.id
+            )
+        )
 
     async def _known(self, key: PatientKey) -> Patient:
         patient = await self._records.patients.get(key)

@@ -120,6 +120,10 @@ def _ours(error: Exception) -> ProblemError:
         return ProblemError(503, error.code, str(error), headers={"Retry-After": str(wait_s)})
     if isinstance(error, MatrixError):
         return ProblemError(502, "homeserver_refused", "the homeserver refuses; see the log")
+    if isinstance(error, BugError) and error.code == "patient_key_missing":
+        return ProblemError(
+            410, "patient_erased", "this patient was erased: nothing opens any more"
+        )
     if isinstance(error, FajmaError) and not isinstance(error, BugError):
         return ProblemError(503, error.code, str(error))
     return ProblemError(500, "bug", "this is a bug in FAJMA: its log names it; tell the operator")

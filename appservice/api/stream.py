@@ -173,6 +173,8 @@ class StreamRoutes:
                 call.request.transport.abort()
         except ConnectionError:
             pass  # the reader has gone
+        except Exception as error:  # noqa: BLE001 - he comes back, and goes on where he was
+            log.error("api_stream_broke", error=type(error).__name__)
 
     async def _may(self, call: Call) -> bool:
         until = call.caller.until

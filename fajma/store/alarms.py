@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -204,8 +205,10 @@ class Outbox:
         limit: int,
         before: int | None = None,
         after: int | None = None,
-    ) -> list[tuple[int, Delivery]]:
+    ) -> list[tuple[int, Delivery | None]]:
         """What was promised about a patient, with its place in the outbox.
+
+        A row that does not open is ``None``: it harms no other.
 
         Args:
             patient: about whom.
@@ -224,7 +227,13 @@ class Outbox:
             place,
             limit,
         )
-        return [(row["position"], await self._opened(row)) for row in rows]
+        found: list[tuple[int, Delivery | None]] = []
+        for row in rows:
+            delivery = None
+            with contextlib.suppress(BugError):
+                delivery = await self._opened(row)
+            found.append((row["position"], delivery))
+        return found
 
     async def rooms_waiting(
         self, sender: SentBy = SentBy.ALERTS, *, about_patients: bool = False

@@ -150,14 +150,17 @@ class Patients:
         limit: int,
         ward: WardId | None = None,
         among: Collection[PatientKey] | None = None,
-    ) -> list[Patient]:
-        """Some patients, in the order of their keys.
+    ) -> tuple[list[Patient], PatientKey | None]:
+        """Some patients, in the order of their keys; without those whose own keys are gone.
 
         Args:
             after: key of the last one that is known; empty at the beginning.
             limit: how many at most.
             ward: of this ward only.
             among: only these.
+
+        Returns:
+            The patients, and ``after`` of the next page, if there may be one.
         """
         if among is None:
             rows: Sequence[Row] = await self._store.db.fetch(
@@ -175,7 +178,12 @@ class Patients:
                 ward,
             )
             rows = sorted(rows, key=lambda row: str(row["patient_key"]))[:limit]
-        return [await self._patient(row) for row in rows]
+        keys = [PatientKey(row["patient_key"]) for row in rows]
+        gone = await self._keys.missing(keys)
+        found = [
+            await self._patient(row) for row, key in zip(rows, keys, strict=True) if key not in gone
+        ]
+        return found, keys[-1] if len(keys) == limit else None
 
     async def keys_of_ward(self, ward: WardId) -> frozenset[PatientKey]:
         """Who lies in a ward."""

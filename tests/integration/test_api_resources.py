@@ -17,7 +17,7 @@ from appservice.api.permissions import Who
 from fajma.store import Records, readings
 from fajma.vitals import Kind
 from tests.integration.api_site import HOSPITAL_TOKEN, MONITOR, ApiSite, Caller, furnished, served
-from tests.integration.scene import NOON, falls
+from tests.integration.scene import AWA, NOON, falls
 
 
 @pytest.fixture
@@ -157,6 +157,9 @@ async def test_a_monitor_is_put_on_seen_and_taken_off(
     assert answer["devices"][0]["worn_until"] == "2026-03-02T12:01:00Z"
     status, refused = await doctor.asks("DELETE", f"{path}/{MONITOR}")
     assert (status, refused["code"]) == (404, "monitor_not_worn")
+    acts = [(one.actor, one.action) for one in await site.records.audit.latest()]
+    assert (AWA, "patient.wear") in acts
+    assert (AWA, "patient.take_off") in acts
 
 
 async def test_whose_monitor_it_was_is_told_only_to_who_may_know(
@@ -213,6 +216,26 @@ async def test_a_consent_of_another_patient_is_not_withdrawn(
     status, answer = await patient.asks("POST", theirs)
     assert (status, answer["code"]) == (404, "consent_unknown")
     assert (await software.asks("GET", path))[0] == 200
+
+
+async def test_an_erased_patient_is_said_so_and_harms_no_list(site: ApiSite) -> None:
+    await site.records.store.db.execute(
+        "DELETE FROM patient_key WHERE patient_key=$1", site.mine.key
+    )
+    site.records = Records(site.records.store, site.records.site_key)  # which remembers no key
+    async with served(site) as restarted:
+        software = await caller(site, restarted, Who.PATIENTS_READ)
+        status, answer = await software.asks("GET", f"/patients/{site.mine.key}")
+        assert (status, answer["code"]) == (410, "patient_erased")
+        listed: list[str] = []
+        following = ""
+        while True:
+            _, answer = await software.asks("GET", f"/patients?limit=1{following}")
+            listed += [one["patient"] for one in answer["patients"]]
+            if answer["next"] is None:
+                break
+            following = f"&cursor={answer['next']}"
+        assert listed == [site.other.key]
 
 
 # --- names ---------------------------------------------------------------------------------------

@@ -195,6 +195,18 @@ async def test_streams_do_not_hold_up_the_end_of_the_server(site: ApiSite) -> No
         assert reader.response.status == 200
 
 
+async def test_a_stream_that_breaks_ends_and_nothing_else_is_sent_in_it(
+    site: ApiSite, client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = await opens(site, client)
+
+    async def away(*_: Any, **__: Any) -> Any:
+        raise OSError
+
+    monkeypatch.setattr(site.records.readings, "sealed_after", away)
+    assert await reader.at_end()
+
+
 class FakeLog:
     """Says when a reader was cut off."""
 
