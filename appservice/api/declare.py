@@ -149,6 +149,11 @@ class Route:
         return f"{self.method} {self.path}"
 
     @property
+    def only_reads(self) -> bool:
+        """Whether answering takes our database alone, and not for long."""
+        return self.method == "GET" and self.content_type != "text/event-stream"
+
+    @property
     def takes_key(self) -> bool:
         """Whether an ``Idempotency-Key`` counts."""
         return self.method == "POST" and not self.is_sign_in

@@ -83,7 +83,10 @@ class Gate:
         """What aiohttp calls for a route."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
-            return await self._pass(route, request)
+            if not route.only_reads:
+                return await self._pass(route, request)
+            async with self._records.store.session():  # one connection for all it looks up
+                return await self._pass(route, request)
 
         return handle
 

@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final, cast
@@ -34,6 +34,8 @@ SCANNED: Final = 5000
 """Readings of a patient that are looked at for one page of a span of time: seven hours at one in
 five seconds."""
 
+_BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
+_END: Final = datetime.max.replace(tzinfo=UTC)
 _AHEAD_MS: Final = 3_600_000
 """More than any clock of a monitor that is believed goes ahead (``bridges.mqtt_vitals.clocks``)."""
 
@@ -346,12 +348,28 @@ class Readings:
             The readings, and ``before`` of the next page, if there may be one.
         """
         before = _LAST if before is None else before
+        if since is None and until is None:
+            rows = await self._store.db.fetch(
+                "SELECT * FROM reading WHERE patient_key=$1 AND position<$2"
+                " ORDER BY position DESC LIMIT $3",
+                patient,
+                before,
+                limit + 1,
+            )
+            found = [_sealed(row) for row in rows[:limit]]
+            return found, found[-1].position if len(rows) > limit else None
+        return await self._span(patient, before, since or _BEGINNING, until or _END, limit)
+
+    async def _span(
+        self, patient: PatientKey, before: int, since: datetime, until: datetime, limit: int
+    ) -> tuple[list[SealedReading], int | None]:
+        """The same of what was measured in a span of time."""
         floor = await self._store.db.fetchrow(
             "SELECT position, received_at FROM reading WHERE patient_key=$1 AND position<$2"
             " ORDER BY position DESC LIMIT 1 OFFSET $3",
             patient,
             before,
-            SCANNED - 1 if since or until else limit - 1,
+            SCANNED - 1,
         )
         rows = await self._store.db.fetch(
             "SELECT * FROM reading WHERE patient_key=$1 AND position<$2 AND position>=$3"
@@ -359,20 +377,17 @@ class Readings:
             patient,
             before,
             floor["position"] if floor is not None else 0,
-            to_ms(since) if since is not None else 0,
-            to_ms(until) if until is not None else _LAST,
+            to_ms(since),
+            to_ms(until),
             limit,
         )
         found = [_sealed(row) for row in rows]
         if len(found) == limit:
             return found, found[-1].position
         # What came before this time was measured before it (but for a clock that goes ahead).
-        too_old = (
-            since is not None
-            and floor is not None
-            and (floor["received_at"] < to_ms(since) - _AHEAD_MS)
-        )
-        return found, None if floor is None or too_old else int(floor["position"])
+        if floor is None or floor["received_at"] < to_ms(since) - _AHEAD_MS:
+            return found, None
+        return found, int(floor["position"])
 
     async def newest(self, *, limit: int, patient: PatientKey | None = None) -> list[SealedReading]:
         """The newest readings, in order; of one patient only, if given."""
