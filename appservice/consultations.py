@@ -197,7 +197,7 @@ class ConsultationService:
                     time_zone=self._settings.site.time_zone,
                     now=now,
                 )
-            consultation = await self._include(consultation, clinicians, now)
+            consultation = await self._include(consultation, clinicians, by, now)
             return await self._opened(consultation, patient, device, by, now)
 
     async def start(self, consultation: ConsultationId, by: str, now: datetime) -> Consultation:
@@ -278,7 +278,7 @@ class ConsultationService:
             )
 
     async def _include(
-        self, consultation: Consultation, clinicians: Sequence[str], now: datetime
+        self, consultation: Consultation, clinicians: Sequence[str], by: str, now: datetime
     ) -> Consultation:
         """Who is new takes part; first in our record, which decides who gets keys."""
         new = [one for one in dict.fromkeys(clinicians) if one not in consultation.clinicians]
@@ -288,6 +288,15 @@ class ConsultationService:
                 for account in new:
                     await self._records.consultations.include(
                         connection, consultation.id, account, now=now
+                    )
+                    await self._audit(
+                        connection,
+                        "consultation.invite",
+                        consultation,
+                        by,
+                        now,
+                        account=account,
+                        role=ParticipantRole.CLINICIAN.value,
                     )
             self._records.store.hints.notify("trust")
         elif consultation.status is Status.OPEN and consultation.room_id is not None:
@@ -702,6 +711,10 @@ class ConsultationService:
         return new
 
     async def _empty(self, room_id: str) -> None:
+        """Nobody but our bots is in the room, or could do anything there if he were."""
+        matrix = self._matrix
+        bots = (matrix.vitals.mxid, matrix.alerts_mxid)
+        await matrix.mend(room_id, Plan(matrix.host.mxid, bots, frozen=True))
         now = await self._matrix.room_now(room_id)
         for account, membership in sorted(now.members.items()):
             if membership in {"join", "invite", "knock"} and account not in self._matrix.ours:

@@ -206,6 +206,24 @@ def outage(language: Language, *, ward: str, on_duty: bool) -> str:
     return text.format(ward=ward)
 
 
+def room_lost(language: Language, *, room_id: str, code: str) -> str:
+    """To an operator: FAJMA cannot look after a room any more; in clear, so no bed."""
+    _ = translator(language).gettext
+    return _(
+        "FAJMA cannot look after the room {room} any more ({code}): end its consultation and open a"
+        " new one, and find out who changed the room. See `fajma consultation list`."
+    ).format(room=room_id, code=code)
+
+
+def room_contested(language: Language, *, room_id: str) -> str:
+    """To an operator: somebody changes a room back again and again; in clear, so no bed."""
+    _ = translator(language).gettext
+    return _(
+        "Somebody changes the room {room} again and again, and FAJMA changes it back: find out who."
+        " The audit log says when."
+    ).format(room=room_id)
+
+
 def undeliverable(language: Language, *, room_id: str) -> str:
     """To the operators: a room to which alarms do not get through."""
     _ = translator(language).gettext

@@ -195,6 +195,7 @@ class PatientService:
                         code="account_of_patient",
                     )
                 await self._records.patients.change(connection, changed, now=now)
+                await self._records.consultations.changed(connection, patient.key)
                 await self._note_in(
                     connection, "patient.link_account", changed, now, by, account=account
                 )
@@ -215,6 +216,7 @@ class PatientService:
             async with self._records.store.transaction() as connection:
                 await new_epoch(connection)
                 await self._records.patients.change(connection, changed, now=now)
+                await self._records.consultations.changed(connection, patient.key)
                 await self._note_in(
                     connection, "patient.unlink_account", changed, now, by, account=patient.account
                 )

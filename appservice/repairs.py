@@ -16,6 +16,7 @@ from appservice.rooms import Plan, required_state
 
 CREATE: Final = "m.room.create"
 MEMBER: Final = "m.room.member"
+CHILD: Final = "m.space.child"
 
 
 class What(StrEnum):
@@ -76,22 +77,33 @@ class RoomNow:
     """Content by event type, of those with an empty state key."""
     members: Mapping[str, str]
     """Membership by user id."""
+    children: Mapping[str, Mapping[str, Any]]
+    """Of a space, content by the room id of each child."""
+    left: frozenset[str]
+    """Who left of his own will, or declined."""
 
     @classmethod
     def of(cls, events: Sequence[Mapping[str, Any]]) -> RoomNow:
         """Out of the answer to ``GET /rooms/{roomId}/state``; what is malformed is not there."""
         state: dict[str, Mapping[str, Any]] = {}
         members: dict[str, str] = {}
+        children: dict[str, Mapping[str, Any]] = {}
+        left = set()
         for event in events:
             content = event.get("content")
             if not isinstance(content, Mapping):
                 continue
             if event.get("type") == MEMBER:
-                members[str(event.get("state_key"))] = str(content.get("membership"))
+                user = str(event.get("state_key"))
+                members[user] = str(content.get("membership"))
+                if members[user] == "leave" and event.get("sender") == user:
+                    left.add(user)
+            elif event.get("type") == CHILD:
+                children[str(event.get("state_key"))] = content
             elif event.get("state_key") == "":
                 state[str(event.get("type"))] = content
         version = state.get(CREATE, {}).get("room_version", "1")
-        return cls(str(version), state, members)
+        return cls(str(version), state, members, children, frozenset(left))
 
     def is_in(self, account: str) -> bool:
         """Whether somebody is in the room or invited."""
@@ -105,7 +117,8 @@ def repairs(now: RoomNow, plan: Plan) -> list[Repair]:
     goes to such a member, and ``Watch`` tells people of him.
     """
     found = []
-    patient_in = plan.waiting is not None and now.is_in(plan.waiting)
+    patient = plan.waiting
+    patient_in = patient is not None and now.is_in(patient) and patient not in plan.gone
     required = required_state(plan, now.version, patient_is_in=patient_in)
     for event_type, wanted in required.items():
         have = now.state.get(event_type, {})

@@ -39,7 +39,7 @@ from mautrix.types import (
 from mautrix.util.async_db import UpgradeTable
 
 from appservice.cryptographer import ASKED_BY
-from appservice.repairs import Repair, RoomNow, What, repairs
+from appservice.repairs import CREATE, Repair, RoomNow, What, repairs
 from appservice.rooms import ENCRYPTION, Plan
 from appservice.sender import Sender
 from appservice.state import RoomState
@@ -214,10 +214,7 @@ class MatrixService:
         Returns:
             The room id.
         """
-        answer = await self.host.client.api.request(
-            Method.POST, ApiPath.v3.createRoom, dict(request)
-        )
-        room_id = str(answer["room_id"])
+        room_id = await self.create_bare_room(request)
         await self._state.set_encryption_info(
             RoomID(room_id), _initial_state(request, "m.room.encryption")
         )
@@ -225,6 +222,13 @@ class MatrixService:
             await self.vitals.client.join_room_by_id(RoomID(room_id))
         await self._resync(room_id)
         return room_id
+
+    async def create_bare_room(self, request: Mapping[str, Any]) -> str:
+        """Create a room as ``@fajma`` in which nothing is said; returns its id."""
+        answer = await self.host.client.api.request(
+            Method.POST, ApiPath.v3.createRoom, dict(request)
+        )
+        return str(answer["room_id"])
 
     def is_local(self, user: str) -> bool:
         """Whether an account is on our homeserver."""
@@ -284,15 +288,20 @@ class MatrixService:
             UnavailableError: ``@fajma`` is not in it (``bot_not_in_room``).
             MatrixError: the homeserver does not answer, or refuses.
         """
+        return RoomNow.of(await self._state_events(room_id))
+
+    async def _state_events(self, room_id: str) -> Sequence[Mapping[str, Any]]:
         try:
-            answer = await self.host.client.api.request(Method.GET, ApiPath.v3.rooms[room_id].state)
+            answer: Sequence[Mapping[str, Any]] = await self.host.client.api.request(
+                Method.GET, ApiPath.v3.rooms[room_id].state
+            )
         except (MForbidden, MNotFound) as error:
             raise UnavailableError(
                 "@fajma was taken out of a room of ours: invite it there again, or end the"
                 " consultation and open a new one",
                 code="bot_not_in_room",
             ) from error
-        return RoomNow.of(answer)
+        return answer
 
     async def mend(self, room_id: str, plan: Plan) -> Sequence[Repair]:
         """See that a room is as planned.
@@ -360,6 +369,18 @@ class MatrixService:
     async def decline(self, room_id: str) -> None:
         """``@fajma`` declines an invitation."""
         await self.host.client.leave_room(RoomID(room_id))
+
+    async def creation_of(self, room_id: str) -> Mapping[str, Any]:
+        """The event by which a room was made.
+
+        Raises:
+            UnavailableError: as ``room_now``.
+            MatrixError: the homeserver does not answer, or refuses.
+        """
+        for event in await self._state_events(room_id):
+            if event.get("type") == CREATE:
+                return event
+        raise UnavailableError("a room without its beginning", code="bot_not_in_room")
 
     async def move_into(self, room_id: str, plan: Plan) -> None:
         """A room of ours was upgraded to this one: be in it, and have it as planned.

@@ -50,10 +50,12 @@ TO_OPERATORS: Final = frozenset(
         About.STRANGER,
         About.DRILL,
         About.UNDELIVERABLE,
+        About.ROOM_LOST,
+        About.ROOM_CONTESTED,
     }
 )
 
-OF_ROOM: Final = (About.STRANGER, About.UNDELIVERABLE)
+OF_ROOM: Final = (About.STRANGER, About.UNDELIVERABLE, About.ROOM_LOST, About.ROOM_CONTESTED)
 
 OF_DUTY: Final = (About.DEVICE, About.MUTED)
 """What is told of somebody because he is on duty, and is over when duty is."""
@@ -231,6 +233,8 @@ class Watch:
         for consultation in await self._records.consultations.open_ones():
             for clinician in consultation.clinicians:
                 wanted.setdefault(clinician, True)
+            for one in consultation.participants:
+                wanted.setdefault(one.account, False)
             patient = await self._records.patients.get(consultation.patient)
             if patient is not None and patient.account is not None:
                 wanted[patient.account] = False
@@ -364,6 +368,10 @@ class Watch:
     async def _to_operator(self, one: Warn, language: Language) -> str:
         if one.kind is About.STRANGER:
             return await self._words(one, language)
+        if one.kind is About.ROOM_LOST:
+            return letters.room_lost(language, room_id=one.subject, code=one.mark)
+        if one.kind is About.ROOM_CONTESTED:
+            return letters.room_contested(language, room_id=one.subject)
         if one.kind is About.DRILL:
             return letters.drill(language, ward=one.subject)
         if one.kind is About.UNDELIVERABLE:
@@ -390,7 +398,7 @@ class Watch:
         consultation = await self._records.consultations.in_room(one.subject)
         if consultation is not None:
             return await self._records.wards.responsible(consultation.patient)
-        if one.kind is About.UNDELIVERABLE:
+        if one.kind in {About.UNDELIVERABLE, About.ROOM_LOST}:
             return None  # the ward's own room refuses: only the operators can be told
         return await self._records.wards.in_room(one.subject)
 
@@ -403,6 +411,26 @@ class Watch:
             ).format(who=shown(one.mark, MAX_ACCOUNT))
         consultation = await self._records.consultations.in_room(one.subject)
         patient = consultation and await self._records.patients.get(consultation.patient)
+        if one.kind in {About.ROOM_LOST, About.ROOM_CONTESTED}:
+            where = (
+                _("the room of the consultation for bed {bed}").format(
+                    bed=shown(patient.bed, MAX_NAME)
+                )
+                if patient
+                else _("the room of the ward")
+            )
+            text = (
+                _(
+                    "SECURITY · FAJMA cannot look after {where} any more ({code}) · end that"
+                    " consultation and open a new one · tell the operator"
+                )
+                if one.kind is About.ROOM_LOST
+                else _(
+                    "SECURITY · somebody changes {where} again and again, and FAJMA changes it back"
+                    " · tell the operator"
+                )
+            )
+            return text.format(where=where, code=one.mark)
         return _(
             "ALARMS DO NOT GET THROUGH · the room of the consultation for bed {bed} refuses them ·"
             " see the patient · tell the operator"

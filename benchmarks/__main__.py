@@ -9,6 +9,7 @@ from benchmarks.alarm_latency import alarm_latency, alarm_latency_loaded
 from benchmarks.alarm_quality import alarm_quality
 from benchmarks.alarm_quality_real import alarm_quality_real
 from benchmarks.alternative import ingest_alternative
+from benchmarks.consultations import open_consultation, thousand_consultations
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
 from benchmarks.fleet import fleet_10k
 from benchmarks.ingest import ingest
@@ -28,6 +29,8 @@ ALL = {
         publish_100,
         patient_day_bytes,
         rest_read_p99,
+        open_consultation,
+        thousand_consultations,
         alarm_engine,
         alarm_quality,
         alarm_quality_real,

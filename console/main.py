@@ -11,6 +11,7 @@ from typing import Final
 import click
 
 from console.api_keys import api_key
+from console.consultations import consultation
 from console.demo import demo
 from console.device import device
 from console.keys import keys
@@ -101,6 +102,7 @@ cli.add_command(maintenance)
 cli.add_command(ward)
 cli.add_command(staff)
 cli.add_command(patient)
+cli.add_command(consultation)
 cli.add_command(device)
 cli.add_command(demo)
 

@@ -26,12 +26,15 @@ from appservice.api.callers import Tokens
 from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
 from appservice.cryptographer import ASKED_BY
+from appservice.keeper import Keeper
 from appservice.messenger import Messenger
 from appservice.openid import OpenId
 from appservice.operator import Operator
 from appservice.patients import PatientService
 from appservice.service import LOCALPARTS, SCHEMAS, MatrixService
+from appservice.spaces import Spaces
 from appservice.staff import StaffService
+from appservice.waiting import WaitingRoom
 from appservice.wards import WardService
 from appservice.watch import Watch
 from bots.alerts.bot import REQUEST_TIMEOUT_S, AlertBot
@@ -366,6 +369,11 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
             asked_by=ASKED_BY,
         )
         add_routes(matrix.web, settings, records, services, _tokens(settings))
+        waiting = WaitingRoom(records, matrix)
+        spaces = Spaces(settings, records, matrix)
+        keeper = Keeper(records, matrix, consultations, waiting, spaces)
+        matrix.on_state(keeper.heard)
+        matrix.on_spoken(waiting.spoken)
         watch = Watch(settings.people, records, matrix, operator, staff)
         illustrator = Illustrator(records, rules)
         publisher = Publisher(settings.publish, records, matrix.vitals)
@@ -381,6 +389,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
                 "messenger": Messenger(records, matrix.host).run(),
                 "charts": ChartSender(records, matrix.host, illustrator.draw).run(),
                 "watch": watch.run(),
+                "keeper": keeper.run(),
                 "publisher": publisher.run(),
                 "signs of life": give_signs(records, APPSERVICE, every_s=_pace(settings).beat_s),
             },

@@ -307,6 +307,15 @@ class Outbox:
         )
         return [await self.get(row["delivery_id"]) for row in rows]
 
+    async def is_promised(self, delivery_id: str) -> bool:
+        """Whether a delivery was promised already."""
+        return (
+            await self._store.db.fetchval(
+                "SELECT position FROM outbox WHERE delivery_id=$1", delivery_id
+            )
+            is not None
+        )
+
     async def delivered(self, delivery_id: str, event_id: str) -> None:
         """The homeserver confirmed it: the event is in the room."""
         await self._store.db.execute(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Final, NewType
 
 from mautrix.util.async_db import Connection
@@ -392,21 +392,37 @@ class Consultations:
     async def begun(
         self, connection: Connection, consultation: ConsultationId, *, now: datetime
     ) -> None:
-        """A booked one is opened from now on."""
+        """A booked one is opened from now on; what was measured before is history in it."""
         await connection.execute(
             "UPDATE consultation SET status=$2, opened_at=$3 WHERE consultation_id=$1",
             consultation,
             Status.OPENING.value,
             to_ms(now),
         )
+        await connection.execute(
+            "UPDATE feed SET published=(SELECT position FROM log_head WHERE log=$2)"
+            " WHERE consultation_id=$1",
+            consultation,
+            LOG,
+        )
 
     async def asked(
-        self, connection: Connection, consultation: ConsultationId, *, now: datetime
-    ) -> None:
-        """The patient asked to be let in."""
-        await connection.execute(
-            "UPDATE consultation SET asked_at=$2 WHERE consultation_id=$1", consultation, to_ms(now)
+        self,
+        connection: Connection,
+        consultation: ConsultationId,
+        *,
+        now: datetime,
+        again_after: timedelta,
+    ) -> bool:
+        """The patient asks to be let in; false if he did so within a time."""
+        row = await connection.fetchrow(
+            "UPDATE consultation SET asked_at=$2 WHERE consultation_id=$1"
+            " AND (asked_at IS NULL OR asked_at<=$3 OR asked_at>$2) RETURNING consultation_id",
+            consultation,
+            to_ms(now),
+            to_ms(now - again_after),
         )
+        return row is not None
 
     async def admitted(
         self, connection: Connection, consultation: ConsultationId, *, now: datetime
@@ -484,10 +500,24 @@ class Consultations:
 
     async def treats_no_more(self, account: str, *, now: datetime) -> None:
         """Somebody takes part in no consultation any more."""
-        await self._store.db.execute(
-            "UPDATE participant SET until=$2 WHERE account=$1 AND until IS NULL",
-            account,
-            to_ms(now),
+        async with self._store.transaction() as connection:
+            await connection.execute(
+                "UPDATE consultation SET revision=revision+1 WHERE consultation_id IN"
+                " (SELECT consultation_id FROM participant WHERE account=$1 AND until IS NULL)",
+                account,
+            )
+            await connection.execute(
+                "UPDATE participant SET until=$2 WHERE account=$1 AND until IS NULL",
+                account,
+                to_ms(now),
+            )
+
+    async def changed(self, connection: Connection, patient: PatientKey) -> None:
+        """Something of the patient changed that the rooms of his consultation must show."""
+        await connection.execute(
+            "UPDATE consultation SET revision=revision+1 WHERE patient_key=$1"  # noqa: S608 - words of ours
+            f" AND status IN ({_ALIVE})",
+            patient,
         )
 
     async def now_shows(

@@ -96,6 +96,26 @@ class Wards:
         )
         return _ward(row) if row else None
 
+    async def open_rooms(self) -> dict[WardId, list[str]]:
+        """By ward, the rooms of the open consultations for whose patients its team answers."""
+        rows = await self._store.db.fetch(
+            "SELECT consultation.room_id AS room_id, COALESCE(patient.ward_id, ("
+            "SELECT staff.ward_id FROM participant AS clinician"
+            " JOIN staff ON staff.account=clinician.account AND staff.left_at IS NULL"
+            " WHERE clinician.consultation_id=consultation.consultation_id"
+            " AND clinician.role IN ('lead', 'clinician') AND clinician.until IS NULL"
+            " AND staff.ward_id IS NOT NULL"
+            " ORDER BY clinician.role DESC, clinician.account LIMIT 1)) AS ward_id"
+            " FROM consultation JOIN patient ON patient.patient_key=consultation.patient_key"
+            " WHERE consultation.status='open' AND consultation.room_id IS NOT NULL"
+            " ORDER BY consultation.room_id"
+        )
+        found: dict[WardId, list[str]] = {}
+        for row in rows:
+            if row["ward_id"] is not None:
+                found.setdefault(WardId(row["ward_id"]), []).append(row["room_id"])
+        return found
+
     async def all(self) -> list[Ward]:
         """Every ward, by short name."""
         return [_ward(row) for row in await self._store.db.fetch("SELECT * FROM ward ORDER BY 1")]

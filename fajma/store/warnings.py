@@ -35,6 +35,10 @@ class About(StrEnum):
     """Subject: an account on duty whose phone cannot ring; mark: why."""
     UNDELIVERABLE = "undeliverable"
     """Subject: a room that refuses what the alert bot must tell it. Written by the bot."""
+    ROOM_LOST = "room_lost"
+    """Subject: a room in which ``@fajma`` cannot do what it must; mark: why."""
+    ROOM_CONTESTED = "room_contested"
+    """Subject: a room that somebody changes back again and again."""
     NO_RING = "no_ring"
     """Subject: an account of a team, on duty or not, that no alarm can ring now; mark: why. Told to
     nobody: it is what answers in the ward's room are made of."""

@@ -24,11 +24,12 @@ from fajma.duty import Roster
 from fajma.errors import BugError
 from fajma.facts import AgeBand
 from fajma.language import Language
+from fajma.life import ParticipantRole
 from fajma.sealing import SiteKey
 from fajma.store import Records, Store, to_ms
 from fajma.store.alarms import Delivery, SentBy
 from fajma.store.audit import OPERATOR
-from fajma.store.consultations import Consultation
+from fajma.store.consultations import Consultation, Participant
 from fajma.store.devices import Wearing
 from fajma.store.keys import PatientKeys
 from fajma.store.patients import Patient
@@ -136,7 +137,10 @@ async def test_the_second_schema_keeps_every_row_of_the_first(
         assert await records.devices.wearing(DeviceId("OLD"), at(5)) == worn
         assert await records.devices.wearing(DeviceId("OLD"), at(10)) is None
         assert await records.devices.wearing(DeviceId("NEW"), at(1e6)) == worn
-        assert (await records.consultations.open_ones())[0].clinicians == (AWA,)
+        opened = (await records.consultations.open_ones())[0]
+        assert opened.participants == (Participant(AWA, ParticipantRole.CLINICIAN, invited=True),)
+        assert (opened.admitted_at, opened.shown) == (NOON, opened.revision)
+        assert await records.audience.of("!r:clinic.test") == {AWA, "@patient:clinic.test"}
 
         assert await records.outbox.counts() == (2, 1)
         assert await records.outbox.rooms_waiting() == ["!r:clinic.test"]

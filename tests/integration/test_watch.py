@@ -134,8 +134,14 @@ async def operators(records: Records) -> FakeOperator:
     return FakeOperator()
 
 
-async def announced(records: Records, operators: FakeOperator, room_id: str) -> list[Delivery]:
-    await records.warnings.set(About.UNDELIVERABLE, room_id, [""], now=NOON)
+async def announced(
+    records: Records,
+    operators: FakeOperator,
+    room_id: str,
+    about: About = About.UNDELIVERABLE,
+    mark: str = "",
+) -> list[Delivery]:
+    await records.warnings.set(about, room_id, [mark], now=NOON)
     nobody = cast("Any", None)
     watch = Watch(
         SELDOM, records, cast("Any", FakeMatrix()), cast("Any", operators), nobody, now=lambda: NOON
@@ -149,8 +155,16 @@ async def announced(records: Records, operators: FakeOperator, room_id: str) -> 
     ]
 
 
-async def test_a_room_that_refuses_alarms_is_told_once_to_the_ward_and_without_a_bed_to_operators(
-    records: Records, operators: FakeOperator
+@pytest.mark.parametrize(
+    ("about", "mark"),
+    [
+        (About.UNDELIVERABLE, ""),
+        (About.ROOM_LOST, "bot_not_in_room"),
+        (About.ROOM_CONTESTED, ""),
+    ],
+)
+async def test_a_room_in_trouble_is_told_once_to_the_ward_and_without_a_bed_to_operators(
+    records: Records, operators: FakeOperator, about: About, mark: str
 ) -> None:
     patient = await records.patients.add(
         number="7", initials="A.D.", bed="Z9", account=None, ward=WARD
@@ -163,17 +177,19 @@ async def test_a_room_that_refuses_alarms_is_told_once_to_the_ward_and_without_a
         now=NOON,
     )
     await records.consultations.open_in(opening.id, "!refuses")
-    [told] = await announced(records, operators, "!refuses")
+    [told] = await announced(records, operators, "!refuses", about, mark)
     assert (told.room_id, told.sender) == ("!ward", SentBy.ALERTS)
     assert "Z9" in told.content["body"]
     [(account, text)] = operators.notices
     assert account == OPERATOR
     assert "!refuses" in text
+    assert mark in text
     assert "Z9" not in text
 
 
+@pytest.mark.parametrize("about", [About.UNDELIVERABLE, About.ROOM_LOST])
 async def test_of_a_ward_s_own_room_that_refuses_only_operators_are_told(
-    records: Records, operators: FakeOperator
+    records: Records, operators: FakeOperator, about: About
 ) -> None:
-    assert await announced(records, operators, "!ward") == []
+    assert await announced(records, operators, "!ward", about) == []
     assert [account for account, _ in operators.notices] == [OPERATOR]
