@@ -363,3 +363,33 @@ def test_a_ward_may_have_a_ladder_of_its_own_which_goes_with_the_patient() -> No
     bedside.note(facts.Profiled(bedside.now, facts.AgeBand.UNKNOWN, None, copd=False, ward="med"))
     assert told(bedside.wait(180)) == [Reason.ESCALATED] * 2, "the site's ladder"
     assert rules.schedules_of("icu")[Priority.MEDIUM] == SCHEDULES[Priority.MEDIUM]
+
+
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [
+        ((85, 85), [Reason.WORSE_SINCE_ANSWERED]),
+        ((86, 86), []),
+        ((85, 88, 85), []),  # not in a row
+    ],
+)
+def test_a_drop_after_an_answer_is_three_points_in_two_samples_in_a_row(
+    then: tuple[int, ...], expected: list[Reason]
+) -> None:
+    bedside = with_alarm(88)
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    for value in then:
+        bedside.send(spo2(value))
+
+    assert told(bedside.decisions) == expected
+
+
+def test_a_drop_after_an_answer_that_breaks_no_limit_calls_nobody() -> None:
+    bedside = with_alarm(88)
+    bedside.send(spo2(98))
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    bedside.send(spo2(94), times=3)
+
+    assert told(bedside.decisions) == []
