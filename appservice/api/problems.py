@@ -11,12 +11,20 @@ from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from typing import Annotated, Final, Literal
 
-from aiohttp import web
+from aiohttp import ClientError, web
 from mautrix.errors import MatrixError
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from fajma.errors import AccessError, BugError, BusyError, FajmaError, InputError
+from fajma.errors import (
+    AccessError,
+    BugError,
+    BusyError,
+    FajmaError,
+    InputError,
+    UnavailableError,
+)
+from fajma.store.away import DATABASE_UNAVAILABLE, is_outage
 
 CONTENT_TYPE: Final = "application/problem+json"
 
@@ -118,14 +126,21 @@ def _ours(error: Exception) -> ProblemError:
     if isinstance(error, BusyError):
         wait_s = max(1, round(error.retry_after_s or 1))
         return ProblemError(503, error.code, str(error), headers={"Retry-After": str(wait_s)})
+    if isinstance(error, UnavailableError):
+        return ProblemError(503, error.code, str(error))
     if isinstance(error, MatrixError):
         return ProblemError(502, "homeserver_refused", "the homeserver refuses; see the log")
+    if isinstance(error, ClientError | TimeoutError):
+        return ProblemError(502, "homeserver_unavailable", "the homeserver does not answer")
+    return _here(error)
+
+
+def _here(error: Exception) -> ProblemError:
+    """What is wrong with our own data, or with us."""
+    if is_outage(error):
+        return ProblemError(503, DATABASE_UNAVAILABLE, "the database is away: try again")
     if isinstance(error, BugError) and error.code == "patient_key_missing":
-        return ProblemError(
-            410, "patient_erased", "this patient was erased: nothing opens any more"
-        )
-    if isinstance(error, FajmaError) and not isinstance(error, BugError):
-        return ProblemError(503, error.code, str(error))
+        return ProblemError(410, "patient_erased", "this patient was erased: nothing opens it now")
     return ProblemError(500, "bug", "this is a bug in FAJMA: its log names it; tell the operator")
 
 
