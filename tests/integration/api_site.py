@@ -188,7 +188,7 @@ class FakeMatrix:
 
     async def room_now(self, room_id: str) -> RoomNow:
         assert room_id
-        return RoomNow("12", {}, {})
+        return RoomNow.of([])
 
     async def strangers(self, room_id: str) -> frozenset[str]:
         assert room_id
