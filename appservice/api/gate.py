@@ -135,13 +135,14 @@ class Gate:
 
     async def _caller(self, route: Route, request: web.Request, now: datetime) -> Caller:
         address = request.remote or ""
+        # Who signs in or refreshes may still show a token that is over.
+        shown = None if route.is_sign_in else request.headers.get("Authorization")
         try:
-            caller = await self._callers.of(request.headers.get("Authorization"), address, now)
+            caller = await self._callers.of(shown, address, now)
         except AccessError:
             self._count(request, self._strangers, f"address:{address}")
             raise
-        is_stranger = route.is_sign_in or caller.who == {Who.NOBODY}
-        if is_stranger:
+        if caller.who == {Who.NOBODY}:
             self._count(request, self._strangers, f"address:{address}")
         else:
             self._count(request, self._pace, caller.id)

@@ -262,6 +262,16 @@ async def test_a_refresh_token_gives_the_next_pair(
     assert (await bearer(client, following["access_token"]).asks("GET", "/me"))[0] == 200
 
 
+async def test_who_refreshes_may_still_show_the_token_that_is_over(
+    site: ApiSite, client: TestClient[Any, Any]
+) -> None:
+    tokens = await site.sign_in(client, AWA)
+    site.now += timedelta(minutes=11)
+    caller = bearer(client, tokens["access_token"])
+    refresh = {"refresh_token": tokens["refresh_token"]}
+    assert (await caller.asks("POST", "/auth/refresh", refresh))[0] == 200
+
+
 async def test_a_refresh_token_that_is_used_twice_ends_its_session_and_is_audited(
     site: ApiSite, client: TestClient[Any, Any]
 ) -> None:
