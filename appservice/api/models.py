@@ -38,12 +38,14 @@ def _zone(value: str) -> str:
     try:
         ZoneInfo(value)
     except (ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise ValueError("is an IANA time zone such as Africa/Dakar") from error
+        raise ValueError("is not an IANA time zone such as Africa/Dakar") from error
     return value
 
 
+Line = Annotated[str, StringConstraints(min_length=1, max_length=64)]
+"""What its service judges, in the words of the clinic."""
 Text = Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=_PRINTED)]
-Bed = Annotated[str, StringConstraints(min_length=1, max_length=24, pattern=_PRINTED)]
+Bed = Annotated[str, StringConstraints(min_length=1, max_length=24)]
 Who = Annotated[
     str,
     StringConstraints(min_length=1, max_length=255, pattern=_PRINTED),
@@ -171,7 +173,7 @@ class StaffRequest(Strict):
     """Somebody joins."""
 
     who: Who
-    name: Text
+    name: Line
     role: Role
     ward: Text | None = None
     language: Language | None = None
@@ -280,8 +282,8 @@ class PatientsQuery(PageQuery):
 class PatientRequest(Strict):
     """A new patient record; no name is kept."""
 
-    number: Text
-    initials: Text
+    number: Line
+    initials: Line
     bed: Bed
     ward: Text | None = None
     age_band: AgeBand = AgeBand.UNKNOWN
@@ -294,7 +296,7 @@ class PatientRequest(Strict):
 class PatientChanges(Strict):
     """What is left out stays."""
 
-    initials: Text | None = None
+    initials: Line | None = None
     bed: Bed | None = None
     ward: NoneOrWard = None
     age_band: AgeBand | None = None
@@ -312,26 +314,26 @@ class PatientChanges(Strict):
 class PatientChange(PatientChanges):
     """The same, by number."""
 
-    number: Text
+    number: Line
 
 
 class PatientNumber(Strict):
     """A record number; it stands in no address, for addresses are logged on the way."""
 
-    number: Text
+    number: Line
 
 
 class PatientAccountRequest(Strict):
     """The patient's Matrix account; none unlinks the present one."""
 
-    number: Text
+    number: Line
     account: Account | None = None
 
 
 class PatientMonitor(Strict):
     """A monitor is put on or taken off."""
 
-    number: Text
+    number: Line
     device: Device
     since: Annotated[
         str | None,
@@ -528,8 +530,8 @@ class ConsentsAnswer(BaseModel):
 class ConsultationRequest(Strict):
     """A consultation to be opened, or completed."""
 
-    number: Text
-    initials: Text
+    number: Line
+    initials: Line
     bed: Bed
     clinicians: Annotated[list[Account], Field(min_length=1, max_length=50)]
     patient_account: Account | None = None
@@ -540,8 +542,8 @@ class ConsultationRequest(Strict):
 class BookingRequest(Strict):
     """A consultation to be agreed on for a time."""
 
-    number: Text
-    initials: Text
+    number: Line
+    initials: Line
     bed: Bed
     clinicians: Annotated[
         list[Account], Field(min_length=1, max_length=50, description="The first is the lead.")

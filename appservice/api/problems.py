@@ -188,6 +188,7 @@ _TROUBLES: Final[Mapping[str, str]] = {
     "too_short": "is empty",
     "string_too_long": "is too long: at most {max_length} characters",
     "too_long": "has too many entries: at most {max_length}",
+    "string_pattern_mismatch": "has characters that cannot be in it",
     "enum": "is one of: {expected}",
     "literal_error": "is one of: {expected}",
     "bool_type": "is true or false",

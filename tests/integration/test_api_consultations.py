@@ -12,7 +12,7 @@ from aiohttp.test_utils import TestClient
 from appservice.api.permissions import Who
 from fajma.life import ParticipantRole
 from fajma.store import Records
-from tests.integration.api_site import ApiSite, Caller, furnished, served
+from tests.integration.api_site import BEN, ApiSite, Caller, furnished, served
 from tests.integration.scene import AWA, FATOU
 
 BOOKING = {
@@ -151,11 +151,16 @@ async def test_who_takes_part_and_treats_nobody_reads_in_the_room_alone(
 async def test_what_a_partner_sees_of_a_patient_ends_with_the_consultation(
     site: ApiSite, client: TestClient[Any, Any], doctor: Caller
 ) -> None:
+    async with site.records.store.transaction() as connection:
+        await site.records.consultations.include(
+            connection, site.other_consultation.id, BEN, now=site.now
+        )
     partner = Caller(client, await site.headers(client, Who.PARTNER))
     path = f"/patients/{site.mine.key}/observations"
     assert (await partner.asks("GET", path))[0] == 200
     await doctor.asks("POST", f"/consultations/{site.consultation.id}/end", {})
-    assert (await partner.asks("GET", path))[0] == 401
+    assert (await partner.asks("GET", path))[0] == 404
+    assert (await partner.asks("GET", f"/patients/{site.other.key}/observations"))[0] == 200
     assert (await doctor.asks("GET", path))[0] == 200  # of his ward
 
 

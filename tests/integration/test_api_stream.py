@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from aiohttp import ClientResponse
+from aiohttp import ClientResponse, ClientSession, web
 from aiohttp.test_utils import TestClient
 
 from appservice.api import stream
@@ -189,10 +189,22 @@ async def test_a_caller_has_so_many_streams_and_no_more(
 
 
 async def test_streams_do_not_hold_up_the_end_of_the_server(site: ApiSite) -> None:
-    async with asyncio.timeout(20):
-        async with served(site) as client:
-            reader = await opens(site, client)
-        assert reader.response.status == 200
+    runner = web.AppRunner(site.application())  # as the application service has it
+    await runner.setup()
+    server = web.TCPSite(runner, "127.0.0.1", 0)
+    await server.start()
+    key = await site.key(Who.OBSERVATIONS_READ)
+    host, port = runner.addresses[0][:2]
+    url = f"http://{host}:{port}{PREFIX}/consultations/{site.consultation.id}/stream"
+    async with (
+        ClientSession(headers={"Authorization": f"Bearer {key}"}) as session,
+        session.get(url) as response,
+    ):
+        reader = Stream(response)
+        await reader.block()
+        async with asyncio.timeout(20):
+            await runner.cleanup()
+        assert await reader.at_end()
 
 
 async def test_a_stream_that_breaks_ends_and_nothing_else_is_sent_in_it(
