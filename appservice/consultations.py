@@ -1,9 +1,9 @@
 """Consultations from booking to archive, on the Matrix side. Safe to repeat after a crash.
 
 Each act is committed first, with all that must be said about it (outbox, audit); then the room
-follows (``settle``), and last our record says that it has. Whatever stops us in between,
-``Keeper`` finds the room behind its record and brings it there. Who may do what is for the caller
-to decide (``fajma.life.may``).
+follows (``consultation_rooms.py``), and last our record says that it has. Whatever stops us in
+between, ``Keeper`` finds the room behind its record and brings it there. Who may do what is for the
+caller to decide (``fajma.life.may``).
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import structlog
 from mautrix.errors import MatrixError
 from mautrix.util.async_db import Connection
 
 from appservice import summary
+from appservice.consultation_rooms import ConsultationRooms
 from appservice.operator import Operator
 from appservice.patients import (
     PatientService,
@@ -26,26 +27,24 @@ from appservice.patients import (
     checked_initials,
     checked_number,
 )
-from appservice.rooms import Plan, room_request
-from appservice.service import GREET_AFTER_S, MatrixService
+from appservice.service import MatrixService
 from appservice.summary import Summary
 from fajma.config import Settings
 from fajma.errors import BugError, DecodeError, FajmaError, InputError
-from fajma.events import ALARM, CONSULTATION, MESSAGE, AlarmBlock
+from fajma.events import ALARM, AlarmBlock
 from fajma.facts import LimitSet
-from fajma.language import Language, translator
+from fajma.language import Language
 from fajma.life import (
     ALIVE,
     FROZEN,
     INVITED,
     TREATING,
-    WITH_READERS,
     ParticipantRole,
     Status,
     Step,
     next_status,
 )
-from fajma.store import Records, to_ms
+from fajma.store import Records
 from fajma.store.alarms import Delivery, SentBy
 from fajma.store.audit import OPERATOR
 from fajma.store.consultations import Consultation, ConsultationId
@@ -64,6 +63,10 @@ SYSTEM: Final = "fajma"
 
 class ConsultationService:
     """What the REST API and the bot's commands call.
+
+    Attributes:
+        rooms: what follows.
+        undisturbed: held during each act, and by whoever does something according to our record.
 
     Args:
         settings: all of them.
@@ -89,8 +92,9 @@ class ConsultationService:
         self._matrix = matrix
         self._operator = operator
         self._patients = patients
+        self.rooms = ConsultationRooms(settings, records, matrix)
         self._alarm_open = alarm_open
-        self._one_at_a_time = asyncio.Lock()
+        self.undisturbed = asyncio.Lock()
 
     # --- beginning -------------------------------------------------------------------------------
 
@@ -128,7 +132,7 @@ class ConsultationService:
                 (``consultation_is_open``).
         """
         await self._prepare_all(clinicians)
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             patient = await self._patient(number, initials, bed, patient_account, now)
             found = await self._records.consultations.of_patient(patient.key)
             if found is not None and found.status is not Status.BOOKED:
@@ -137,17 +141,18 @@ class ConsultationService:
                     code="consultation_is_open",
                 )
             if found is None:
-                found = await self._records.consultations.add(
-                    patient=patient.key,
-                    clinicians=tuple(clinicians),
-                    lead=clinicians[0],
-                    language=language or self._settings.site.language,
-                    time_zone=self._settings.site.time_zone,
-                    booked_for=booked_for,
-                    waits=True,
-                    now=now,
-                )
-                await self._note("consultation.book", found, by, now)
+                async with self._records.store.transaction() as connection:
+                    found = await self._records.consultations.add(
+                        patient=patient.key,
+                        clinicians=tuple(clinicians),
+                        lead=clinicians[0],
+                        language=language or self._settings.site.language,
+                        time_zone=self._settings.site.time_zone,
+                        booked_for=booked_for,
+                        waits=True,
+                        now=now,
+                    )
+                    await self._audit(connection, "consultation.book", found, by, now)
         return found
 
     async def open(
@@ -185,7 +190,7 @@ class ConsultationService:
                 hospital, an account that cannot be a patient's, or a record that cannot be.
         """
         await self._prepare_all(clinicians)
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             patient = await self._patient(number, initials, bed, patient_account, now)
             consultation = await self._records.consultations.of_patient(patient.key)
             if consultation is None:
@@ -206,7 +211,7 @@ class ConsultationService:
         Raises:
             InputError: there is none, or it is over.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.OPEN)
             patient = await self._records.patients.get(found.patient)
@@ -228,9 +233,9 @@ class ConsultationService:
                 await self._records.consultations.begun(connection, consultation.id, now=now)
             consultation = replace(consultation, status=Status.OPENING, opened_at=now)
         if consultation.status is not Status.OPEN:
-            await self._make_room(consultation, patient, by, now)
+            await self.rooms.make(consultation, patient, by, now)
         elif consultation.shown < consultation.revision:
-            await self._settle(consultation, now)
+            await self.rooms.settle(consultation, now)
         if device is not None:
             await self._records.devices.link(device, consultation.patient, consultation.id, now=now)
         self._records.store.hints.notify("consultation")
@@ -304,41 +309,6 @@ class ConsultationService:
                 await self._matrix.invite(consultation.room_id, account)
         return await self._get(consultation.id)
 
-    async def _make_room(
-        self, consultation: Consultation, patient: Patient, by: str, now: datetime
-    ) -> None:
-        matrix = self._matrix
-        plan = await self._plan_for(consultation, patient)
-        room_id = consultation.room_id
-        is_new = room_id is None
-        if room_id is None:
-            room_id = await matrix.create_room(
-                room_request(
-                    plan,
-                    name=f"Consultation {consultation.id[:4].upper()}",
-                    room_version=self._settings.homeserver.room_version,
-                    vitals_url=self._settings.widgets.vitals_url,
-                )
-            )
-            # Before the first message, whose key goes to who belongs to a consultation of ours.
-            await self._records.consultations.held_in(consultation.id, room_id)
-        await self._describe(room_id, replace(consultation, status=Status.OPEN))
-        await matrix.host.send(
-            room_id,
-            MESSAGE,
-            {"msgtype": "m.notice", "body": welcome(consultation.language)},
-            transaction_id=f"welcome-{consultation.id}",
-        )
-        # Last, so that a room without its first messages is completed by the next try. What came
-        # to it since the room was made, ``settle`` brings.
-        await self._records.consultations.open_in(
-            consultation.id, room_id, shown=consultation.revision if is_new else 0
-        )
-        await self._note("consultation.open", consultation, by, now)
-        if not is_new:
-            await self._settle(await self._get(consultation.id), now)
-        log.info("consultation_opened", consultation=consultation.id, room=room_id)
-
     # --- while it is open ------------------------------------------------------------------------
 
     async def admit(
@@ -357,7 +327,7 @@ class ConsultationService:
             InputError: there is none, it is over, or the account is not the patient's
                 (``not_the_patient``).
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.ADMIT)
             patient = await self._records.patients.get(found.patient)
@@ -402,7 +372,7 @@ class ConsultationService:
             )
         next_status((await self._get(consultation)).status, Step.INVITE)
         await self._prepare(account, role)
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.INVITE)
             patient = await self._records.patients.get(found.patient)
@@ -442,7 +412,7 @@ class ConsultationService:
             InputError: there is no such consultation, it is over, or nobody would be left who
                 treats (``last_clinician``).
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.REMOVE)
             patient = await self._records.patients.get(found.patient)
@@ -477,7 +447,7 @@ class ConsultationService:
         Raises:
             InputError: there is no such consultation, or it is over.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.CHANGE_LANGUAGE)
             if found.language is not language:
@@ -521,7 +491,7 @@ class ConsultationService:
             InputError: there is no such consultation, it is not open, or there is such an alarm
                 (``alarm_open``).
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             if next_status(found.status, Step.END) is not found.status:
                 in_alarm = await self._alarm_open(found.patient)
@@ -543,7 +513,7 @@ class ConsultationService:
         Raises:
             InputError: there is no such consultation, or it is over.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             if next_status(found.status, Step.NO_SHOW) is not found.status:
                 await self._close(found, Step.NO_SHOW, summary.not_come(found.language), by, now)
@@ -556,7 +526,7 @@ class ConsultationService:
         Raises:
             InputError: there is no such consultation, or it is open or over.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             if next_status(found.status, Step.CANCEL) is not found.status:
                 await self._close(found, Step.CANCEL, None, by, now)
@@ -575,7 +545,7 @@ class ConsultationService:
             InputError: there is no such consultation, it has not ended, or he did not treat in it
                 (``not_a_clinician``).
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             next_status(found.status, Step.SIGN)
             if by not in found.clinicians:
@@ -599,7 +569,7 @@ class ConsultationService:
         Raises:
             InputError: there is no such consultation, or it has not ended.
         """
-        async with self._one_at_a_time:
+        async with self.undisturbed:
             found = await self._get(consultation)
             if next_status(found.status, Step.ARCHIVE) is not found.status:
                 await self._close(found, Step.ARCHIVE, None, SYSTEM, now)
@@ -666,14 +636,14 @@ class ConsultationService:
         Raises:
             FajmaError, MatrixError: the homeserver did not do all of it.
         """
-        async with self._one_at_a_time:
-            await self._settle(await self._get(consultation), now)
+        async with self.undisturbed:
+            await self.rooms.settle(await self._get(consultation), now)
 
     async def _settle_now(self, consultation: ConsultationId, now: datetime) -> None:
         """The same, at once if the homeserver is there; else ``Keeper`` does it later."""
         found = await self._get(consultation)
         if found.shown < found.revision and found.status not in {Status.BOOKED, Status.OPENING}:
-            await self._quietly(self._settle(found, now), found)
+            await self._quietly(self.rooms.settle(found, now), found)
 
     async def _quietly(self, work: Awaitable[None], found: Consultation) -> None:
         try:
@@ -682,102 +652,7 @@ class ConsultationService:
             log.warning("room_follows_later", consultation=found.id, error=type(error).__name__)
             self._told("consultation")
 
-    async def _settle(self, found: Consultation, now: datetime) -> None:
-        room_id = found.room_id
-        invited: list[str] = []
-        if room_id is not None:
-            if found.status in WITH_READERS:
-                invited = await self._invite_all(found, room_id)
-                await self._matrix.mend(room_id, await self.plan(found))
-                await self._describe(room_id, found)
-            else:
-                await self._empty(room_id)
-        await self._records.consultations.now_shows(
-            found.id, found.revision, invited=invited, now=now
-        )
-
-    async def _invite_all(self, found: Consultation, room_id: str) -> list[str]:
-        """Invite who belongs and never was, by our record; the patient by whether he is there."""
-        if found.status is not Status.OPEN:
-            return []
-        new = [one.account for one in found.participants if not one.invited]
-        for account in new:
-            await self._matrix.invite(room_id, account)
-        patient = await self._records.patients.get(found.patient)
-        if patient is not None and patient.account is not None and found.admitted_at is not None:
-            members = (await self._matrix.room_now(room_id)).members
-            if members.get(patient.account) in {None, "knock"}:
-                await self._matrix.invite(room_id, patient.account)
-        return new
-
-    async def _empty(self, room_id: str) -> None:
-        """Nobody but our bots is in the room, or could do anything there if he were."""
-        matrix = self._matrix
-        bots = (matrix.vitals.mxid, matrix.alerts_mxid)
-        await matrix.mend(room_id, Plan(matrix.host.mxid, bots, frozen=True))
-        now = await self._matrix.room_now(room_id)
-        for account, membership in sorted(now.members.items()):
-            if membership in {"join", "invite", "knock"} and account not in self._matrix.ours:
-                await self._matrix.remove(room_id, account)
-
-    async def plan(self, consultation: Consultation) -> Plan:
-        """What the consultation's room must be."""
-        patient = await self._records.patients.get(consultation.patient)
-        return await self._plan_for(consultation, patient)
-
-    async def _plan_for(self, consultation: Consultation, patient: Patient | None) -> Plan:
-        matrix = self._matrix
-        account = patient.account if patient is not None else None
-        is_in = account is not None and consultation.admitted_at is not None
-        others = [one.account for one in consultation.participants if one.role not in TREATING]
-        ever = await self._records.consultations.took_part(consultation.id)
-        now = {one.account for one in consultation.participants}
-        gone = {one.account for one in ever} - now
-        if account is not None and not is_in:
-            gone.add(account)
-        return Plan(
-            creator=matrix.host.mxid,
-            bots=(matrix.vitals.mxid, matrix.alerts_mxid),
-            clinicians=consultation.clinicians,
-            others=(*others, *([account] if account is not None and is_in else [])),
-            waiting=account if consultation.status is not Status.BOOKED else None,
-            gone=frozenset(gone),
-            frozen=consultation.status in FROZEN,
-        )
-
     # --- what is said ----------------------------------------------------------------------------
-
-    async def greet(self, room_id: str, user: str) -> None:
-        """Say to somebody who joined what was said before he could read.
-
-        A little later, because a client refuses what comes before it has looked up our device.
-        """
-        await asyncio.sleep(GREET_AFTER_S)
-        consultation = await self._records.consultations.in_room(room_id)
-        if consultation is None or consultation.status not in ALIVE:
-            return
-        who = self._records.site_key.fingerprint(b"greeted", user.encode()).hex()
-        await self._describe(room_id, replace(consultation, status=Status.OPEN))
-        await self._matrix.host.send(
-            room_id,
-            MESSAGE,
-            {"msgtype": "m.notice", "body": welcome(consultation.language)},
-            transaction_id=f"welcome-{consultation.id}-{who}",
-        )
-
-    async def _describe(self, room_id: str, consultation: Consultation) -> None:
-        content: dict[str, Any] = {
-            "version": 1,
-            "status": consultation.status.value,
-            "patient": consultation.patient,
-            "clinicians": list(consultation.clinicians),
-            "time_zone": consultation.time_zone,
-            "language": consultation.language.value,
-            "since": to_ms(consultation.opened_at),
-        }
-        if consultation.ended_at is not None:
-            content["until"] = to_ms(consultation.ended_at)
-        await self._matrix.host.set_state(room_id, CONSULTATION, "", content)
 
     async def _say(
         self, connection: Connection, found: Consultation, what: str, body: str, now: datetime
@@ -795,10 +670,6 @@ class ConsultationService:
             sender=SentBy.HOST,
         )
         await self._records.outbox.add(connection, delivery)
-
-    async def _note(self, action: str, found: Consultation, by: str, now: datetime) -> None:
-        async with self._records.store.transaction() as connection:
-            await self._audit(connection, action, found, by, now)
 
     async def _audit(
         self,
@@ -822,14 +693,3 @@ class ConsultationService:
         if found is None:
             raise InputError("there is no such consultation", code="consultation_unknown")
         return found
-
-
-def welcome(language: Language) -> str:
-    """The first message of every consultation room."""
-    _ = translator(language).gettext
-    return _(
-        "This consultation is end-to-end encrypted. Vitals and alarms that appear here are a"
-        " secondary, investigational notification, not a certified medical device: never rely on"
-        " them as the only monitoring. Oximeters overestimate SpO2 in dark skin and with poor"
-        " perfusion."
-    )

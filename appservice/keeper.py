@@ -229,11 +229,13 @@ class Keeper:
         Raises:
             MatrixError: the homeserver does not answer, or refuses.
         """
-        plan = await self._plan(room_id)
-        if plan is None:
-            return
         try:
-            mended = await self._matrix.mend(room_id, plan)
+            # Or a consultation could end between the plan and what is done by it.
+            async with self._consultations.undisturbed:
+                plan = await self._plan(room_id)
+                if plan is None:
+                    return
+                mended = await self._matrix.mend(room_id, plan)
         except UnavailableError as error:
             if error.code not in LOST:
                 raise
@@ -252,7 +254,7 @@ class Keeper:
         if found is not None:
             stays = found.status in {Status.OPEN, Status.ENDED, Status.NO_SHOW}
             is_shown = found.shown >= found.revision
-            return await self._consultations.plan(found) if stays and is_shown else None
+            return await self._consultations.rooms.plan(found) if stays and is_shown else None
         ward = await self._records.wards.in_room(room_id)
         if ward is None:
             return None
@@ -314,7 +316,7 @@ class Keeper:
         for topic in ("trust", "consultation"):
             self._records.store.hints.notify(topic)
         if consultation is not None:
-            plan: Plan | None = await self._consultations.plan(consultation)
+            plan: Plan | None = await self._consultations.rooms.plan(consultation)
         else:
             plan = await self._plan(after)
         if plan is not None:

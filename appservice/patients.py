@@ -186,6 +186,7 @@ class PatientService:
         changed = replace(patient, account=account)
         if patient.account is None:
             async with self._records.store.transaction() as connection:
+                await self._records.consultations.changed(connection, patient.key)
                 # In turn with others who link: the epoch is locked until the commit.
                 await new_epoch(connection)
                 other = await self._records.patients.of_account(account)
@@ -195,7 +196,6 @@ class PatientService:
                         code="account_of_patient",
                     )
                 await self._records.patients.change(connection, changed, now=now)
-                await self._records.consultations.changed(connection, patient.key)
                 await self._note_in(
                     connection, "patient.link_account", changed, now, by, account=account
                 )
@@ -214,9 +214,9 @@ class PatientService:
         changed = replace(patient, account=None)
         if patient.account is not None:
             async with self._records.store.transaction() as connection:
+                await self._records.consultations.changed(connection, patient.key)
                 await new_epoch(connection)
                 await self._records.patients.change(connection, changed, now=now)
-                await self._records.consultations.changed(connection, patient.key)
                 await self._note_in(
                     connection, "patient.unlink_account", changed, now, by, account=patient.account
                 )

@@ -44,7 +44,7 @@ from appservice.rooms import ENCRYPTION, Plan
 from appservice.sender import Sender
 from appservice.state import RoomState
 from fajma.config import Settings, read_secret
-from fajma.errors import InputError, UnavailableError
+from fajma.errors import BusyError, InputError, UnavailableError
 from fajma.store import Records
 from fajma.store.away import outlast
 from fajma.tasks import end
@@ -296,11 +296,7 @@ class MatrixService:
                 Method.GET, ApiPath.v3.rooms[room_id].state
             )
         except (MForbidden, MNotFound) as error:
-            raise UnavailableError(
-                "@fajma was taken out of a room of ours: invite it there again, or end the"
-                " consultation and open a new one",
-                code="bot_not_in_room",
-            ) from error
+            raise _not_in_room() from error
         return answer
 
     async def mend(self, room_id: str, plan: Plan) -> Sequence[Repair]:
@@ -314,16 +310,32 @@ class MatrixService:
                 (``bot_without_power``).
             MatrixError: the homeserver does not answer, or refuses.
         """
-        try:
-            now = await self.room_now(room_id)
-        except UnavailableError:
-            if not await self._bring_host_back(room_id):
-                raise
-            now = await self.room_now(room_id)
+        now = await self.room_inside(room_id)
         found = repairs(now, plan)
         for one in found:
             await self._repair(room_id, one)
         return found
+
+    async def room_inside(self, room_id: str) -> RoomNow:
+        """A room's state, with ``@fajma`` in it again if it was taken out.
+
+        To whoever left, a homeserver may show the room as it was then.
+
+        Raises:
+            UnavailableError: it could not be brought back (``bot_not_in_room``).
+            MatrixError: the homeserver does not answer, or refuses.
+        """
+        try:
+            now = await self.room_now(room_id)
+        except BusyError:
+            raise
+        except UnavailableError:
+            pass
+        else:
+            if now.members.get(self.host.mxid) == "join":
+                return now
+        await self._bring_host_back(room_id)
+        return await self.room_now(room_id)
 
     async def _repair(self, room_id: str, one: Repair) -> None:
         try:
@@ -342,16 +354,18 @@ class MatrixService:
                 code="bot_without_power",
             ) from error
 
-    async def _bring_host_back(self, room_id: str) -> bool:
-        """``@fajma-vitals`` may invite: whether ``@fajma`` is in the room again."""
+    async def _bring_host_back(self, room_id: str) -> None:
+        """``@fajma-vitals`` may invite, where it is.
+
+        Raises:
+            UnavailableError: it could not (``bot_not_in_room``).
+        """
         try:
             await self.vitals.client.invite_user(RoomID(room_id), UserID(self.host.mxid))
             await self.host.client.join_room_by_id(RoomID(room_id))
-        except MatrixError as error:
-            log.warning("bot_not_brought_back", room=room_id, error=type(error).__name__)
-            return False
+        except MForbidden as error:
+            raise _not_in_room() from error
         log.warning("bot_brought_back", room=room_id)
-        return True
 
     async def set_plain_state(
         self, room_id: str, event_type: str, content: Mapping[str, Any], state_key: str = ""
@@ -579,6 +593,13 @@ class MatrixService:
         task = asyncio.create_task(guarded())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _not_in_room() -> UnavailableError:
+    return UnavailableError(
+        "@fajma was taken out of a room of ours: end its consultation and open a new one",
+        code="bot_not_in_room",
+    )
 
 
 def _recovery_key_file(directory: Path, mxid: str) -> Path:

@@ -107,9 +107,10 @@ async def _open_consultation() -> None:
                     now=datetime.now(UTC),
                 )
                 ours.append(time.perf_counter() - started)
+                # One-time keys are made in the background whenever some were used.
+                requests = [each for each in recorded.requests if "keys/upload" not in each[1]]
                 assert one.room_id is not None
                 await asyncio.sleep(CALM_S)
-                requests = list(recorded.requests)
                 started = time.perf_counter()
                 await _replay(session, url, requests, one.room_id)
                 bare.append(time.perf_counter() - started)

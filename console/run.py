@@ -378,7 +378,7 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
         illustrator = Illustrator(records, rules)
         publisher = Publisher(settings.publish, records, matrix.vitals)
         matrix.on_audience_changed(publisher.resend)
-        matrix.on_joined(consultations.greet)
+        matrix.on_joined(consultations.rooms.greet)
         matrix.on_joined(wards.greet)
         stack.push_async_callback(matrix.stop)
         await matrix.start()

@@ -3,7 +3,7 @@
 Two transactions that lock the same rows in different orders wait for each other, until PostgreSQL
 ends one of them. So each locks, of these, what it locks in this order:
 
-1. what it is about: a command seen, a ward's roster, a person, an alarm's state;
+1. what it is about: a command seen, a ward's roster, a person, a consultation, an alarm's state;
 2. the heads of ``devices`` and ``readings``;
 3. the head of ``trust`` (who may read), then pins, then warnings;
 4. the head of ``outbox``;

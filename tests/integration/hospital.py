@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
@@ -88,6 +89,8 @@ class FakeMatrix:
         fails_at: the number of the call that fails.
         was_done: whether that call was carried out all the same.
         trouble: what each call fails with.
+        is_mending: set once a room is mended.
+        goes_on: what mending waits for.
         lost: rooms that ``@fajma`` is not in any more.
     """
 
@@ -102,6 +105,9 @@ class FakeMatrix:
         self.was_done = False
         self.lost: set[str] = set()
         self.trouble: Exception | None = None
+        self.is_mending = asyncio.Event()
+        self.goes_on = asyncio.Event()
+        self.goes_on.set()
         self.invitations: list[tuple[str, str]] = []
         self._numbers = itertools.count(1)
 
@@ -187,12 +193,16 @@ class FakeMatrix:
         with self.call(room_id):
             return RoomNow.of(list(self.rooms[room_id].values()))
 
+    room_inside = room_now
+
     async def creation_of(self, room_id: str) -> Mapping[str, Any]:
         with self.call(room_id):
             return self.rooms[room_id][CREATE, ""]
 
     async def mend(self, room_id: str, plan: Plan) -> Sequence[Repair]:
-        found = repairs(await self.room_now(room_id), plan)
+        self.is_mending.set()
+        await self.goes_on.wait()
+        found = repairs(await self.room_inside(room_id), plan)
         for one in found:
             if one.content is not None:
                 await self.set_plain_state(room_id, one.event_type, one.content)

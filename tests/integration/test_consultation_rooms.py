@@ -48,6 +48,7 @@ from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
 from fajma.store.people import Role
 from fajma.store.site import site_key
+from fajma.store.warnings import About
 from fajma.tasks import end
 from fajma.vitals import PatientKey
 
@@ -244,7 +245,7 @@ async def house(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[House
     keeper = Keeper(records, matrix, service, waiting, Spaces(settings, records, matrix))
     matrix.on_state(keeper.heard)
     matrix.on_spoken(waiting.spoken)
-    matrix.on_joined(service.greet)
+    matrix.on_joined(service.rooms.greet)
     await matrix.start()
     jobs = [
         asyncio.create_task(keeper.run()),
@@ -494,3 +495,33 @@ async def test_a_room_that_we_upgrade_is_followed_with_its_readers(house: House)
     assert encryption["io.element.msc4362.encrypt_state_events"] is True
     members = await house.state(after, "io.element.functional_members")
     assert members["service_members"] == sorted(house.matrix.ours)
+
+
+async def test_a_bot_that_was_taken_out_is_brought_back_and_a_room_without_any_is_told_of(
+    house: House,
+) -> None:
+    awa = await house.clinician("awa")
+    room_id = room_of(await house.open(awa))
+    ours = house.matrix
+    host = Person(ours.host.mxid, house.synapse.as_token, house.synapse.base_url)
+    as_host = f"?user_id={quote(ours.host.mxid)}"
+
+    async def taken_out(*bots: str) -> None:
+        for bot in bots:
+            await host.does("POST", f"rooms/{quote(room_id)}/kick{as_host}", {"user_id": bot})
+
+    await taken_out(ours.vitals.mxid, ours.alerts_mxid)
+    await house.keeper.keep(room_id)
+    assert await house.membership(room_id, ours.vitals.mxid) == "join"
+    assert await house.membership(room_id, ours.alerts_mxid) == "invite"
+    await host.does("POST", f"rooms/{quote(room_id)}/leave{as_host}", {})
+    await house.keeper.keep(room_id)
+    assert await house.membership(room_id, ours.host.mxid) == "join"
+
+    await taken_out(ours.vitals.mxid)
+    await host.does("POST", f"rooms/{quote(room_id)}/leave{as_host}", {})
+    await house.keeper.keep(room_id)
+    [warning] = [
+        one for one in await house.records.warnings.open(About.ROOM_LOST) if one.subject == room_id
+    ]
+    assert warning.mark == "bot_not_in_room"

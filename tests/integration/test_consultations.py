@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from decimal import Decimal
 
 import pytest
 from mautrix.errors import MatrixError
+from mautrix.util.async_db import Connection
 
 from fajma.errors import FajmaError, InputError
 from fajma.events import ALARM, CONSULTATION, AlarmBlock
@@ -37,9 +39,13 @@ from tests.integration.hospital import (
 LATER = NOON + timedelta(hours=1)
 
 
+class PulledPlugError(Exception):
+    """What a transaction is cut off with."""
+
+
 @pytest.fixture
-async def hospital(sqlite_records: Records) -> Hospital:
-    return Hospital(sqlite_records)
+async def hospital(records: Records) -> Hospital:
+    return Hospital(records)
 
 
 def room_of(consultation: Consultation) -> str:
@@ -397,7 +403,8 @@ async def removes(hospital: Hospital, opened: Consultation) -> None:
 
 
 async def archives(hospital: Hospital, opened: Consultation) -> None:
-    await hospital.service.end(opened.id, AWA, LATER)
+    if (await hospital.get(opened.id)).status is not Status.ARCHIVED:
+        await hospital.service.end(opened.id, AWA, LATER)
     await hospital.service.archive(opened.id, LATER)
 
 
@@ -446,3 +453,77 @@ async def test_an_opening_that_fails_at_any_call_is_completed_by_opening_again(
         assert again.shown == again.revision
         assert picture(hospital, room_of(again)) == wanted, number
         assert len(hospital.matrix.host.said) == said + 1
+
+
+# --- a database that fails -----------------------------------------------------------------------
+
+
+class Plug:
+    """Is pulled at the end of one transaction, so that nothing of it is kept."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.pulled_at: int | None = None
+
+    def pull(self, *, after: int) -> None:
+        self.count, self.pulled_at = 0, after
+
+    @asynccontextmanager
+    async def fence(self, _: Connection) -> AsyncIterator[None]:
+        yield
+        self.count += 1
+        if self.count == self.pulled_at:
+            raise PulledPlugError
+
+
+@pytest.mark.parametrize("act", ACTS)
+async def test_an_act_that_is_cut_off_at_any_commit_is_completed_by_asking_again(
+    sqlite_records: Records, act: Act
+) -> None:
+    plug = Plug()
+    records = Records(sqlite_records.store.fenced(plug.fence), sqlite_records.site_key)
+    hospital = Hospital(records)
+    opened = await hospital.open(patient_account=PATIENT, number="0")
+    plug.pull(after=0)
+    await act(hospital, opened)
+    commits, wanted = plug.count, picture(hospital, room_of(opened))
+    said = len(await hospital.said(room_of(opened)))
+    for number in range(1, commits + 1):
+        await hospital.patients.unlink_account(str(number - 1), now=LATER)
+        opened = await hospital.open(patient_account=PATIENT, number=str(number))
+        plug.pull(after=number)
+        with pytest.raises(PulledPlugError):
+            await act(hospital, opened)
+        await act(hospital, opened)
+        for one in await records.consultations.unshown():
+            await hospital.service.settle(one, LATER)
+        assert picture(hospital, room_of(opened)) == wanted, number
+        assert len(await hospital.said(room_of(opened))) == said, number
+
+
+async def test_an_opening_that_is_cut_off_at_any_commit_is_completed_by_opening_again(
+    sqlite_records: Records,
+) -> None:
+    plug = Plug()
+    records = Records(sqlite_records.store.fenced(plug.fence), sqlite_records.site_key)
+    hospital = Hospital(records)
+    plug.pull(after=0)
+
+    async def opens(number: int) -> Consultation:
+        now = NOON + timedelta(minutes=number)
+        return await hospital.open(
+            number=str(number), clinicians=[AWA, MOUSSA], device=MONITOR, now=now
+        )
+
+    opened = await opens(0)
+    commits, wanted = plug.count, picture(hospital, room_of(opened))
+    assert commits > 2
+    for number in range(1, commits + 1):
+        plug.pull(after=number)
+        with pytest.raises(PulledPlugError):
+            await opens(number)
+        again = await opens(number)
+        assert picture(hospital, room_of(again)) == wanted, number
+        assert await records.devices.worn() == {again.patient: [MONITOR]}
+        noted = [one for one in await records.audit.latest() if one.subject == again.id]
+        assert [one.action for one in noted] == ["consultation.open"]

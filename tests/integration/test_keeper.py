@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -198,6 +199,21 @@ async def test_a_room_behind_its_record_is_brought_there(
     assert ended.shown == ended.revision
     assert house.hospital.matrix.content(room_of(opened), POWERS)["events_default"] == 100
     assert await house.mended() == []  # our own change is no repair
+
+
+async def test_a_consultation_that_ends_while_its_room_is_looked_at_stays_frozen(
+    house: House, opened: Consultation
+) -> None:
+    matrix = house.hospital.matrix
+    matrix.goes_on.clear()
+    looking = asyncio.create_task(house.keeper.keep(room_of(opened)))
+    await matrix.is_mending.wait()
+    assert house.hospital.service.undisturbed.locked()
+    ending = asyncio.create_task(house.hospital.service.end(opened.id, AWA, NOON))
+    matrix.goes_on.set()
+    await asyncio.gather(looking, ending)
+    assert matrix.content(room_of(opened), POWERS)["events_default"] == 100
+    assert await house.mended() == []
 
 
 async def test_a_frozen_room_is_kept_frozen_and_an_archived_one_left_alone(

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from appservice.patients import PatientService
 from appservice.watch import Watch
 from fajma.config import DatabaseSettings, People
 from fajma.duty import DRILL_LASTS, Roster
@@ -30,6 +31,7 @@ from tests.integration.scene import (
     SHOWN,
     SURGERY,
     Scene,
+    consultation,
 )
 
 
@@ -119,6 +121,13 @@ class Matrix:
     def is_local(self, _: str) -> bool:
         return False
 
+    def refuse_ours(self, account: str) -> None:
+        assert account
+
+    async def invite(self, room_id: str, user: str) -> None:
+        assert room_id
+        assert user
+
 
 async def test_an_identity_accepted_at_the_moment_at_which_it_is_announced_is_accepted(
     scene: Scene,
@@ -154,3 +163,29 @@ async def test_an_identity_accepted_at_the_moment_at_which_it_is_announced_is_ac
     await asyncio.gather(accepts(), announces())
     assert await records.pins.known([AWA]) == {AWA: SHOWN}
     assert len(await records.outbox.waiting(ROOM)) == 1
+
+
+async def test_a_patient_is_let_in_at_the_moment_at_which_an_account_is_linked(
+    scene: Scene,
+) -> None:
+    records = scene.records
+    patient, opened = await consultation(scene, AWA)
+    locked, through = asyncio.Event(), asyncio.Event()
+
+    async def lets_in() -> None:
+        async with records.store.transaction() as connection:
+            await records.consultations.locked(connection, opened.id)
+            locked.set()
+            await held_up(records, through)
+            await records.consultations.admitted(connection, opened.id, now=NOON)
+
+    async def links() -> None:
+        await locked.wait()
+        service = PatientService(records, Matrix(), None, None)  # type: ignore[arg-type]
+        await service.link_account(patient.number, "@patient:clinic.test", now=NOON)
+        through.set()
+
+    await asyncio.gather(lets_in(), links())
+    linked = await records.patients.by_number(patient.number)
+    assert linked is not None
+    assert linked.account == "@patient:clinic.test"
