@@ -25,8 +25,6 @@ from appservice.api.permissions import SCOPES, Who
 from appservice.api.sign_in import signed_request
 from appservice.consultations import ConsultationService
 from appservice.patients import PatientService
-from appservice.repairs import Repair, RoomNow
-from appservice.rooms import Plan
 from appservice.staff import Finding, StaffService
 from appservice.wards import WardService
 from fajma.config import (
@@ -54,7 +52,6 @@ from tests.integration.scene import (
     MEDICINE,
     MOUSSA,
     NOON,
-    OURS,
     SURGERY,
     Scene,
     consultation,
@@ -124,41 +121,11 @@ class FakePhone:
         }
 
 
-class FakeSender:
-    """One of our accounts, whose homeserver takes everything."""
-
-    def __init__(self, mxid: str) -> None:
-        self.mxid = mxid
-
-    async def send(
-        self, room_id: str, event_type: str, content: Mapping[str, Any], *, transaction_id: str
-    ) -> None:
-        assert room_id
-        assert event_type
-        assert content
-        assert transaction_id
-
-    async def set_state(
-        self, room_id: str, event_type: str, state_key: str, content: Mapping[str, Any]
-    ) -> None:
-        assert room_id
-        assert event_type
-        assert state_key == ""
-        assert content
-
-
 class FakeMatrix:
-    """The homeserver, which takes everything; ``waits`` holds up the making of rooms."""
+    """The homeserver, which takes everything."""
 
     def __init__(self) -> None:
-        self.host, self.vitals, alerts = (FakeSender(one) for one in OURS)
-        self.alerts_mxid = alerts.mxid
-        self.ours = frozenset(OURS)
         self.invited: list[tuple[str, str]] = []
-        self.makes_room = asyncio.Event()
-        self.may_go_on = asyncio.Event()
-        self.may_go_on.set()
-        self._rooms = 0
 
     def is_local(self, user: str) -> bool:
         return user.endswith(":clinic.test")
@@ -167,13 +134,6 @@ class FakeMatrix:
         if account.startswith("@fajma"):
             raise InputError("an account of ours", code="account_of_fajma")
 
-    async def create_room(self, request: Mapping[str, Any]) -> str:
-        assert request
-        self.makes_room.set()
-        await self.may_go_on.wait()
-        self._rooms += 1
-        return f"!new-{self._rooms}:clinic.test"
-
     async def invite(self, room_id: str, user: str) -> None:
         self.invited.append((room_id, user))
 
@@ -181,18 +141,39 @@ class FakeMatrix:
         assert room_id
         assert user
 
-    async def mend(self, room_id: str, plan: Plan) -> Sequence[Repair]:
-        assert room_id
-        assert plan
-        return ()
-
-    async def room_now(self, room_id: str) -> RoomNow:
-        assert room_id
-        return RoomNow.of([])
-
     async def strangers(self, room_id: str) -> frozenset[str]:
         assert room_id
         return frozenset()
+
+
+class FakeRooms:
+    """Rooms that follow their record at once; making one waits while ``may_go_on`` is not set."""
+
+    def __init__(self, records: Records) -> None:
+        self._records = records
+        self.makes_room = asyncio.Event()
+        self.may_go_on = asyncio.Event()
+        self.may_go_on.set()
+
+    async def make(
+        self, consultation: Consultation, patient: Patient, by: str, now: datetime
+    ) -> None:
+        assert patient.key == consultation.patient
+        assert by
+        assert now
+        self.makes_room.set()
+        await self.may_go_on.wait()
+        room_id = f"!{consultation.id}:clinic.test"
+        await self._records.consultations.held_in(consultation.id, room_id)
+        await self._records.consultations.open_in(
+            consultation.id, room_id, shown=consultation.revision
+        )
+
+    async def settle(self, found: Consultation, now: datetime) -> None:
+        invited = [one.account for one in found.participants]
+        await self._records.consultations.now_shows(
+            found.id, found.revision, invited=invited, now=now
+        )
 
 
 class FakeOperator:
@@ -232,6 +213,7 @@ class ApiSite:
         self.openid = FakeOpenId()
         self.phones: dict[str, FakePhone] = {}
         self.matrix = FakeMatrix()
+        self.rooms = FakeRooms(scene.records)
         self.in_alarm = False
         self.limits: list[LimitInForce] = []
         self.routes: list[Route] = []
@@ -243,15 +225,18 @@ class ApiSite:
         operator: Any = FakeOperator()
         wards = WardService(self.settings, self.records, matrix)
         patients = PatientService(self.records, matrix, operator, wards)
+        consultations = ConsultationService(
+            self.settings,
+            self.records,
+            matrix,
+            operator,
+            patients,
+            alarm_open=self._alarm_open,
+        )
+        rooms: Any = self.rooms
+        consultations.rooms = rooms
         services = Services(
-            consultations=ConsultationService(
-                self.settings,
-                self.records,
-                matrix,
-                operator,
-                patients,
-                alarm_open=self._alarm_open,
-            ),
+            consultations=consultations,
             wards=wards,
             staff=QuietStaff(self.settings, self.records, matrix, operator, wards),
             patients=patients,

@@ -248,14 +248,14 @@ async def test_a_key_is_the_callers_own_and_forgotten_after_a_day(
 async def test_what_is_being_done_is_not_begun_a_second_time(
     site: ApiSite, hospital: Caller
 ) -> None:
-    site.matrix.may_go_on.clear()
+    site.rooms.may_go_on.clear()
     body = {"number": "9", "initials": "A.D.", "bed": "1", "clinicians": ["@awa:clinic.test"]}
     once = {"headers": {"Idempotency-Key": "k-3"}}
     first = asyncio.create_task(hospital.asks("POST", "/consultations", body, **once))
-    await site.matrix.makes_room.wait()
+    await site.rooms.makes_room.wait()
     status, answer = await hospital.asks("POST", "/consultations", body, **once)
     assert (status, answer["code"]) == (409, "idempotency_key_in_use")
-    site.matrix.may_go_on.set()
+    site.rooms.may_go_on.set()
     assert (await first)[0] == 200
 
 
