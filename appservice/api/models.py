@@ -418,6 +418,20 @@ class LinkAnswer(BaseModel):
     online: Annotated[bool | None, Field(description="v2 monitors: whether it is connected.")]
 
 
+class WornDevice(BaseModel):
+    """A monitor that is worn now."""
+
+    device: str
+    patient: Annotated[str, Field(description="Opaque key of who wears it.")]
+
+
+class DevicesAnswer(BaseModel):
+    """Monitors that are worn now, by id."""
+
+    devices: list[WornDevice]
+    next: str | None
+
+
 class LinksAnswer(BaseModel):
     """A patient's monitors, the newest link first."""
 

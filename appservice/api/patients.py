@@ -5,6 +5,7 @@ from __future__ import annotations
 from appservice.api import models
 from appservice.api.declare import Call, Route
 from appservice.api.models import (
+    DevicesAnswer,
     LinkAnswer,
     LinksAnswer,
     PatientAnswer,
@@ -12,8 +13,9 @@ from appservice.api.models import (
     PatientListed,
     PatientsAnswer,
     PatientWorn,
+    WornDevice,
 )
-from appservice.api.pages import Cursors
+from appservice.api.pages import Cursors, PageQuery
 from appservice.api.permissions import Permission
 from appservice.api.problems import not_found
 from appservice.api.reach import Reaches
@@ -57,6 +59,8 @@ class PatientRoutes:
             Route("POST", "/patients/monitor", Permission.LINK_DEVICES,
                   "Put a monitor on, or take it off, by number",
                   self._monitor, PatientWorn, models.PatientMonitor),
+            Route("GET", "/devices", read, "Monitors that are worn now",
+                  self._worn, DevicesAnswer, query=PageQuery),
             Route("GET", "/patients/{patient}/devices", read, "The patient's monitors",
                   self._devices, LinksAnswer),
             Route("PUT", "/patients/{patient}/devices/{device}", Permission.LINK_DEVICES,
@@ -141,6 +145,22 @@ class PatientRoutes:
             )
             return PatientWorn(**dict(_patient(patient)), worn_before_by=None)
         return await self._put_on(call, body.number, device, body.since)
+
+    async def _worn(self, call: Call) -> DevicesAnswer:
+        among = await self._reaches.patients(call.caller, call.reach)
+        place, limit = self._cursors.read(call) or "", call.asked(PageQuery).limit
+        worn = sorted(
+            (device, patient)
+            for patient, devices in (await self._patients.monitors()).items()
+            if among is None or patient in among
+            for device in devices
+            if device > place
+        )
+        page = worn[:limit]
+        return DevicesAnswer(
+            devices=[WornDevice(device=device, patient=patient) for device, patient in page],
+            next=self._cursors.make(call, page[-1][0] if len(worn) > limit else None),
+        )
 
     async def _devices(self, call: Call) -> LinksAnswer:
         await self._known(call.patient)

@@ -106,7 +106,7 @@ MEANS: Final = {
     "own": ("granted", "hidden"),
     "all": ("granted", "granted"),
 }
-LISTS: Final = frozenset({"GET /patients", "GET /consultations"})
+LISTS: Final = frozenset({"GET /patients", "GET /devices", "GET /consultations"})
 
 
 @pytest.mark.parametrize("who", list(Who))
@@ -147,6 +147,10 @@ async def test_lists_hold_what_is_the_callers_own(
     caller = Caller(client, await site.headers(client, who))
     _, patients = await caller.asks("GET", "/patients")
     assert [one["patient"] for one in patients["patients"]] == [site.mine.key]
+    for patient, device in ((site.mine, MONITOR), (site.other, "A4CF12F03B7F")):
+        await site.records.devices.link(DeviceId(device), patient.key, None, now=site.now)
+    _, devices = await caller.asks("GET", "/devices")
+    assert devices["devices"] == [{"device": MONITOR, "patient": site.mine.key}]
     _, consultations = await caller.asks("GET", "/consultations")
     assert [one["consultation"] for one in consultations["consultations"]] == [site.consultation.id]
 

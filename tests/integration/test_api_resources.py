@@ -15,7 +15,7 @@ from appservice.api import pages
 from appservice.api.models import LimitInForce
 from appservice.api.permissions import Who
 from fajma.store import Records, readings
-from fajma.vitals import Kind
+from fajma.vitals import DeviceId, Kind
 from tests.integration.api_site import HOSPITAL_TOKEN, MONITOR, ApiSite, Caller, furnished, served
 from tests.integration.scene import AWA, NOON, falls
 
@@ -160,6 +160,23 @@ async def test_a_monitor_is_put_on_seen_and_taken_off(
     acts = [(one.actor, one.action) for one in await site.records.audit.latest()]
     assert (AWA, "patient.wear") in acts
     assert (AWA, "patient.take_off") in acts
+
+
+async def test_worn_monitors_are_listed_in_pages(
+    site: ApiSite, client: TestClient[Any, Any]
+) -> None:
+    devices = [f"A4CF12F03B7{number}" for number in range(5)]
+    for device in devices:
+        await site.records.devices.link(DeviceId(device), site.mine.key, None, now=site.now)
+    software = await caller(site, client, Who.PATIENTS_READ)
+    found, following = [], ""
+    while True:
+        _, answer = await software.asks("GET", f"/devices?limit=2{following}")
+        found += [one["device"] for one in answer["devices"]]
+        if answer["next"] is None:
+            break
+        following = f"&cursor={answer['next']}"
+    assert found == devices
 
 
 async def test_whose_monitor_it_was_is_told_only_to_who_may_know(
