@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import secrets
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -24,6 +24,7 @@ from appservice.api.models import LimitInForce
 from appservice.api.permissions import SCOPES, Who
 from appservice.api.sign_in import signed_request
 from appservice.consultations import ConsultationService
+from appservice.operator import Account, Device
 from appservice.patients import PatientService
 from appservice.staff import Finding, StaffService
 from appservice.wards import WardService
@@ -43,6 +44,7 @@ from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.patients import Patient
 from fajma.store.readings import NewReading
+from fajma.store.wards import Ward
 from fajma.trust import DeviceKeys
 from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
 from tests.integration.scene import (
@@ -126,6 +128,7 @@ class FakeMatrix:
 
     def __init__(self) -> None:
         self.invited: list[tuple[str, str]] = []
+        self.vitals = FakeVitals()
 
     def is_local(self, user: str) -> bool:
         return user.endswith(":clinic.test")
@@ -143,6 +146,26 @@ class FakeMatrix:
 
     async def strangers(self, room_id: str) -> frozenset[str]:
         assert room_id
+        return frozenset()
+
+    async def set_power(self, room_id: str, user: str, level: int) -> None:
+        assert room_id
+        assert user
+        assert level
+
+    async def trust_changed(self, user: str) -> None:
+        assert user
+
+
+class FakeVitals:
+    """Our sender, which has met nobody's devices."""
+
+    @property
+    def cryptographer(self) -> FakeVitals:
+        return self
+
+    async def devices_of(self, user: str) -> frozenset[str]:
+        assert user
         return frozenset()
 
 
@@ -177,12 +200,48 @@ class FakeRooms:
 
 
 class FakeOperator:
-    """The homeserver's accounts, all of which exist."""
+    """The homeserver's accounts: those that were made, and no phones."""
+
+    def __init__(self) -> None:
+        self._made: set[str] = set()
 
     async def ring(self, mxid: str, *, rings: bool) -> tuple[str, ...]:
         assert mxid
         assert isinstance(rings, bool)
         return ()
+
+    async def account(self, mxid: str) -> Account | None:
+        if mxid not in self._made:
+            return None
+        return Account(mxid, deactivated=False, locked=False, admin=False)
+
+    async def create_account(self, mxid: str, *, password: str, display_name: str) -> None:
+        assert password
+        assert display_name
+        self._made.add(mxid)
+
+    async def reset_password(self, mxid: str, password: str, *, logout: bool) -> None:
+        assert mxid
+        assert password
+        assert not logout
+
+    async def deactivate(self, mxid: str) -> None:
+        self._made.discard(mxid)
+
+    async def devices(self, mxid: str) -> tuple[Device, ...]:
+        assert mxid
+        return ()
+
+    async def remove_devices(self, mxid: str, device_ids: Collection[str]) -> None:
+        assert mxid
+        assert not device_ids
+
+
+class QuietWards(WardService):
+    """Wards whose rooms are made at once."""
+
+    async def _make_room(self, ward: Ward) -> None:
+        await self._records.wards.opened(ward.id, f"!{ward.id}:clinic.test")
 
 
 class QuietStaff(StaffService):
@@ -223,7 +282,7 @@ class ApiSite:
         """The web server's application, with the API in it."""
         matrix: Any = self.matrix
         operator: Any = FakeOperator()
-        wards = WardService(self.settings, self.records, matrix)
+        wards = QuietWards(self.settings, self.records, matrix)
         patients = PatientService(self.records, matrix, operator, wards)
         consultations = ConsultationService(
             self.settings,
