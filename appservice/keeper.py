@@ -254,7 +254,12 @@ class Keeper:
         if found is not None:
             stays = found.status in {Status.OPEN, Status.ENDED, Status.NO_SHOW}
             is_shown = found.shown >= found.revision
-            return await self._consultations.rooms.plan(found) if stays and is_shown else None
+            if not stays or not is_shown:
+                return None
+            plan = await self._consultations.rooms.plan(found)
+            # Who was taken out when his part ended, and is there again, was added by a homeserver:
+            # a stranger, whom people must know of.
+            return replace(plan, gone=frozenset())
         ward = await self._records.wards.in_room(room_id)
         if ward is None:
             return None

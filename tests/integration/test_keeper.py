@@ -142,6 +142,19 @@ async def test_who_is_invited_without_belonging_is_withdrawn(
     assert await house.mended() == ["room.mend.invitation"]
 
 
+async def test_who_is_let_in_again_by_a_homeserver_is_told_of_and_not_fought_over(
+    house: House,
+) -> None:
+    opened = await house.hospital.open(clinicians=[AWA, MOUSSA])
+    await house.hospital.service.remove(opened.id, MOUSSA, AWA, NOON)
+    assert house.hospital.matrix.membership(room_of(opened), MOUSSA) == "leave"
+    member = {"membership": "join"}
+    await house.tampers(room_of(opened), "m.room.member", member, by=MOUSSA, key=MOUSSA)
+    await house.keeper.look()
+    assert house.hospital.matrix.membership(room_of(opened), MOUSSA) == "join"
+    assert await house.mended() == []
+
+
 async def test_the_knock_of_somebody_else_is_refused_and_the_patients_is_announced(
     house: House,
 ) -> None:
