@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime, time, tzinfo
 from typing import Any, Final
@@ -57,6 +57,7 @@ class PatientService:
         language: Language | None,
         time_zone: str | None,
         now: datetime,
+        by: str = OPERATOR,
     ) -> Patient:
         """Keep a new record.
 
@@ -82,7 +83,7 @@ class PatientService:
             time_zone=time_zone,
             now=now,
         )
-        await self._note("patient.add", patient, now)
+        await self._note("patient.add", patient, now, by)
         return patient
 
     async def all(self, ward: str | None = None) -> list[Patient]:
@@ -92,6 +93,33 @@ class PatientService:
             InputError: there is no such ward.
         """
         return await self._records.patients.all((await self._wards.get(ward)).id if ward else None)
+
+    async def page(
+        self,
+        *,
+        after: str | None,
+        limit: int,
+        ward: str | None = None,
+        among: Collection[PatientKey] | None = None,
+    ) -> tuple[list[Patient], PatientKey | None]:
+        """Some records, in the order of their keys.
+
+        Args:
+            after: the key of the last one that is known.
+            limit: how many at most.
+            ward: of this ward only.
+            among: only these.
+
+        Returns:
+            The records, and ``after`` of the next page, if there may be one.
+
+        Raises:
+            InputError: there is no such ward.
+        """
+        wanted = (await self._wards.get(ward)).id if ward else None
+        return await self._records.patients.page(
+            after=PatientKey(after or ""), limit=limit, ward=wanted, among=among
+        )
 
     async def monitors(self) -> dict[PatientKey, list[DeviceId]]:
         """What each patient wears now."""
@@ -107,7 +135,9 @@ class PatientService:
             if one.key != patient.key and one.bed.casefold() == patient.bed.casefold()
         ]
 
-    async def change(self, number: str, changes: Mapping[str, Any], *, now: datetime) -> Patient:
+    async def change(
+        self, number: str, changes: Mapping[str, Any], *, now: datetime, by: str = OPERATOR
+    ) -> Patient:
         """Change bed, initials, ward, age band, pregnancy, language or time zone.
 
         An empty ward is none.
@@ -115,7 +145,7 @@ class PatientService:
         Raises:
             InputError: there is no such patient or ward, or a field cannot be.
         """
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         values = dict(changes)
         if "ward" in values:
             name = values["ward"]
@@ -126,10 +156,12 @@ class PatientService:
         changed = replace(patient, **values)
         async with self._records.store.transaction() as connection:
             await self._records.patients.change(connection, changed, now=now)
-        await self._note("patient.change", changed, now)
+        await self._note("patient.change", changed, now, by)
         return changed
 
-    async def link_account(self, number: str, account: str, *, now: datetime) -> Patient:
+    async def link_account(
+        self, number: str, account: str, *, now: datetime, by: str = OPERATOR
+    ) -> Patient:
         """From now on the patient takes part with a Matrix account.
 
         The account gets the telemetry rule and does not ring for alarms.
@@ -138,7 +170,7 @@ class PatientService:
             InputError: no such patient or account; it belongs to staff or to another patient.
         """
         self._matrix.refuse_ours(account)
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         person = await self._records.people.get(account)
         if person is not None and person.is_active:
             raise InputError(
@@ -149,8 +181,8 @@ class PatientService:
             # First, for without our rules the invitation would ring; refuses an unknown account.
             await self._operator.ring(account, rings=False)
         if patient.account not in (None, account):
-            await self.unlink_account(number, now=now)
-            patient = await self._get(number)
+            await self.unlink_account(number, now=now, by=by)
+            patient = await self.of_number(number)
         changed = replace(patient, account=account)
         if patient.account is None:
             async with self._records.store.transaction() as connection:
@@ -165,7 +197,7 @@ class PatientService:
                     )
                 await self._records.patients.change(connection, changed, now=now)
                 await self._note_in(
-                    connection, "patient.link_account", changed, now, account=account
+                    connection, "patient.link_account", changed, now, by, account=account
                 )
         consultation = await self._records.consultations.of_patient(changed.key)
         room_id = consultation.room_id if consultation and consultation.admitted_at else None
@@ -173,12 +205,12 @@ class PatientService:
             await self._matrix.invite(room_id, account)
         return changed
 
-    async def unlink_account(self, number: str, *, now: datetime) -> Patient:
+    async def unlink_account(self, number: str, *, now: datetime, by: str = OPERATOR) -> Patient:
         """The patient goes on without account: it leaves the room and gets no key any more.
 
         The account itself stays on its homeserver. Safe to repeat.
         """
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         changed = replace(patient, account=None)
         if patient.account is not None:
             async with self._records.store.transaction() as connection:
@@ -186,7 +218,7 @@ class PatientService:
                 await new_epoch(connection)
                 await self._records.patients.change(connection, changed, now=now)
                 await self._note_in(
-                    connection, "patient.unlink_account", changed, now, account=patient.account
+                    connection, "patient.unlink_account", changed, now, by, account=patient.account
                 )
         room_id = await self._room(patient)
         if room_id is not None:
@@ -198,7 +230,13 @@ class PatientService:
         return changed
 
     async def wear(
-        self, number: str, device: DeviceId, *, now: datetime, since: str | None = None
+        self,
+        number: str,
+        device: DeviceId,
+        *,
+        now: datetime,
+        since: str | None = None,
+        by: str = OPERATOR,
     ) -> tuple[Patient, Patient | None]:
         """From now on, or since a moment in the past, the patient wears this monitor.
 
@@ -207,6 +245,7 @@ class PatientService:
             device: the monitor.
             now: aware UTC time.
             since: see ``moment``; the time zone is the ward's.
+            by: who asks for it, for the audit.
 
         Returns:
             The patient, and who wore the monitor until now, if it was another one.
@@ -215,7 +254,7 @@ class PatientService:
             InputError: no such patient, nowhere for the alarms to go, a moment that cannot be, or
                 somebody else wore the monitor since then.
         """
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         ward = await self._records.wards.responsible(patient.key)
         consultation = await self._records.consultations.of_patient(patient.key)
         in_room = consultation is not None and consultation.room_id is not None
@@ -232,49 +271,69 @@ class PatientService:
             device, patient.key, consultation.id if consultation else None, now=now, since=began
         )
         detail = {"since": began.isoformat(timespec="seconds")} if began else {}
-        await self._note("patient.wear", patient, now, device=device, **detail)
+        await self._note("patient.wear", patient, now, by, device=device, **detail)
         if before is None or before.patient == patient.key:
             return patient, None
         return patient, await self._records.patients.get(before.patient)
 
-    async def take_off(self, number: str, device: DeviceId, *, now: datetime) -> Patient:
+    async def take_off(
+        self, number: str, device: DeviceId, *, now: datetime, by: str = OPERATOR
+    ) -> Patient:
         """From now on the patient does not wear this monitor: its silence is no alarm any more.
 
         Raises:
             InputError: there is no such patient, or the patient does not wear it.
         """
-        patient = await self._get(number)
+        patient = await self.of_number(number)
         if not await self._records.devices.unlink(device, patient.key, now=now):
             raise InputError(
                 "the patient does not wear this monitor: see `fajma patient list`",
                 code="monitor_not_worn",
             )
-        await self._note("patient.take_off", patient, now, device=device)
+        await self._note("patient.take_off", patient, now, by, device=device)
         return patient
 
     async def _room(self, patient: Patient) -> str | None:
         consultation = await self._records.consultations.of_patient(patient.key)
         return consultation.room_id if consultation is not None else None
 
-    async def _get(self, number: str) -> Patient:
+    async def of_number(self, number: str) -> Patient:
+        """The patient with this record number.
+
+        Raises:
+            InputError: ``patient_unknown``.
+        """
         patient = await self._records.patients.by_number(number)
         if patient is None:
-            raise InputError(
-                "no patient has this number: see `fajma patient list`", code="patient_unknown"
-            )
+            raise unknown_number()
         return patient
 
-    async def _note(self, action: str, patient: Patient, now: datetime, **detail: str) -> None:
+    async def _note(
+        self, action: str, patient: Patient, now: datetime, by: str, **detail: str
+    ) -> None:
         async with self._records.store.transaction() as connection:
-            await self._note_in(connection, action, patient, now, **detail)
+            await self._note_in(connection, action, patient, now, by, **detail)
 
     async def _note_in(
-        self, connection: Connection, action: str, patient: Patient, now: datetime, **detail: str
+        self,
+        connection: Connection,
+        action: str,
+        patient: Patient,
+        now: datetime,
+        by: str,
+        **detail: str,
     ) -> None:
         await self._records.audit.note(
-            connection, actor=OPERATOR, action=action, subject=patient.key, now=now, **detail
+            connection, actor=by, action=action, subject=patient.key, now=now, **detail
         )
         log.info(action.replace(".", "_"), patient=patient.key)
+
+
+def unknown_number() -> InputError:
+    """Nobody has this number, as far as whoever asks may know."""
+    return InputError(
+        "no patient has this number: see `fajma patient list`", code="patient_unknown"
+    )
 
 
 def moment(stated: str, zone: tzinfo, now: datetime) -> datetime:

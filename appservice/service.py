@@ -38,6 +38,7 @@ from mautrix.types import (
 )
 from mautrix.util.async_db import UpgradeTable
 
+from appservice.cryptographer import ASKED_BY
 from appservice.repairs import CREATE, Repair, RoomNow, What, repairs
 from appservice.rooms import ENCRYPTION, Plan
 from appservice.sender import Sender
@@ -47,6 +48,7 @@ from fajma.errors import BusyError, InputError, UnavailableError
 from fajma.store import Records
 from fajma.store.away import outlast
 from fajma.tasks import end
+from fajma.trust import DeviceKeys
 
 log = structlog.get_logger()
 
@@ -436,6 +438,15 @@ class MatrixService:
         await self.host.client.send_state_event(
             RoomID(room_id), EventType.ROOM_POWER_LEVELS, levels
         )
+
+    async def trusted_devices(self, user: str) -> Mapping[str, DeviceKeys]:
+        """The devices of somebody that get our keys, looked up afresh; by device id.
+
+        Raises:
+            MatrixError: the homeserver does not answer, or refuses.
+        """
+        await self.vitals.cryptographer.look_at([user])
+        return await self._records.pins.trusted(user, asked_by=ASKED_BY)
 
     async def trust_changed(self, user: str) -> None:
         """An identity was accepted or revoked: look at the person's devices afresh."""

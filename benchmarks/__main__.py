@@ -14,6 +14,7 @@ from benchmarks.demo import demo_first_vital_s, run_memory_mb
 from benchmarks.fleet import fleet_10k
 from benchmarks.ingest import ingest
 from benchmarks.publish import patient_day_bytes, publish_100
+from benchmarks.rest import rest_read_p99
 
 ALL = {
     one.__name__: one
@@ -27,6 +28,7 @@ ALL = {
         fleet_10k,
         publish_100,
         patient_day_bytes,
+        rest_read_p99,
         open_consultation,
         thousand_consultations,
         alarm_engine,

@@ -421,7 +421,7 @@ class Clinic:
             answer: dict[str, Any] = await response.json()
             if response.status != 200:  # noqa: PLR2004
                 raise UnavailableError(
-                    f"the API refuses: {answer.get('error')}", code=str(answer.get("code"))
+                    f"the API refuses: {answer.get('detail')}", code=str(answer.get("code"))
                 )
             return answer
 

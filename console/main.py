@@ -10,6 +10,7 @@ from typing import Final
 
 import click
 
+from console.api_keys import api_key
 from console.consultations import consultation
 from console.demo import demo
 from console.device import device
@@ -96,6 +97,7 @@ def config_show(config_path: Path) -> None:
 
 cli.add_command(readings)
 cli.add_command(keys)
+cli.add_command(api_key)
 cli.add_command(maintenance)
 cli.add_command(ward)
 cli.add_command(staff)

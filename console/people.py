@@ -60,6 +60,16 @@ class Api:
         """Ask for something."""
         return asyncio.run(self._call("GET", path, None))
 
+    def every(self, path: str, name: str) -> list[dict[str, Any]]:
+        """All entries of a list that comes in pages."""
+        page = self.get(path)
+        found = list(page[name])
+        between = "&" if "?" in path else "?"
+        while page["next"] is not None:
+            page = self.get(f"{path}{between}cursor={quote(page['next'])}")
+            found += page[name]
+        return found
+
     def post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """Have something done; what is ``None`` in the body is left out."""
         given = {name: value for name, value in body.items() if value is not None}
@@ -83,7 +93,7 @@ class Api:
         if status == 200:  # noqa: PLR2004
             return dict(answer)
         kind = InputError if status < 500 else UnavailableError  # noqa: PLR2004
-        raise kind(str(answer.get("error")), code=str(answer.get("code")))
+        raise kind(str(answer.get("detail")), code=str(answer.get("code")))
 
 
 def _reachable(host: str) -> str:
@@ -179,7 +189,7 @@ def _give(letter: str) -> None:
 def staff_list(*, left: bool, config_path: Path) -> None:
     """Who works here."""
     table = _table("account", "name", "role", "ward", "language", "left")
-    for one in _api(config_path).get("staff?left" if left else "staff")["staff"]:
+    for one in _api(config_path).get("staff?left=true" if left else "staff")["staff"]:
         _row(
             table,
             *(one[key] for key in ("account", "name", "role", "ward", "language")),
@@ -329,7 +339,8 @@ def patient_list(ward: str | None, config_path: Path) -> None:
     """Every patient, by bed."""
     table = _table("number", "initials", "bed", "ward", "age", "account", "monitor")
     path = "patients" if ward is None else f"patients?ward={quote(ward)}"
-    for one in _api(config_path).get(path)["patients"]:
+    found = _api(config_path).every(path, "patients")
+    for one in sorted(found, key=lambda one: (one["bed"], one["number"])):
         _row(
             table,
             *(one[key] for key in ("number", "initials", "bed", "ward", "age_band", "account")),

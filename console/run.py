@@ -21,9 +21,11 @@ from typing import Any, Final
 import structlog
 from mautrix.errors import MatrixError
 
-from appservice.api import Services, Tokens, add_routes
+from appservice.api import Services, add_routes
+from appservice.api.callers import Tokens
 from appservice.charts import ChartSender
 from appservice.consultations import ConsultationService
+from appservice.cryptographer import ASKED_BY
 from appservice.errands import Porter, StartCall
 from appservice.jitsi import JitsiDoor, JitsiRooms
 from appservice.keeper import Keeper
@@ -54,6 +56,7 @@ from bridges.mqtt_vitals.publisher import Publisher
 from bridges.mqtt_vitals.subscriber import Subscriber
 from console.files import only_here
 from console.leading import lead
+from console.patient_limits import PatientLimits
 from console.sessions import require_certificates, serve
 from console.signs_of_life import give_signs
 from fajma.config import Settings, read_secret
@@ -357,12 +360,21 @@ async def _appservice(settings: Settings, records: Records, tell: Started) -> No
             patients,
             alarm_open=partial(unanswered, records, rules),
         )
-        services = Services(consultations, wards, staff, patients)
-        add_routes(matrix.web, services, _tokens(settings))
+        openid = OpenId(settings.homeserver, settings.federation, records)
+        services = Services(
+            consultations=consultations,
+            wards=wards,
+            staff=staff,
+            patients=patients,
+            openid=openid,
+            devices=matrix.trusted_devices,
+            limits=PatientLimits(records, rules).of,
+            asked_by=ASKED_BY,
+        )
+        add_routes(matrix.web, settings, records, services, _tokens(settings))
         start_call: StartCall | None = None
         if settings.calls.jitsi_domain is not None:
             start_call = JitsiRooms(settings.calls, records, matrix.set_plain_state).start
-            openid = OpenId(settings.homeserver, settings.federation, records)
             JitsiDoor(
                 settings.calls,
                 settings.homeserver.server_name,

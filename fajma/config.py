@@ -427,6 +427,20 @@ class People(_Section):
     )
 
 
+class Api(_Section):
+    """The REST API."""
+
+    requests_per_s: float = Field(
+        default=50,
+        gt=0,
+        le=10000,
+        description="Requests a second that one caller of the REST API may make, on average ...",
+    )
+    requests_at_once: int = Field(
+        default=200, ge=1, le=10000, description="... and at once, after a silence."
+    )
+
+
 class Federation(_Section):
     """Other hospitals."""
 
@@ -524,6 +538,7 @@ class Settings(BaseSettings):
     publish: Publish = Publish()
     alarms: Alarms = Alarms()
     people: People = People()
+    api: Api = Api()
     federation: Federation = Federation()
     retention: Retention = Retention()
     widgets: Widgets = Widgets()

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from mautrix.util.async_db import Connection
 
 from fajma.errors import BugError
 from fajma.sealing import Key, SiteKey
-from fajma.store.database import Store, from_ms, to_ms
+from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.keys import PatientKeys
 from fajma.store.readings import lock_head, move_head
 from fajma.vitals import PatientKey
 
 LOG = "outbox"
+_LAST: Final = 2**63 - 1
 
 WEBHOOK_ROOM = ""
 """Stands for the room of a delivery that goes to the hospital's webhook."""
@@ -195,6 +197,44 @@ class Outbox:
             key.seal(json.dumps(delivery.content).encode(), place=f"outbox/{delivery.delivery_id}"),
         )
 
+    async def told_about(
+        self,
+        patient: PatientKey,
+        *,
+        sender: SentBy = SentBy.ALERTS,
+        limit: int,
+        before: int | None = None,
+        after: int | None = None,
+    ) -> list[tuple[int, Delivery | None]]:
+        """What was promised about a patient, with its place in the outbox.
+
+        A row that does not open is ``None``: it harms no other.
+
+        Args:
+            patient: about whom.
+            sender: who says it.
+            limit: how many at most.
+            before: the newest first, from below this place (all where ``None``) ...
+            after: ... or, if this is given, the oldest first, from above it.
+        """
+        compared, order = ("<", "DESC") if after is None else (">", "ASC")
+        place = after if after is not None else before if before is not None else _LAST
+        rows = await self._store.db.fetch(
+            f"SELECT * FROM outbox WHERE patient_key=$1 AND sender=$2 AND position{compared}$3"  # noqa: S608 - written by us
+            f" ORDER BY position {order} LIMIT $4",
+            patient,
+            sender.value,
+            place,
+            limit,
+        )
+        found: list[tuple[int, Delivery | None]] = []
+        for row in rows:
+            delivery = None
+            with contextlib.suppress(BugError):
+                delivery = await self._opened(row)
+            found.append((row["position"], delivery))
+        return found
+
     async def rooms_waiting(
         self, sender: SentBy = SentBy.ALERTS, *, about_patients: bool = False
     ) -> list[str]:
@@ -236,6 +276,10 @@ class Outbox:
         )
         if row is None:
             raise BugError("a delivery that was promised is gone", code="delivery_gone")
+        return await self._opened(row)
+
+    async def _opened(self, row: Row) -> Delivery:
+        delivery_id = row["delivery_id"]
         patient = PatientKey(row["patient_key"]) if row["patient_key"] is not None else None
         key = await self._key(patient)
         content = key.open(bytes(row["sealed"]), place=f"outbox/{delivery_id}")

@@ -312,6 +312,59 @@ class Consultations:
             for row in rows
         ]
 
+    async def page(
+        self,
+        *,
+        before: str | None,
+        limit: int,
+        among: Collection[ConsultationId] | None = None,
+    ) -> list[Consultation]:
+        """Some consultations, whatever their state, the newest first.
+
+        Args:
+            before: id of the last one that is known; the newest is first where ``None``.
+            limit: how many at most.
+            among: only these.
+        """
+        known = await self.get(ConsultationId(before)) if before is not None else None
+        opened = to_ms(known.opened_at) if known is not None else 2**62
+        mark = known.id if known is not None else ""
+        if among is None:
+            rows: Sequence[Row] = await self._store.db.fetch(
+                "SELECT * FROM consultation"
+                " WHERE opened_at<$1 OR (opened_at=$1 AND consultation_id<$2)"
+                " ORDER BY opened_at DESC, consultation_id DESC LIMIT $3",
+                opened,
+                mark,
+                limit,
+            )
+        else:
+            found = await self._store.fetch_among(
+                "SELECT * FROM consultation"
+                " WHERE (opened_at<$2 OR (opened_at=$2 AND consultation_id<$3))"
+                " AND consultation_id",
+                among,
+                opened,
+                mark,
+            )
+            found.sort(key=lambda row: (row["opened_at"], row["consultation_id"]), reverse=True)
+            rows = found[:limit]
+        return await self._many(rows)
+
+    async def with_account(self, account: str) -> list[Consultation]:
+        """Those in which an account takes part or which are about its patient, not archived."""
+        rows = await self._store.db.fetch(
+            "SELECT DISTINCT consultation.* FROM consultation"
+            " JOIN patient ON patient.patient_key=consultation.patient_key"
+            " LEFT JOIN participant"
+            " ON participant.consultation_id=consultation.consultation_id"
+            " AND participant.until IS NULL"
+            " WHERE status<>$1 AND (participant.account=$2 OR patient.account=$2)",
+            Status.ARCHIVED.value,
+            account,
+        )
+        return await self._many(rows)
+
     # --- changes ---------------------------------------------------------------------------------
 
     async def locked(

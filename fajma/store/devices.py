@@ -19,7 +19,7 @@ from fajma.facts import TakenOff, Worn
 from fajma.sealing import KEY_BYTES, SiteKey
 from fajma.sequence import Sequence
 from fajma.store.consultations import ConsultationId
-from fajma.store.database import Row, Store, to_ms
+from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.facts import Facts
 from fajma.store.quarantine import UNKNOWN_DEVICE
 from fajma.store.readings import LOG as READINGS
@@ -40,6 +40,25 @@ class Wearing:
 
     patient: PatientKey
     consultation: ConsultationId | None
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A patient wears a monitor, or wore it.
+
+    Attributes:
+        device: the monitor.
+        consultation: in which consultation, if in one.
+        since: aware UTC.
+        until: aware UTC; ``None`` while it is worn.
+        online: whether it is connected, as far as somebody said.
+    """
+
+    device: DeviceId
+    consultation: ConsultationId | None
+    since: datetime
+    until: datetime | None
+    online: bool | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,6 +370,25 @@ class Devices:
             UNKNOWN_DEVICE,
         )
         return [DeviceId(row["device_id"]) for row in rows]
+
+    async def links_of(self, patient: PatientKey, *, limit: int = 1000) -> list[Link]:
+        """What a patient wears and wore, the newest first."""
+        rows = await self._store.db.fetch(
+            "SELECT * FROM device_link WHERE patient_key=$1"
+            " ORDER BY linked_from DESC, device_id LIMIT $2",
+            patient,
+            limit,
+        )
+        return [
+            Link(
+                DeviceId(row["device_id"]),
+                ConsultationId(row["consultation_id"]) if row["consultation_id"] else None,
+                from_ms(row["linked_from"]),
+                from_ms(row["linked_to"]) if row["linked_to"] is not None else None,
+                bool(row["online"]) if row["online"] is not None else None,
+            )
+            for row in rows
+        ]
 
     async def connected(
         self, connection: Connection, device: DeviceId, *, online: bool, now: datetime

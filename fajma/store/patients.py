@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import secrets
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Final
@@ -141,6 +142,53 @@ class Patients:
         rows = await self._store.db.fetch("SELECT * FROM patient")
         found = [await self._patient(row) for row in rows if ward is None or row["ward_id"] == ward]
         return sorted(found, key=lambda one: (one.bed, one.number))
+
+    async def page(
+        self,
+        *,
+        after: PatientKey,
+        limit: int,
+        ward: WardId | None = None,
+        among: Collection[PatientKey] | None = None,
+    ) -> tuple[list[Patient], PatientKey | None]:
+        """Some patients, in the order of their keys; without those whose own keys are gone.
+
+        Args:
+            after: key of the last one that is known; empty at the beginning.
+            limit: how many at most.
+            ward: of this ward only.
+            among: only these.
+
+        Returns:
+            The patients, and ``after`` of the next page, if there may be one.
+        """
+        if among is None:
+            rows: Sequence[Row] = await self._store.db.fetch(
+                "SELECT * FROM patient WHERE patient_key>$1 AND (ward_id=$2 OR $2 IS NULL)"
+                " ORDER BY patient_key LIMIT $3",
+                after,
+                ward,
+                limit,
+            )
+        else:
+            wanted = [one for one in among if one > after]
+            rows = await self._store.fetch_among(
+                "SELECT * FROM patient WHERE (ward_id=$2 OR $2 IS NULL) AND patient_key",
+                wanted,
+                ward,
+            )
+            rows = sorted(rows, key=lambda row: str(row["patient_key"]))[:limit]
+        keys = [PatientKey(row["patient_key"]) for row in rows]
+        gone = await self._keys.missing(keys)
+        found = [
+            await self._patient(row) for row, key in zip(rows, keys, strict=True) if key not in gone
+        ]
+        return found, keys[-1] if len(keys) == limit else None
+
+    async def keys_of_ward(self, ward: WardId) -> frozenset[PatientKey]:
+        """Who lies in a ward."""
+        rows = await self._store.db.fetch("SELECT patient_key FROM patient WHERE ward_id=$1", ward)
+        return frozenset(PatientKey(row["patient_key"]) for row in rows)
 
     async def _tell(
         self, connection: Connection, before: Patient | None, after: Patient, now: datetime | None

@@ -11,7 +11,7 @@ import itertools
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
 from typing import Final, cast
@@ -30,6 +30,15 @@ UNREADABLE: Final = "unreadable"
 """Counter of the rows that do not open."""
 
 _LAST: Final = 2**63 - 1
+SCANNED: Final = 5000
+"""Readings of a patient that are looked at for one page of a span of time: seven hours at one in
+five seconds."""
+
+_BEGINNING: Final = datetime.min.replace(tzinfo=UTC)
+_END: Final = datetime.max.replace(tzinfo=UTC)
+_AHEAD_MS: Final = 3_600_000
+"""More than any clock of a monitor that is believed goes ahead (``bridges.mqtt_vitals.clocks``)."""
+
 ASKED_AT_ONCE: Final = 5000
 """Readings looked for in one query: some builds of SQLite take no more than 32 766 variables."""
 
@@ -314,6 +323,71 @@ class Readings:
             limit,
         )
         return [_sealed(row) for row in reversed(rows)]
+
+    async def page(
+        self,
+        patient: PatientKey,
+        *,
+        before: int | None,
+        since: datetime | None,
+        until: datetime | None,
+        limit: int,
+    ) -> tuple[list[SealedReading], int | None]:
+        """Some of a patient's readings, what came last first.
+
+        At most ``SCANNED`` readings are looked at, so what is asked for may begin on a later page.
+
+        Args:
+            patient: whose.
+            before: position above the first one; the newest is first where ``None``.
+            since: measured then or later.
+            until: measured before.
+            limit: how many at most.
+
+        Returns:
+            The readings, and ``before`` of the next page, if there may be one.
+        """
+        before = _LAST if before is None else before
+        if since is None and until is None:
+            rows = await self._store.db.fetch(
+                "SELECT * FROM reading WHERE patient_key=$1 AND position<$2"
+                " ORDER BY position DESC LIMIT $3",
+                patient,
+                before,
+                limit + 1,
+            )
+            found = [_sealed(row) for row in rows[:limit]]
+            return found, found[-1].position if len(rows) > limit else None
+        return await self._span(patient, before, since or _BEGINNING, until or _END, limit)
+
+    async def _span(
+        self, patient: PatientKey, before: int, since: datetime, until: datetime, limit: int
+    ) -> tuple[list[SealedReading], int | None]:
+        """The same of what was measured in a span of time."""
+        floor = await self._store.db.fetchrow(
+            "SELECT position, received_at FROM reading WHERE patient_key=$1 AND position<$2"
+            " ORDER BY position DESC LIMIT 1 OFFSET $3",
+            patient,
+            before,
+            SCANNED - 1,
+        )
+        rows = await self._store.db.fetch(
+            "SELECT * FROM reading WHERE patient_key=$1 AND position<$2 AND position>=$3"
+            " AND measured_at>=$4 AND measured_at<$5 ORDER BY position DESC LIMIT $6",
+            patient,
+            before,
+            floor["position"] if floor is not None else 0,
+            to_ms(since),
+            to_ms(until),
+            limit,
+        )
+        found = [_sealed(row) for row in rows]
+        if len(found) == limit:
+            return found, found[-1].position
+        # What came before this time was measured before it (but for a clock that goes ahead).
+        if floor is None or floor["received_at"] < to_ms(since) - _AHEAD_MS:
+            return found, None
+        return found, int(floor["position"])
 
     async def newest(self, *, limit: int, patient: PatientKey | None = None) -> list[SealedReading]:
         """The newest readings, in order; of one patient only, if given."""

@@ -7,7 +7,10 @@ from functools import partial
 from fajma.duty import Roster, ringing
 from fajma.sealing import SiteKey
 from fajma.store.alarms import AlarmStates, Outbox
+from fajma.store.api_answers import ApiAnswers
+from fajma.store.api_keys import ApiKeys
 from fajma.store.audit import Audit
+from fajma.store.consents import Consents
 from fajma.store.consultations import Consultations
 from fajma.store.database import Store
 from fajma.store.deadman import Switches
@@ -27,6 +30,7 @@ from fajma.store.people import People
 from fajma.store.pins import Audience, Pins
 from fajma.store.quarantine import Quarantine
 from fajma.store.readings import Readings
+from fajma.store.signed_in import SignedIn
 from fajma.store.tally import Tally
 from fajma.store.wards import Ward, Wards
 from fajma.store.warnings import About, Warnings
@@ -66,6 +70,10 @@ class Records:
         self.heartbeats = Heartbeats(store)
         self.switches = Switches(store)
         self.maintenance = Maintenances(store, site_key)
+        self.consents = Consents(store, keys)
+        self.api_keys = ApiKeys(store, site_key)
+        self.signed_in = SignedIn(store, site_key)
+        self.api_answers = ApiAnswers(store, site_key)
 
     def under(self, lease: Lease) -> Records:
         """The same records for who works under a lease: once it is lost, nothing is committed.

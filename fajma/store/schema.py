@@ -485,3 +485,60 @@ _V11 = (
 )
 
 _register(_V11, "Errands")
+
+_V12 = (
+    # Keys of hospital software; the key itself is kept nowhere.
+    """CREATE TABLE api_key (
+        key_id TEXT PRIMARY KEY,
+        fingerprint BYTEA NOT NULL UNIQUE,
+        scopes TEXT NOT NULL,
+        created_at BIGINT NOT NULL,
+        expires_at BIGINT NOT NULL,
+        revoked_at BIGINT
+    )""",
+    # Somebody signed in at the REST API, with the key of a device of his.
+    """CREATE TABLE api_session (
+        session_id TEXT PRIMARY KEY,
+        account TEXT NOT NULL,
+        device_id TEXT NOT NULL,
+        ed25519 TEXT NOT NULL,
+        created_at BIGINT NOT NULL,
+        ended_at BIGINT
+    )""",
+    # Every refresh token of a session; one that is used twice was stolen from somebody.
+    """CREATE TABLE api_refresh (
+        fingerprint BYTEA PRIMARY KEY,
+        session_id TEXT NOT NULL REFERENCES api_session (session_id),
+        expires_at BIGINT NOT NULL,
+        used_at BIGINT
+    )""",
+    "CREATE INDEX api_refresh_of_session ON api_refresh (session_id)",
+    # Matrix OpenID tokens that were taken: each counts once.
+    """CREATE TABLE openid_taken (
+        fingerprint BYTEA PRIMARY KEY,
+        taken_at BIGINT NOT NULL
+    )""",
+    # What was answered under an Idempotency-Key, and a keyed fingerprint of what was asked.
+    """CREATE TABLE api_answer (
+        fingerprint BYTEA PRIMARY KEY,
+        asked BYTEA NOT NULL,
+        answered_at BIGINT NOT NULL,
+        status INTEGER NOT NULL,
+        sealed BYTEA NOT NULL
+    )""",
+    "CREATE INDEX api_answer_by_time ON api_answer (answered_at)",
+    # What a patient has agreed to, and no longer.
+    """CREATE TABLE consent (
+        consent_id TEXT PRIMARY KEY,
+        patient_key TEXT NOT NULL REFERENCES patient (patient_key),
+        purpose TEXT NOT NULL,
+        given_at BIGINT NOT NULL,
+        given_to TEXT NOT NULL,
+        withdrawn_at BIGINT,
+        withdrawn_to TEXT,
+        sealed BYTEA NOT NULL
+    )""",
+    "CREATE INDEX consent_of_patient ON consent (patient_key, given_at)",
+)
+
+_register(_V12, "REST API: keys, sessions, answers; consents")
