@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
@@ -16,8 +15,8 @@ import click
 import structlog
 
 from bots.alerts.engine import FOLLOWER
-from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import Ingest, Message
+from bridges.mqtt_vitals.subscriber import now
 from console.people import config_option
 from console.refusals import MESSAGES, REASONS
 from console.run import opened
@@ -226,7 +225,7 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, C
         refused = await records.quarantine.open(one)
         if refused is None:
             continue
-        arrival = Arrival(refused.received_at, time.monotonic())
+        arrival = now()._replace(at=refused.received_at)
         message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
         outcome = await ingest.commit([message])
         stored += outcome.stored

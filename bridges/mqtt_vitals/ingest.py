@@ -40,7 +40,7 @@ from fajma.store.quarantine import (
     Refused,
 )
 from fajma.store.readings import Fate, NewReading
-from fajma.vitals import DeviceId, Kind, Reading
+from fajma.vitals import Age, DeviceId, Kind, Reading
 from fajma.wire import Channel, Envelope, Gap, Item, Pack
 
 log = structlog.get_logger()
@@ -60,7 +60,7 @@ SUSPICIOUS: Final = frozenset(
 
 EXPIRE_EVERY_S: Final = 3600.0
 
-AUDIT_AGAIN: Final = timedelta(hours=1)
+AUDIT_AGAIN_S: Final = 3600.0
 
 
 class Message(NamedTuple):
@@ -120,10 +120,14 @@ class _Batch:
     """For each reading, the message that it came in."""
     refused: list[Refused] = field(default_factory=list)
     packs: list[tuple[Pack, KeyPair]] = field(default_factory=list)
-    suspects: dict[tuple[str, str], None] = field(default_factory=dict)
-    """Device and reason of what smells of attack."""
-    audited: dict[tuple[str, str], datetime] = field(default_factory=dict)
-    """Which of them are noted in the audit log, and when."""
+    repeated: frozenset[int] = frozenset()
+    """Identities of messages that came before: they say nothing new of any clock."""
+    went_back: set[int] = field(default_factory=set)
+    """Identities of the messages that may have come before, by the clock of their monitor."""
+    suspects: dict[tuple[str, str], Arrival] = field(default_factory=dict)
+    """Device and reason of what smells of attack, and when it came."""
+    audited: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Which of them are noted in the audit log, and when, by our monotonic clock."""
     online: dict[DeviceId, tuple[bool, datetime]] = field(default_factory=dict)
     """Which v2 monitors came to the broker or left it, and when that was heard."""
     kept: set[int] = field(default_factory=set)
@@ -131,6 +135,14 @@ class _Batch:
     lost: int = 0
     missing: int = 0
     """Records that v2 monitors hold no more and that never came."""
+
+
+class _CameBeforeError(Exception):
+    """Messages have taught the clocks that came before; the batch is to be tried without that."""
+
+    def __init__(self, messages: frozenset[int]) -> None:
+        super().__init__()
+        self.messages = messages
 
 
 class Ingest:
@@ -146,7 +158,7 @@ class Ingest:
         self._fleet: Fleet = records.devices.fleet()
         self._clocks = Clocks()
         self._rates = rates or Rates()
-        self._audited: dict[tuple[str, str], datetime] = {}
+        self._audited: dict[tuple[str, str], float] = {}
 
     async def commit(self, messages: Sequence[Message]) -> Outcome:
         """Decode, place, attribute, seal and commit a batch in one transaction.
@@ -177,6 +189,8 @@ class Ingest:
 
     async def _give_up(self, message: Message) -> Outcome:
         """Keep a message that cannot be committed; its monitor is not told to delete anything."""
+        if message.replayed:  # it is kept, and was counted
+            return Outcome(0, 0, Counter({BUG: 1}))
         device = _device(message.topic)
         refused = Refused(
             BUG, message.topic, message.payload, message.arrival.at, device=device, keep=True
@@ -186,16 +200,39 @@ class Ingest:
         return Outcome(0, 0, Counter({BUG: 1}))
 
     async def _commit(self, messages: Sequence[Message]) -> Outcome:
+        try:
+            return await self._try(messages)
+        except _CameBeforeError as found:
+            return await self._try(messages, repeated=found.messages)
+
+    async def _try(
+        self, messages: Sequence[Message], *, repeated: frozenset[int] | None = None
+    ) -> Outcome:
+        """Commit a batch, or raise ``_CameBeforeError`` where nobody has looked for such messages.
+
+        Args:
+            messages: the batch.
+            repeated: identities of those that came before, once they are known.
+        """
         records = self._records
         async with records.store.transaction() as connection:
             await self._fleet.refresh(connection)
-            batch = _Batch(self._clocks.tried(), self._rates.tried(), _envelopes(messages))
+            batch = _Batch(
+                self._clocks.tried(),
+                self._rates.tried(),
+                _envelopes(messages),
+                repeated=repeated or frozenset(),
+            )
             wanted = {(one.device, one.key_version) for one in batch.envelopes.values()}
             await self._fleet.load_keys(connection, wanted)
             for message in messages:
                 self._sort(message, batch)
             await self._leave_out_locked(batch)
             fates = await records.readings.append(connection, batch.readings)
+            if repeated is None and batch.went_back:
+                came_before = _came_before(batch, fates)
+                if came_before:
+                    raise _CameBeforeError(came_before)
             for fate, new, message in zip(fates, batch.readings, batch.sources, strict=True):
                 if fate is Fate.REUSED:
                     self._refuse(batch, SEQUENCE_REUSED, new.reading.device, message)
@@ -268,11 +305,13 @@ class Ingest:
                 kind=rejected.kind.value,
                 reason=rejected.reason.value,
             )
-        placed = (
-            place_replayed(decoded.timestamp_ms, message.arrival)
-            if message.replayed
-            else batch.clocks.place_v1(device, decoded.timestamp_ms, message.arrival)
-        )
+        if message.replayed:
+            placed = place_replayed(decoded.timestamp_ms, message.arrival)
+        else:
+            clocks = _clocks_for(message, batch)
+            placed = clocks.place_v1(device, decoded.timestamp_ms, message.arrival)
+            if clocks.went_back(device):
+                batch.went_back.add(id(message))
         record = self._records.site_key.fingerprint(b"v1 reading", device.encode(), message.payload)
         reading = Reading(
             device,
@@ -311,7 +350,7 @@ class Ingest:
         content = wire.open_envelope(envelope, keys.up, message.topic)
         pack = wire.decode_pack(content, device)
         unknown = False
-        for item, placed in self._placed(pack, message, batch.clocks):
+        for item, placed in self._placed(pack, message, batch):
             for rejected in item.rejected:
                 self._refuse(batch, f"{rejected.kind}_{rejected.reason}", device, message)
             if item.no_usable_value:
@@ -336,34 +375,32 @@ class Ingest:
             self._refuse(batch, UNKNOWN_DEVICE, device, message)
         batch.packs.append((pack, keys))  # settled only when all of it was understood
 
-    def _placed(
-        self, pack: Pack, message: Message, clocks: Clocks
-    ) -> Iterator[tuple[Item, Placed]]:
+    def _placed(self, pack: Pack, message: Message, batch: _Batch) -> Iterator[tuple[Item, Placed]]:
         items = [one for one in pack.items if isinstance(one, Item)]
         way_s = None
-        if not message.replayed:
-            newest = items[-1] if items else None
-            of_start = newest is not None and newest.boot == pack.boot
+        if items and not message.replayed:
+            newest = items[-1]
+            clocks = _clocks_for(message, batch)
             way_s = clocks.way_of(
                 pack.device,
                 pack.boot,
                 pack.sent_ms,
-                newest.measured_at if newest is not None and of_start else None,
-                before_sending_s=(pack.sent_ms - newest.mono_ms) / 1000 if newest else 0.0,
+                newest.measured_at if newest.boot == pack.boot else None,
+                before_sending_s=(pack.sent_ms - newest.mono_ms) / 1000,
                 arrival=message.arrival,
             )
+            if clocks.went_back(pack.device):
+                batch.went_back.add(id(message))
         for item in items:
-            same_start = item.boot == pack.boot and not message.replayed
-            yield (
-                item,
-                place_v2(
-                    item.measured_at,
-                    before_sending_s=(pack.sent_ms - item.mono_ms) / 1000 if same_start else None,
-                    since_start_s=pack.sent_ms / 1000,
-                    way_s=way_s,
-                    arrival=message.arrival,
-                ),
+            of_start = item.boot == pack.boot
+            placed = place_v2(
+                item.measured_at,
+                before_sending_s=(pack.sent_ms - item.mono_ms) / 1000 if of_start else None,
+                since_start_s=pack.sent_ms / 1000,
+                way_s=way_s,
+                arrival=message.arrival,
             )
+            yield item, placed._replace(age=Age.LATE) if message.replayed else placed
 
     def _attribute(
         self,
@@ -403,7 +440,7 @@ class Ingest:
             )
         )
         if reason in SUSPICIOUS:
-            batch.suspects[device, reason] = None
+            batch.suspects[device, reason] = message.arrival
 
     # --- what belongs to the transaction ---------------------------------------------------------
 
@@ -463,19 +500,18 @@ class Ingest:
         )
 
     async def _audit(self, connection: Connection, batch: _Batch) -> None:
-        for device, reason in batch.suspects:
-            now = batch.refused[-1].received_at
-            last = self._audited.get((device, reason))
-            if last is None or now - last >= AUDIT_AGAIN:
+        for (device, reason), came in batch.suspects.items():
+            last_s = self._audited.get((device, reason))
+            if last_s is None or came.mono_s - last_s >= AUDIT_AGAIN_S:
                 await self._records.audit.note(
                     connection,
                     actor=f"monitor {device}",
                     action="message.refused",
                     subject=device,
-                    now=now,
+                    now=came.at,
                     reason=reason,
                 )
-                batch.audited[device, reason] = now
+                batch.audited[device, reason] = came.mono_s
 
 
 async def forget_refused(records: Records, *, after: timedelta) -> None:
@@ -498,6 +534,21 @@ def _envelopes(messages: Sequence[Message]) -> dict[bytes, Envelope]:
             with contextlib.suppress(DecodeError):  # looked at again when its turn comes
                 found[message.payload] = wire.parse_envelope(message.payload)
     return found
+
+
+def _clocks_for(message: Message, batch: _Batch) -> Clocks:
+    """What a message is placed with; what came before leaves no trace there."""
+    return batch.clocks.tried() if id(message) in batch.repeated else batch.clocks
+
+
+def _came_before(batch: _Batch, fates: Sequence[Fate]) -> frozenset[int]:
+    """The messages of which the log had every reading, among those whose clocks went back."""
+    new = {
+        id(message)
+        for message, fate in zip(batch.sources, fates, strict=True)
+        if fate is not Fate.REPEATED
+    }
+    return frozenset(batch.went_back & {id(message) for message in batch.sources} - new)
 
 
 def _said(item: Item) -> bytes:

@@ -96,6 +96,23 @@ async def test_a_message_that_cannot_be_committed_is_found_and_kept_alone(
     assert max(acknowledged(outcome)) < 5 + 4  # nothing without gap beyond the one that is kept
 
 
+async def test_what_cannot_be_committed_when_it_is_tried_again_is_counted_and_kept_once(
+    sqlite_records: Records, admit: Admit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = sqlite_records
+    pair = await records.devices.new_keys(DEVICE, now=NOON)
+    await Ingest(records).commit([message(pair, pack(item(0)))])
+    await admit(records, DEVICE)
+    before = await records.quarantine.counts(), await records.quarantine.listed()
+
+    async def broken(*_: object) -> object:
+        raise ArithmeticError
+
+    monkeypatch.setattr(Readings, "append", broken)
+    assert await replay(records) == (0, {BUG: 1})
+    assert (await records.quarantine.counts(), await records.quarantine.listed()) == before
+
+
 async def test_what_was_not_understood_to_its_end_is_not_settled(
     records: Records, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:

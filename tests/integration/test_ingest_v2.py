@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import AUDIT_AGAIN, Ingest, Message
+from bridges.mqtt_vitals.ingest import AUDIT_AGAIN_S, Ingest, Message
 from bridges.mqtt_vitals.rate import BURST, Rates
+from console.readings import replay
 from fajma.facts import Connection
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.devices import KeyPair
 from fajma.vitals import Age, Clock, DeviceId, Kind
-from fajma.wire import Channel, Gap, Item, Pack, PayloadKey, encode_pack, seal, v2_topic
+from fajma.wire import Channel, Gap, Item, Pack, PayloadKey, encode_pack, encode_v1, seal, v2_topic
 
 Admit = Callable[..., Awaitable[Consultation]]
 
@@ -272,9 +273,23 @@ async def test_attacks_are_audited_once_an_hour_for_each_monitor(
 ) -> None:
     ingest = Ingest(records)
     forged = message(keys, pack(item(0)), key=PayloadKey(os.urandom(32)))
-    for second in (0.0, 60.0, AUDIT_AGAIN.total_seconds() + 1):
+    for second in (0.0, 60.0, AUDIT_AGAIN_S + 1):
         await ingest.commit([forged._replace(arrival=Arrival(at(second), second))] * 3)
     assert len(await records.audit.latest()) == 2
+
+
+async def test_attacks_are_audited_though_our_clock_was_ahead_before(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    keys = await sqlite_records.devices.new_keys(DEVICE, now=NOON)
+    ingest = Ingest(sqlite_records)
+    forged = message(keys, pack(item(0)), key=PayloadKey(os.urandom(32)))
+    a_year_ahead = Arrival(at(366 * 86_400), 5000.0)
+    set_right = Arrival(at(0), 5001.0 + AUDIT_AGAIN_S)
+    for arrival in (a_year_ahead, set_right):
+        await ingest.commit([forged._replace(arrival=arrival)])
+    assert [one.at for one in await sqlite_records.audit.latest()] == [a_year_ahead.at, at(0)]
 
 
 # --- when ----------------------------------------------------------------------------------------
@@ -312,6 +327,81 @@ async def test_a_record_of_an_earlier_start_is_late(records: Records, keys: KeyP
     assert (first.age, first.clock) == (Age.LATE, Clock.ARRIVAL)
     assert first.measured_at == at(5) - timedelta(milliseconds=now.mono_ms)
     assert second.age is Age.LIVE
+
+
+async def test_what_comes_again_teaches_nothing_of_any_clock(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    """Else one who plays old messages back makes late ones look live, and live ones unknown."""
+    records = sqlite_records
+    await admit(records, DEVICE)
+    keys = await records.devices.new_keys(DEVICE, now=NOON)
+    unset = {"measured_at": None, "clock_set": False}
+    ingest = Ingest(records)
+    before = [
+        message(keys, replace(pack(item(n, boot=2, **unset)), boot=2), second=5 * n)
+        for n in range(2)
+    ]
+    for one in [*before, *(message(keys, pack(item(n, **unset))) for n in (2, 3, 4))]:
+        await ingest.commit([one])
+
+    for number, old in enumerate(before):  # of an earlier start, as if it were the present one
+        arrival = Arrival(at(21 + number), 5021 + number)
+        outcome = await ingest.commit([old._replace(arrival=arrival)])
+        assert (outcome.stored, outcome.repeated) == (0, 1)
+    # Those that come again may be among new ones.
+    await ingest.commit(
+        [
+            before[0]._replace(arrival=Arrival(at(24), 5024)),
+            message(keys, pack(item(5, **unset))),
+        ]
+    )
+    held_back = message(keys, pack(item(6, **unset)), second=630)
+    await ingest.commit([held_back])
+
+    stored = [one.reading.age for one in await records.readings.after(0, limit=20)]
+    assert stored[2:] == [Age.UNKNOWN, Age.LIVE, Age.LIVE, Age.LIVE, Age.LATE]
+
+
+async def test_what_comes_again_in_clear_does_not_make_what_waited_live(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    await admit(records, DEVICE)
+    ingest = Ingest(records)
+
+    def said(measured_s: float, second: float) -> Message:
+        told = encode_v1(DEVICE, round(1000 * at(measured_s).timestamp()), {Kind.SPO2: Decimal(97)})
+        return Message(
+            f"fajma/sensors/{DEVICE}", told, Arrival(at(second), 5000 + second), lambda: None
+        )
+
+    for second in (0, 5, 10):
+        await ingest.commit([said(second, second)])
+    for second in (5, 10):  # played back ten minutes later, as steadily as they came
+        assert (await ingest.commit([said(second, 600 + second)])).repeated == 1
+    await ingest.commit([said(100, 620)])
+
+    stored = [one.reading for one in await records.readings.after(0, limit=20)]
+    assert [(one.age, one.measured_at) for one in stored[3:]] == [(Age.LATE, at(100))]
+
+
+async def test_a_record_that_was_not_sent_at_once_is_replayed_to_when_it_was_measured(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    """A monitor whose clock is not set, and that nobody wore yet."""
+    records = sqlite_records
+    keys = await records.devices.new_keys(DEVICE, now=NOON)
+    unset = {"measured_at": None, "clock_set": False}
+    await Ingest(records).commit([message(keys, pack(item(0, **unset), item(12, **unset)))])
+    await admit(records, DEVICE)
+
+    assert await replay(records) == (2, {})
+    stored = [one.reading for one in await records.readings.after(0, limit=9)]
+    assert [(one.age, one.clock, one.measured_at) for one in stored] == [
+        (Age.LATE, Clock.ARRIVAL, at(0)),
+        (Age.LATE, Clock.ARRIVAL, at(60)),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -68,13 +68,14 @@ def test_a_right_clock_is_live_from_its_first_reading_and_keeps_its_own_time() -
         assert unix(clocks, measured + 2, measured) == Placed(at(measured), Clock.DEVICE, Age.LIVE)
 
 
-@given(st.integers(-7 * 86_400_000, 300_000))
-def test_a_first_reading_keeps_any_date_that_can_be(offset_ms: int) -> None:
+@given(st.integers(-7 * 86_400_000, 30_000))
+def test_a_first_reading_keeps_any_date_that_can_be_and_is_not_to_come(offset_ms: int) -> None:
     one = Clocks().place_v1(DEVICE, NOW_MS + offset_ms, arrival(0))
-    assert (one.measured_at, one.clock) == (NOW + timedelta(milliseconds=offset_ms), Clock.DEVICE)
+    expected = NOW + timedelta(milliseconds=min(offset_ms, 0))
+    assert (one.measured_at, one.clock) == (expected, Clock.DEVICE)
 
 
-@pytest.mark.parametrize("timestamp_ms", [UNIX_MS_FROM, NOW_MS + 300_001, MAX_TIMESTAMP])
+@pytest.mark.parametrize("timestamp_ms", [UNIX_MS_FROM, NOW_MS + 30_001, MAX_TIMESTAMP])
 def test_a_first_reading_with_a_date_that_cannot_be_is_placed_by_its_arrival(
     timestamp_ms: int,
 ) -> None:
@@ -130,6 +131,19 @@ def test_a_clock_that_is_set_while_it_runs_costs_one_reading() -> None:
     assert ages == [Age.LIVE] * 4
     ages = [unix(clocks, 35 + 5 * n, 35 + 5 * n, ahead_s=-7200).age for n in range(4)]
     assert ages == [Age.LATE, Age.LIVE, Age.LIVE, Age.LIVE]
+
+
+@pytest.mark.parametrize("ahead_s", [0.2, 20, 29, 31, 240, 299])
+def test_a_clock_that_was_ahead_and_is_set_right_hides_newer_values_for_half_a_minute_at_most(
+    ahead_s: float,
+) -> None:
+    clocks = Clocks()
+    placed = [unix(clocks, 5 * n + 0.1, 5 * n, ahead_s=ahead_s) for n in range(4)]
+    placed += [unix(clocks, 5 * n + 0.1, 5 * n) for n in range(4, 12)]
+    moments = [one.measured_at for one in placed]
+    assert all(one <= at(5 * n + 0.1) for n, one in enumerate(moments))
+    assert moments[:4] == sorted(moments[:4])
+    assert moments[10] > max(moments[:4])
 
 
 @pytest.mark.parametrize("jump_s", [600, 86_400, 6 * 366 * 86_400.0])
@@ -310,6 +324,68 @@ def test_one_quick_message_shows_that_those_after_it_wait() -> None:
     assert sent(clocks, 320, 70) == pytest.approx(300, abs=1)
 
 
+@pytest.mark.parametrize("absurd_s", [3600, 86_400, 2**42 / 1000])
+@pytest.mark.parametrize("clock_set", [True, False])
+@pytest.mark.parametrize("known", [0, 1, 5])
+def test_one_absurd_monotonic_time_costs_two_messages_at_most(
+    absurd_s: float, *, clock_set: bool, known: int
+) -> None:
+    clocks = Clocks()
+
+    def said(number: int) -> float | None:
+        second = 5.0 * number
+        return sent(clocks, second, 50 + second, wall=at(second) if clock_set else None)
+
+    for number in range(known):
+        said(number)
+    sent(clocks, 5.0 * known, 50 + absurd_s)
+    ways = [said(number) for number in range(known + 1, known + 9)]
+    assert ways[2:] == [pytest.approx(0.0)] * 6
+    if clock_set:
+        assert ways[0] == pytest.approx(0.0)
+    # And then what waits is late again.
+    assert sent(clocks, 700, 50 + 100) == pytest.approx(600, abs=1)
+
+
+def test_a_way_that_is_slow_twice_is_still_slow_where_no_time_went_back() -> None:
+    clocks = Clocks()
+    sent(clocks, 0, 50)
+    sent(clocks, 5, 55)
+    assert sent(clocks, 306, 56) == pytest.approx(300, abs=1)
+    assert sent(clocks, 311, 61) == pytest.approx(300, abs=1)
+
+
+def test_what_may_have_come_before_is_told_from_what_is_new() -> None:
+    clocks = Clocks()
+    assert not clocks.went_back(DEVICE)
+    for second, sent_s, boot, may_be in [
+        (0, 50, 3, False),
+        (5, 55, 3, False),
+        (6, 55, 3, True),  # the same again
+        (7, 50, 3, True),
+        (8, 54, 3, True),  # newer than the last one, but not than all
+        (9, 9, 4, False),  # a new start
+        (10, 60, 3, True),  # of the start before
+        (11, 11, 4, False),
+    ]:
+        sent(clocks, second, sent_s, boot=boot)
+        assert clocks.went_back(DEVICE) is may_be
+    assert not clocks.went_back(OTHER)
+    unix(clocks, 0, 0, device=OTHER)
+    assert not clocks.went_back(OTHER)
+    unix(clocks, 600, 0, device=OTHER)
+    assert clocks.went_back(OTHER)
+
+
+def test_a_count_that_starts_again_went_not_back_and_a_change_of_kind_may_have() -> None:
+    clocks = Clocks()
+    uptime(clocks, 0, WRAP_MS / 1000 - 1)
+    uptime(clocks, 5, WRAP_MS / 1000 + 4)
+    assert not clocks.went_back(DEVICE)
+    unix(clocks, 10, 10)
+    assert clocks.went_back(DEVICE)  # nobody can say: it is asked whether it came before
+
+
 @pytest.mark.parametrize("timestamp_ms", [0, 2**32 - 1, 10**12, 2**53 - 1])
 def test_no_count_however_absurd_leaves_the_calendar(timestamp_ms: int) -> None:
     for second in range(3):
@@ -374,6 +450,11 @@ def place(
         (at(-20_000), None, 0.0, Placed(at(-20_000), Clock.DEVICE, Age.LATE)),
         (None, None, 5.0, Placed(at(-10_005), Clock.ARRIVAL, Age.LATE)),
         (at(1e7), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
+        # Nothing is measured after it was sent, nor sent after it came.
+        (at(20), 2, 0.0, Placed(at(-2), Clock.DEVICE, Age.LIVE)),
+        (at(20), 2, None, Placed(at(0), Clock.DEVICE, Age.UNKNOWN)),
+        (at(20), None, 0.0, Placed(at(0), Clock.DEVICE, Age.LATE)),
+        (at(29), 2, 0.0, Placed(at(-2), Clock.WRONG, Age.LIVE)),
     ],
 )
 def test_a_v2_record_is_placed(
@@ -384,6 +465,7 @@ def test_a_v2_record_is_placed(
 
 def test_what_waited_in_the_quarantine_is_late_whatever_it_says() -> None:
     assert place_replayed(NOW_MS, arrival(0)) == Placed(at(0), Clock.DEVICE, Age.LATE)
+    assert place_replayed(NOW_MS + 29_000, arrival(0)) == Placed(at(0), Clock.DEVICE, Age.LATE)
     assert place_replayed(5000, arrival(0)) == Placed(at(0), Clock.ARRIVAL, Age.LATE)
 
 
