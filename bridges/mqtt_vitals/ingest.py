@@ -7,7 +7,9 @@ to the broker (``subscriber``) and, for v2, to the monitor, which then deletes i
 
 Identity of a v1 reading: the fingerprint (keyed, so that it reveals nothing) of device and payload.
 A redelivery has the same payload. Two readings of one device with the same payload to the last
-byte, its timestamp included, count as one. Identity of a v2 reading: its sequence number.
+byte, its timestamp included, count as one. Identity of a v2 reading: its sequence number; and a
+fingerprint of what it says, where the number was used before for something else and a person has
+accepted that the monitor numbers its records anew.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -36,6 +38,7 @@ from fajma.store.quarantine import (
     NO_PATIENT_KEY,
     RATE_LIMITED,
     REPLAYABLE,
+    SEQUENCE_REUSED,
     UNKNOWN_DEVICE,
     Refused,
 )
@@ -45,7 +48,6 @@ from fajma.wire import Channel, Envelope, Gap, Item, Pack
 
 log = structlog.get_logger()
 
-SEQUENCE_REUSED: Final = "sequence_reused"
 UNKNOWN_KEY: Final = "unknown_key"
 DOWNGRADED: Final = "downgraded"
 """A monitor whose sealed messages we know, said in clear what anybody could say."""
@@ -229,13 +231,12 @@ class Ingest:
                 self._sort(message, batch)
             await self._leave_out_locked(batch)
             fates = await records.readings.append(connection, batch.readings)
+            if Fate.REUSED in fates:
+                fates = await self._numbered_anew(connection, batch, fates)
             if repeated is None and batch.went_back:
                 came_before = _came_before(batch, fates)
                 if came_before:
                     raise _CameBeforeError(came_before)
-            for fate, new, message in zip(fates, batch.readings, batch.sources, strict=True):
-                if fate is Fate.REUSED:
-                    self._refuse(batch, SEQUENCE_REUSED, new.reading.device, message)
             news = [
                 await records.devices.connected(connection, device, online=online, now=at)
                 for device, (online, at) in batch.online.items()
@@ -463,6 +464,46 @@ class Ingest:
         for patient in sorted(locked):
             log.critical("patient_key_missing", patient=patient)
 
+    async def _numbered_anew(
+        self, connection: Connection, batch: _Batch, fates: Sequence[Fate]
+    ) -> list[Fate]:
+        """Readings whose numbers are in the log for something else: store them, or refuse them.
+
+        What is in the log is settled. If it is not, a person has accepted that the monitor numbers
+        its records anew (``Devices.begin_anew``), and this is another record. So it is when a
+        person wants it out of the quarantine.
+        """
+        records = self._records
+        found = list(fates)
+        reused = [place for place, fate in enumerate(fates) if fate is Fate.REUSED]
+        again = [
+            replace(new, record=new.record + (new.trace or b""))
+            for new in (batch.readings[place] for place in reused)
+        ]
+        known = await records.readings.has(connection, again)
+        settled = await records.devices.sequences(connection, {new.reading.device for new in again})
+        now = {
+            (new.reading.device, new.record)
+            for new, fate in zip(batch.readings, fates, strict=True)
+            if fate is Fate.STORED
+        }
+        told: set[int] = set()
+        wanted = []
+        for place, new, is_known in zip(reused, again, known, strict=True):
+            device, number = new.reading.device, batch.readings[place].record
+            message = batch.sources[place]
+            stands = settled.get(device, Settled()).is_settled(int.from_bytes(number, "big"))
+            if is_known or message.replayed or not (stands or (device, number) in now):
+                wanted.append((place, new))
+            elif id(message) not in told:  # once for the message, which holds them all
+                told.add(id(message))
+                self._refuse(batch, SEQUENCE_REUSED, device, message)
+                log.error("reading_refused", reason=SEQUENCE_REUSED, device=device)
+        outcome = await records.readings.append(connection, [new for _, new in wanted])
+        for (place, _), fate in zip(wanted, outcome, strict=True):
+            found[place] = fate
+        return found
+
     async def _settle(self, connection: Connection, batch: _Batch) -> tuple[Settlement, ...]:
         """Note which records of v2 monitors are settled now; the log's lock is held already."""
         if not batch.packs:
@@ -471,6 +512,7 @@ class Ingest:
         known = await devices.sequences(connection, {pack.device for pack, _ in batch.packs})
         new = {pack.device for pack, _ in batch.packs} - known.keys()
         keys: dict[DeviceId, KeyPair] = {}
+        last: dict[DeviceId, int] = {}
         for pack, pair in batch.packs:
             before = known.get(pack.device, Settled())
             missing = before.missing_below(pack.oldest)
@@ -490,13 +532,17 @@ class Ingest:
                     after = after.settle(item.seq, item.seq)
             known[pack.device] = after
             keys[pack.device] = pair
+            last[pack.device] = max(last.get(pack.device, -1), _last_of(pack))
         await devices.keep_sequences(connection, known)
         if new:
             await devices.first_heard(connection)
+        # No further than what it has told us: a monitor that numbers its records anew would believe
+        # that we have what it has not sent yet.
+        settled = {device: min(known[device].contiguous, last[device]) for device in keys}
         return tuple(
-            Settlement(device, known[device].contiguous, pair)
+            Settlement(device, settled[device], pair)
             for device, pair in keys.items()
-            if known[device].contiguous >= 0  # there is nothing to say before the first one
+            if settled[device] >= 0  # there is nothing to say before the first one
         )
 
     async def _audit(self, connection: Connection, batch: _Batch) -> None:
@@ -549,6 +595,14 @@ def _came_before(batch: _Batch, fates: Sequence[Fate]) -> frozenset[int]:
         if fate is not Fate.REPEATED
     }
     return frozenset(batch.went_back & {id(message) for message in batch.sources} - new)
+
+
+def _last_of(pack: Pack) -> int:
+    """The highest number that a pack says something about."""
+    if not pack.items:
+        return pack.oldest - 1
+    item = pack.items[-1]
+    return item.first + item.count - 1 if isinstance(item, Gap) else item.seq
 
 
 def _said(item: Item) -> bytes:

@@ -373,6 +373,14 @@ class Devices:
             for row in rows
         }
 
+    async def begin_anew(self, connection: Connection, device: DeviceId) -> None:
+        """A monitor numbers its records anew: forget how far they were settled.
+
+        What stands in the log under a number then no longer keeps another record out (``ingest``).
+        """
+        await lock_head(connection, READINGS)
+        await self.keep_sequences(connection, {device: Sequence()})
+
     async def first_heard(self, connection: Connection) -> None:
         """A v2 monitor was heard for the first time: whoever keeps them in memory looks again."""
         await _new_change(connection)

@@ -153,7 +153,7 @@ async def test_a_replay_a_reordering_and_a_new_packing_of_the_same_records_count
     outcome = await ingest.commit([second])
     assert acknowledged(outcome) == [-1]  # 0 and 1 are still to come
     outcome = await ingest.commit([first, first])
-    assert (outcome.stored, outcome.repeated, acknowledged(outcome)) == (2, 2, [3])
+    assert (outcome.stored, outcome.repeated, acknowledged(outcome)) == (2, 2, [1])
     repacked = message(keys, pack(item(1), item(2), item(3), item(4)), second=30)
     outcome = await ingest.commit([repacked])
     assert (outcome.stored, outcome.repeated, acknowledged(outcome)) == (1, 3, [4])
@@ -187,6 +187,24 @@ async def test_a_gap_is_waited_for_until_the_monitor_says_that_it_will_never_com
     assert acknowledged(outcome) == [5]
     assert (await records.tally.all())["lost_at_device"] == 3
     assert await numbers(records) == [0, 5]
+
+
+async def test_an_acknowledgement_goes_no_further_than_what_it_answers(
+    records: Records, keys: KeyPair
+) -> None:
+    ingest = Ingest(records)
+    await ingest.commit([message(keys, pack(*(item(n) for n in range(10))))])
+    overwritten = Gap(FIRST + 3, 4, overwritten=True)
+    for content, told in (
+        (pack(item(2), overwritten, sent=60), [6]),
+        (pack(item(2), sent=60), [2]),
+        (pack(oldest=5, sent=60), [4]),
+        (pack(oldest=40, sent=60), [39]),
+        (pack(item(50), oldest=45, sent=600), [44]),
+    ):
+        assert acknowledged(await ingest.commit([message(keys, content)])) == told
+    both = [message(keys, pack(item(n), oldest=45, sent=600)) for n in (46, 45)]
+    assert acknowledged(await ingest.commit(both)) == [46]
 
 
 async def test_what_a_monitor_no_longer_holds_is_waited_for_no_more(

@@ -16,6 +16,13 @@ def test_what_is_missing_holds_up_what_comes_after_it() -> None:
     assert sequence.settle(13, 14) == Sequence(20)
 
 
+def test_a_record_is_settled_below_the_gap_or_in_a_run_beyond_it() -> None:
+    sequence = Sequence(12, ((15, 20), (30, 30)))
+    settled = [n for n in range(40) if sequence.is_settled(n)]
+    assert settled == [*range(13), *range(15, 21), 30]
+    assert not Sequence().is_settled(0)
+
+
 def test_a_monitor_that_holds_nothing_older_settles_what_is_below() -> None:
     assert Sequence().begin_at(2**32).settle(2**32, 2**32 + 3) == Sequence(2**32 + 3)
     assert Sequence(5, ((8, 9),)).begin_at(8) == Sequence(9)
