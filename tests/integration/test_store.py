@@ -899,7 +899,7 @@ async def test_a_key_that_was_destroyed_opens_and_seals_nothing_though_it_was_at
     records: Records, patient: PatientKey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = await records.patients.add(number="2", initials="B.E.", bed="2", account=None)
-    await append(records, [new(patient, 1), new(other.key, 2)])
+    await append(records, [new(1, patient), new(2, other.key)])
     await records.store.db.execute("DELETE FROM patient_key WHERE patient_key=$1", patient)
 
     assert await records.readings.locked({patient, other.key}) == {patient}
