@@ -32,7 +32,7 @@ from fajma.errors import DecodeError
 from fajma.sequence import Sequence as Settled
 from fajma.store import Records
 from fajma.store.away import is_outage
-from fajma.store.devices import Fleet, KeyPair
+from fajma.store.devices import Fleet, KeyPair, Wearing
 from fajma.store.leases import LeaseLostError
 from fajma.store.quarantine import (
     NO_PATIENT_KEY,
@@ -368,7 +368,7 @@ class Ingest:
                 item.contact,
                 item.unusable,
             )
-            if self._fleet.wearing(device, placed.measured_at) is None:
+            if self._worn(device, placed.measured_at, message) is None:
                 unknown = True  # once for the message, which holds them all
                 continue
             self._attribute(message, batch, reading, item.seq.to_bytes(8, "big"), _said(item))
@@ -412,7 +412,7 @@ class Ingest:
         said: bytes | None = None,
     ) -> None:
         """Give a reading to whoever wore the monitor when it was measured."""
-        worn = self._fleet.wearing(reading.device, reading.measured_at)
+        worn = self._worn(reading.device, reading.measured_at, message)
         if worn is None:
             self._refuse(batch, UNKNOWN_DEVICE, reading.device, message)
             log.warning("reading_refused", reason=UNKNOWN_DEVICE, device=reading.device)
@@ -420,6 +420,10 @@ class Ingest:
         trace = self._records.site_key.fingerprint(b"v2 record", said)[:8] if said else None
         batch.readings.append(NewReading(record, worn.patient, reading, trace))
         batch.sources.append(message)
+
+    def _worn(self, device: DeviceId, at: datetime, message: Message) -> Wearing | None:
+        """Who wore a monitor; what waited in the quarantine goes by the links as they stand."""
+        return self._fleet.wearing(device, at, None if message.replayed else message.arrival.at)
 
     def _refuse(
         self, batch: _Batch, reason: str, device: str, message: Message, *, keep: bool = True

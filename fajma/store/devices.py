@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -19,7 +19,7 @@ from fajma.facts import TakenOff, Worn
 from fajma.sealing import KEY_BYTES, SiteKey
 from fajma.sequence import Sequence
 from fajma.store.consultations import ConsultationId
-from fajma.store.database import Row, Store, to_ms
+from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.facts import Facts
 from fajma.store.readings import LOG as READINGS
 from fajma.store.readings import lock_head, move_head
@@ -31,6 +31,13 @@ log = structlog.get_logger()
 LOG: Final = "devices"
 """Counts the changes of links and keys, so that whoever keeps them in memory sees that they are
 stale."""
+
+
+AS_OF_NOW: Final = timedelta(minutes=1)
+"""What was measured so lately was measured by whoever wears the monitor now."""
+
+
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,30 +59,48 @@ class KeyPair:
 
 @dataclass(slots=True)
 class _Worn:
-    """The links of one monitor, by their beginnings (ms since 1970), in order."""
+    """The links of one monitor, by their beginnings (ms since 1970), in order.
+
+    Attributes:
+        since: when each began.
+        until: when it ended, ``None`` while it lasts.
+        who: whom it names.
+        changed: the last moment that any of them names.
+    """
 
     since: list[int] = field(default_factory=list)
     until: list[int | None] = field(default_factory=list)
     who: list[Wearing] = field(default_factory=list)
+    changed: datetime = _LONG_AGO
 
     def put(self, row: Row) -> None:
-        since = row["linked_from"]
-        at = bisect_right(self.since, since)
-        if at and self.since[at - 1] == since:
-            self.until[at - 1] = row["linked_to"]
-            return
+        since, until = row["linked_from"], row["linked_to"]
+        self.changed = max(self.changed, from_ms(max(since, until or 0)))
+        at = bisect_left(self.since, since)
+        known = slice(at, at + (since in self.since[at : at + 1]))
         consultation = row["consultation_id"]
-        self.since.insert(at, since)
-        self.until.insert(at, row["linked_to"])
-        self.who.insert(
-            at,
-            Wearing(
-                PatientKey(row["patient_key"]),
-                ConsultationId(consultation) if consultation is not None else None,
-            ),
+        who = Wearing(
+            PatientKey(row["patient_key"]),
+            ConsultationId(consultation) if consultation is not None else None,
         )
+        # One that ended before it began was made by a clock that was ahead: it was never in force.
+        is_void = until is not None and until <= since
+        self.since[known] = [] if is_void else [since]
+        self.until[known] = [] if is_void else [until]
+        self.who[known] = [] if is_void else [who]
 
-    def at(self, moment_ms: int) -> Wearing | None:
+    def at(self, moment: datetime, now: datetime | None) -> Wearing | None:
+        if now is not None and self.changed > now:
+            # Our clock was ahead when that was noted, and was put back since; or that of another
+            # machine is a little ahead. Who wears it now is certain all the same.
+            if moment >= now - AS_OF_NOW:
+                return next(
+                    (who for who, until in zip(self.who, self.until, strict=True) if until is None),
+                    None,
+                )
+            if self.changed > now + AS_OF_NOW:
+                return None  # the times of the links say nothing of the times of now
+        moment_ms = to_ms(moment)
         place = bisect_right(self.since, moment_ms) - 1
         if place < 0:
             return None
@@ -113,10 +138,18 @@ class Fleet:
         self._v2 = frozenset(DeviceId(row["device_id"]) for row in heard)
         self._seen = now
 
-    def wearing(self, device: DeviceId, moment: datetime) -> Wearing | None:
-        """Who wore a monitor at that moment."""
+    def wearing(
+        self, device: DeviceId, moment: datetime, now: datetime | None = None
+    ) -> Wearing | None:
+        """Who wore a monitor at that moment.
+
+        Args:
+            device: the monitor.
+            moment: aware UTC time.
+            now: when this is asked, so that a clock that was put back is noticed.
+        """
         worn = self._worn.get(device)
-        return worn.at(to_ms(moment)) if worn is not None else None
+        return worn.at(moment, now) if worn is not None else None
 
     def speaks_v2(self, device: DeviceId) -> bool:
         """Whether something that a monitor sealed was settled before."""
@@ -262,21 +295,16 @@ class Devices:
             await _end_link(connection, device, to_ms(now), change)
         return True
 
-    async def wearing(self, device: DeviceId, at: datetime) -> Wearing | None:
-        """Who wore the monitor at that moment."""
-        row = await self._store.db.fetchrow(
-            "SELECT patient_key, consultation_id FROM device_link WHERE device_id=$1"
-            " AND linked_from<=$2 AND (linked_to IS NULL OR linked_to>$2)",
-            device,
-            to_ms(at),
-        )
-        if row is None:
-            return None
-        consultation = row["consultation_id"]
-        return Wearing(
-            PatientKey(row["patient_key"]),
-            ConsultationId(consultation) if consultation is not None else None,
-        )
+    async def wearing(
+        self, device: DeviceId, at: datetime, now: datetime | None = None
+    ) -> Wearing | None:
+        """Who wore the monitor at that moment, as ``Fleet.wearing`` says."""
+        worn = _Worn()
+        for row in await self._store.db.fetch(
+            "SELECT * FROM device_link WHERE device_id=$1 ORDER BY linked_from", device
+        ):
+            worn.put(row)
+        return worn.at(at, now)
 
     async def worn(self) -> dict[PatientKey, list[DeviceId]]:
         """The monitors that are worn now, by patient; of each in the order of their ids."""
