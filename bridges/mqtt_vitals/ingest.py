@@ -350,6 +350,11 @@ class Ingest:
             )
         content = wire.open_envelope(envelope, keys.up, message.topic)
         pack = wire.decode_pack(content, device)
+        more = sum(isinstance(one, Item) for one in pack.items) - 1
+        limited = more > 0 and not message.replayed
+        if limited and not batch.rates.allows(device, message.arrival.mono_s, more):
+            self._refuse(batch, RATE_LIMITED, device, message, keep=False)
+            return
         unknown = False
         for item, placed in self._placed(pack, message, batch):
             for rejected in item.rejected:

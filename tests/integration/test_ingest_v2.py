@@ -554,3 +554,24 @@ async def test_a_monitor_that_floods_is_held_back_and_no_other_is_and_nothing_is
     outcome = await ingest.commit([one._replace(arrival=later) for one in flood[-50:]])
     assert (outcome.stored, acknowledged(outcome)) == (50, [int(BURST) + 49])
     assert [one.detail["reason"] for one in await records.audit.latest()] == ["rate_limited"]
+
+
+async def test_a_flood_of_full_packs_is_a_flood_of_readings(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    await admit(records, DEVICE)
+    keys = await records.devices.new_keys(DEVICE, now=NOON)
+    ingest = Ingest(records, rates=Rates(burst=500, backlog=0))
+    packs = [
+        message(keys, pack(*(item(100 * n + m) for m in range(100)), oldest=100 * n))
+        for n in range(7)
+    ]
+    same_time = Arrival(at(0), 5000.0)
+    outcome = await ingest.commit([one._replace(arrival=same_time) for one in packs])
+    assert (outcome.stored, acknowledged(outcome)) == (500, [499])
+    assert outcome.refused == Counter({"rate_limited": 2})
+    assert await records.quarantine.listed() == []  # counted, not kept: it comes again
+    # A gap is one statement, however many records it is about.
+    gap = pack(Gap(FIRST + 500, 10_000, overwritten=False), oldest=500, sent=0)
+    assert acknowledged(await ingest.commit([message(keys, gap, second=1)])) == [10_499]
