@@ -71,6 +71,8 @@ def with_records(
 
     try:
         asyncio.run(opened_first())
+    except BrokenPipeError:  # whoever read what we print has enough: click ends in silence
+        raise
     except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise UnavailableError(
             f"the database did not do it ({type(error).__name__}): another process may keep it"

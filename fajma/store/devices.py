@@ -368,17 +368,27 @@ class Devices:
             )
         return _pair(version, raw)
 
-    async def retire_keys(self, device: DeviceId, *, before: int, now: datetime) -> None:
-        """Believe no message under a version below ``before`` any more."""
+    async def retire_keys(
+        self, device: DeviceId, *, before: int, now: datetime
+    ) -> tuple[list[int], list[int]]:
+        """Believe no message under a version below ``before`` any more.
+
+        Returns:
+            The versions that were retired, and those that are still believed, both in order.
+        """
         async with self._store.transaction() as connection:
             await _new_change(connection)
-            await connection.execute(
+            retired = await connection.fetch(
                 "UPDATE payload_key SET retired_at=$3"
-                " WHERE device_id=$1 AND version<$2 AND retired_at IS NULL",
+                " WHERE device_id=$1 AND version<$2 AND retired_at IS NULL RETURNING version",
                 device,
                 before,
                 to_ms(now),
             )
+            left = await connection.fetch(
+                "SELECT version FROM payload_key WHERE device_id=$1 AND retired_at IS NULL", device
+            )
+        return sorted(row["version"] for row in retired), sorted(row["version"] for row in left)
 
     # --- how far records are settled -------------------------------------------------------------
 

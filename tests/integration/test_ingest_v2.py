@@ -232,6 +232,37 @@ async def test_a_number_that_is_used_again_for_something_else_is_kept_apart_and_
     assert entry.detail == {"reason": "sequence_reused"}
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"boot": 2},
+        {"mono_ms": START_MS - 1},
+        {"measured_at": at(0.001)},
+        {"measured_at": None, "clock_set": False},
+        {"quality": 91},
+        {"quality": None},
+        {"contact": None},
+        {"contact": False},
+        {"values": {Kind.SPO2: Decimal(96)}},
+        {"values": {Kind.HEART_RATE: Decimal(97)}},
+        {"values": {Kind.SPO2: Decimal(97), Kind.HEART_RATE: Decimal(0)}},  # unusable
+        {"values": {Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}},
+    ],
+)
+async def test_a_number_stands_for_all_that_its_record_says(
+    sqlite_records: Records, admit: Admit, other: dict[str, Any]
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    keys = await sqlite_records.devices.new_keys(DEVICE, now=NOON)
+    first: dict[str, Any] = {"values": {Kind.SPO2: Decimal(97)}}
+    ingest = Ingest(sqlite_records)
+    await ingest.commit([message(keys, pack(item(0, **first), sent=1))])
+    assert (await ingest.commit([message(keys, pack(item(0, **first), sent=2))])).repeated == 1
+    outcome = await ingest.commit([message(keys, pack(item(0, **(first | other)), sent=3))])
+    assert outcome.refused["sequence_reused"] == 1
+    assert await numbers(sqlite_records) == [0]
+
+
 # --- who it is from ------------------------------------------------------------------------------
 
 

@@ -47,6 +47,24 @@ def test_a_monitor_that_leaves_gaps_without_end_uses_bounded_memory() -> None:
     assert sequence.contiguous == -1
 
 
+def test_of_too_many_runs_the_lowest_are_remembered_which_can_be_settled_first() -> None:
+    runs = tuple((2 * number + 1, 2 * number + 1) for number in range(MAX_RANGES))
+    full = Sequence(-1, runs)
+    beyond = full.settle(10**6, 10**6)
+    assert beyond.beyond == runs
+    below = Sequence(-1, runs[1:]).settle(10**6, 10**6).settle(1, 1)
+    assert below.beyond == runs
+    assert full.settle(0, 0) == Sequence(1, runs[1:])
+
+
+def test_the_last_number_there_is_can_be_settled() -> None:
+    last = 2**63 - 1
+    assert Sequence(last - 2).settle(last, last) == Sequence(last - 2, ((last, last),))
+    assert Sequence(last - 2).settle(0, last) == Sequence(last)
+    assert Sequence(last).begin_at(last) == Sequence(last)
+    assert Sequence(last - 3).missing_below(last) == 2
+
+
 @given(RUNS, st.randoms(use_true_random=False))
 def test_the_order_of_messages_does_not_matter(runs: list[tuple[int, int]], chance: object) -> None:
     shuffled = list(runs)
