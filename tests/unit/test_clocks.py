@@ -249,6 +249,51 @@ def test_a_monitor_that_learns_the_time_goes_from_uptime_to_unix() -> None:
     assert unix(clocks, 15, 15) == Placed(at(15), Clock.DEVICE, Age.LIVE)
 
 
+def test_what_waits_right_after_a_monitor_is_known_is_placed_when_it_was_measured() -> None:
+    clocks = Clocks()
+    uptime(clocks, 0, 100)
+    uptime(clocks, 5, 105)
+    held_back = uptime(clocks, 610, 110)
+    assert held_back.age is Age.LATE
+    assert near(held_back.measured_at, 10)
+
+
+def test_what_waits_right_after_a_count_has_started_again_is_late() -> None:
+    clocks = Clocks()
+    before_s = WRAP_MS / 1000 - 12
+    for second in (0, 5, 10, 15):
+        uptime(clocks, second, before_s + second)
+    assert uptime(clocks, 620, before_s + 20).age is Age.LATE
+
+
+def test_what_comes_in_a_moment_may_be_a_backlog_and_makes_no_monitor_known() -> None:
+    for apart_s, age in ((0.99, Age.UNKNOWN), (1.0, Age.LIVE)):
+        clocks = Clocks()
+        uptime(clocks, 0, 100)
+        assert uptime(clocks, apart_s, 100 + apart_s).age is age
+
+
+def test_a_count_that_may_step_is_known_by_its_last_two_messages_whatever_came_before() -> None:
+    clocks = Clocks()
+    uptime(clocks, 0, 1000)
+    uptime(clocks, 310, 10)  # started again
+    assert uptime(clocks, 320, 20) == Placed(at(320), Clock.ARRIVAL, Age.LIVE)
+    clocks = Clocks()
+    uptime(clocks, 0, 100)
+    uptime(clocks, 310, 110)
+    assert uptime(clocks, 320, 120).age is Age.LIVE
+
+
+def test_the_limits_themselves_belong_to_what_they_limit() -> None:
+    clocks = Clocks()
+    assert unix(clocks, 30, 0) == Placed(at(0), Clock.DEVICE, Age.LIVE)
+    assert unix(clocks, 95, 5).age is Age.LIVE  # 60 s more
+    assert unix(Clocks(), 30.001, 0).age is Age.LATE
+    clocks = Clocks()
+    unix(clocks, 0, 0)
+    assert unix(clocks, 60.2, 0.1).age is Age.LATE
+
+
 # --- several ingests, batches that are tried again -----------------------------------------------
 
 
@@ -450,6 +495,14 @@ def place(
         (at(-20_000), None, 0.0, Placed(at(-20_000), Clock.DEVICE, Age.LATE)),
         (None, None, 5.0, Placed(at(-10_005), Clock.ARRIVAL, Age.LATE)),
         (at(1e7), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
+        # The limits themselves.
+        (None, 60, 0.0, Placed(at(-60), Clock.ARRIVAL, Age.LIVE)),
+        (None, 60, None, Placed(at(-60), Clock.ARRIVAL, Age.UNKNOWN)),
+        (at(-30), 2, None, Placed(at(-30), Clock.DEVICE, Age.UNKNOWN)),
+        (at(-366 * 86_400), None, None, Placed(at(-366 * 86_400), Clock.DEVICE, Age.LATE)),
+        (at(-366 * 86_400 - 1), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
+        (at(30), None, None, Placed(at(0), Clock.DEVICE, Age.LATE)),
+        (at(30.001), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
         # Nothing is measured after it was sent, nor sent after it came.
         (at(20), 2, 0.0, Placed(at(-2), Clock.DEVICE, Age.LIVE)),
         (at(20), 2, None, Placed(at(0), Clock.DEVICE, Age.UNKNOWN)),

@@ -37,6 +37,8 @@ def test_what_a_monitor_deleted_and_we_never_had_is_counted() -> None:
     assert Sequence(5).missing_below(10) == 4
     assert Sequence(5, ((7, 8),)).missing_below(10) == 2
     assert Sequence(5, ((7, 20),)).missing_below(10) == 1
+    assert Sequence(5, ((20, 25),)).missing_below(10) == 4
+    assert Sequence(50).missing_below(3) == 0
 
 
 def test_a_monitor_that_leaves_gaps_without_end_uses_bounded_memory() -> None:
