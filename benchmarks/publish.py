@@ -50,7 +50,13 @@ EVERY_S: Final = 5.0
 # want more than the budget gives.
 BUSY: Final[dict[str, dict[str, Any]]] = {
     "publish": {"watched_every_s": 3},
-    "alarms": {"confirm_needed": 1, "confirm_window": 1, "confirm_extreme": 1, "clear_dwell_s": 0},
+    "alarms": {
+        "confirm_needed": 1,
+        "confirm_window": 1,
+        "confirm_extreme": 1,
+        "clear_dwell_s": 0,
+        "silent_after_s": 3600,  # who was admitted first waits for minutes
+    },
 }
 BUDGET: Final = 25
 

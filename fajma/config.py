@@ -14,7 +14,7 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 from urllib.parse import parse_qsl, urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -274,7 +274,51 @@ class Publish(_Section):
     )
 
 
-class Alarms(_Section):
+class Ladders(_Section):
+    """When people are told about an alarm that nobody answered."""
+
+    again_high_s: float = Field(
+        default=180,
+        ge=10,
+        le=3600,
+        description="Seconds until an alarm of high priority that nobody answered is told "
+        "again ...",
+    )
+    again_medium_s: float = Field(default=600, ge=10, le=7200, description="... of medium, ...")
+    again_low_s: float = Field(default=1800, ge=10, le=14400, description="... of low priority.")
+    ladder_high_s: list[float] = Field(
+        default=[0, 120, 240, 300],
+        min_length=1,
+        max_length=4,
+        description="When an alarm of high priority that nobody answered reaches who is on duty, "
+        "the ward's room, everybody of the ward, the webhook: seconds after its start ...",
+    )
+    ladder_medium_s: list[float] = Field(
+        default=[0, 600],
+        min_length=1,
+        max_length=4,
+        description="... of medium priority.",
+    )
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        for ladder in (self.ladder_high_s, self.ladder_medium_s):
+            if ladder[0] != 0 or any(one >= later for one, later in pairwise(ladder)):
+                raise ValueError("needs ladders that begin with 0 and rise")
+        return self
+
+
+class WardLadders(_Section):
+    """Keys of ``Ladders`` that are otherwise in one ward."""
+
+    again_high_s: float | None = Field(default=None, ge=10, le=3600)
+    again_medium_s: float | None = Field(default=None, ge=10, le=7200)
+    again_low_s: float | None = Field(default=None, ge=10, le=14400)
+    ladder_high_s: list[float] | None = Field(default=None, min_length=1, max_length=4)
+    ladder_medium_s: list[float] | None = Field(default=None, min_length=1, max_length=4)
+
+
+class Alarms(Ladders):
     """Confirmation and clearing of alarms; the limits themselves are in docs/alarms.md."""
 
     confirm_needed: int = Field(
@@ -300,27 +344,10 @@ class Alarms(_Section):
         description="Seconds without a reading of a worn monitor until somebody is told; longer "
         "for a monitor that usually sends seldom.",
     )
-    again_high_s: float = Field(
-        default=180,
-        ge=10,
-        le=3600,
-        description="Seconds until an alarm of high priority that nobody answered is told "
-        "again ...",
-    )
-    again_medium_s: float = Field(default=600, ge=10, le=7200, description="... of medium, ...")
-    again_low_s: float = Field(default=1800, ge=10, le=14400, description="... of low priority.")
-    ladder_high_s: list[float] = Field(
-        default=[0, 120, 240, 300],
-        min_length=1,
-        max_length=4,
-        description="When an alarm of high priority that nobody answered reaches who is on duty, "
-        "the ward's room, everybody of the ward, the webhook: seconds after its start ...",
-    )
-    ladder_medium_s: list[float] = Field(
-        default=[0, 600],
-        min_length=1,
-        max_length=4,
-        description="... of medium priority.",
+    wards: dict[str, WardLadders] = Field(
+        default={},
+        description="What is otherwise in one ward: a section `[alarms.wards.NAME]` by its short "
+        "name, with any of `again_…` and `ladder_…`.",
     )
     webhook_url: str | None = Field(
         default=None,
@@ -347,12 +374,17 @@ class Alarms(_Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Alarms:
-        for ladder in (self.ladder_high_s, self.ladder_medium_s):
-            if ladder[0] != 0 or any(one >= later for one, later in pairwise(ladder)):
-                raise ValueError("needs ladders that begin with 0 and rise")
+        for ward in self.wards:
+            self.in_ward(ward)
         if not self.confirm_extreme <= self.confirm_needed <= self.confirm_window:
             raise ValueError("needs confirm_extreme <= confirm_needed <= confirm_window")
         return self
+
+    def in_ward(self, ward: str) -> Ladders:
+        """The ladders of a ward, by its short name."""
+        site = {name: getattr(self, name) for name in Ladders.model_fields}
+        own = self.wards.get(ward, WardLadders()).model_dump(exclude_none=True)
+        return Ladders(**site | own)
 
 
 class People(_Section):

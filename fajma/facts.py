@@ -177,20 +177,6 @@ class Entered:
 
 
 @dataclass(frozen=True, slots=True)
-class NobodyReached:
-    """Nobody of a step of the escalation ladder can be reached: the next one is due at once.
-
-    Attributes:
-        alarm_id: of the episode.
-        step: number of the step, from 0.
-    """
-
-    at: datetime
-    alarm_id: str
-    step: int
-
-
-@dataclass(frozen=True, slots=True)
 class OutageStarted:
     """Many patients went silent together; it is told once for all of them, not by each."""
 
@@ -215,7 +201,6 @@ Fact = (
     | LimitSet
     | HandedOver
     | Entered
-    | NobodyReached
     | OutageStarted
     | OutageEnded
 )
@@ -232,7 +217,6 @@ _TYPES: Final[Mapping[str, type[Fact]]] = {
     "limit_set": LimitSet,
     "handed_over": HandedOver,
     "entered": Entered,
-    "nobody_reached": NobodyReached,
     "outage_started": OutageStarted,
     "outage_ended": OutageEnded,
 }

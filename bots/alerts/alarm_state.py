@@ -228,6 +228,7 @@ class Standing:
 
     Attributes:
         profile: of the patient.
+        ward: short name of the patient's own ward, which may have schedules of its own.
         own_limits: at most one per kind and direction.
         worn: the monitors the patient wears, since when.
         offline: those of them that left the broker, since when.
@@ -239,6 +240,7 @@ class Standing:
     """
 
     profile: Profile = UNKNOWN_PROFILE
+    ward: str | None = None
     own_limits: tuple[OwnLimit, ...] = ()
     worn: Mapping[DeviceId, datetime] = field(default_factory=dict)
     offline: Mapping[DeviceId, datetime] = field(default_factory=dict)

@@ -28,10 +28,10 @@ from bots.alerts.late import LateDecision
 from bots.alerts.limits import Limit, Priority
 from bots.alerts.open_alarms import AnyDecision
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import Signal, Text, render
+from bots.alerts.text import Signal, Text, not_judged, place_of, render
 from bots.alerts.webhook import call
 from fajma.charts import ChartOrder
-from fajma.errors import BugError
+from fajma.errors import BugError, FajmaError
 from fajma.events import ALARM, EVERYONE, NOBODY, RING, AlarmBlock
 from fajma.facts import AgeBand
 from fajma.language import Language
@@ -139,6 +139,30 @@ class Announcer:
             if reading.measured_at == decision.measured_at and reading.quality is not None:
                 return Signal.GOOD if reading.quality >= GOOD_FROM else Signal.POOR
         return None
+
+    async def not_judged(self, patient_key: PatientKey) -> Delivery:
+        """That a patient's readings cannot be judged; it rings. Reads as little as it can."""
+        records, now = self._records, self._now()
+        ward = await records.wards.responsible(patient_key)
+        consultation = await records.consultations.of_patient(patient_key)
+        if ward is not None and ward.room_id is not None:
+            room_id, language = ward.room_id, ward.language
+            called: Collection[str] = await records.called(ward)
+        elif consultation is not None and consultation.room_id is not None:
+            room_id, language = consultation.room_id, consultation.language
+            called = consultation.clinicians
+        else:
+            raise BugError("an alarm without a room", code="alarm_without_room")
+        try:
+            patient = await records.patients.get(patient_key)
+        except FajmaError:  # the trouble may be his key
+            patient = None
+        where = place_of(patient.bed, patient.initials, language) if patient else None
+        content = not_judged(where, language).message()
+        content["m.mentions"] = {"user_ids": sorted(called)}
+        marks = (b"not judged", patient_key.encode(), now.isoformat().encode())
+        # For no patient: it must be readable without his key.
+        return Delivery(records.site_key.fingerprint(*marks).hex(), room_id, None, content, now)
 
     # --- outages of a ward -----------------------------------------------------------------------
 

@@ -6,12 +6,11 @@
 2. An acknowledgement holds until the episode gets worse: then it is told like a start, to everybody
    up to the step that was reached, and the way up the ladder goes on from there. In the worst band
    worse is ``DROP`` below the last value before the answer: who answered 88 % knows of no 70 %.
-3. Nobody of a step can be reached: the next step is told at once.
-4. A snooze holds for one kind and direction, and for at most ``SNOOZE_AT_MOST``. It silences
+3. A snooze holds for one kind and direction, and for at most ``SNOOZE_AT_MOST``. It silences
    reminders, the ladder, and whatever begins, up to the band it was said in; said while nothing is
    wrong, up to ``SNOOZE_AHEAD``. It is no acknowledgement: when it ends and the episode has not,
    and nobody has acknowledged, people are told again.
-5. What is worse than that band breaks a snooze. So do ``DROPS_NEEDED`` samples in a row that break
+4. What is worse than that band breaks a snooze. So do ``DROPS_NEEDED`` samples in a row that break
    a limit and lie by ``DROP`` or more below the last value before the snooze. Anything less, the
    next reading above all, does not.
 """
@@ -87,12 +86,6 @@ def prompt(care: Care, schedule: Schedule, at: datetime) -> tuple[Care, Reason] 
     if climb is not None and climb <= at:
         return _climbed(care, at), Reason.ESCALATED
     return replace(care, told_at=at), Reason.RENOTIFIED
-
-
-def unreached(care: Care, schedule: Schedule, step: int, at: datetime) -> Care | None:
-    """After nobody of a step can be reached; ``None`` if that changes nothing."""
-    waits = not care.acknowledged and care.told_at is not None and care.step == step
-    return _climbed(care, at) if waits and step + 1 < len(schedule.ladder) else None
 
 
 def _next_step_at(care: Care, schedule: Schedule) -> datetime | None:

@@ -37,12 +37,13 @@ from bots.alerts.open_alarms import AnyDecision, OpenAlarm, episode_of, open_ala
 from bots.alerts.own_limits import BOUNDS, KEPT_AT_MOST, check_limit, with_fact
 from bots.alerts.profiles import age_unknown
 from bots.alerts.site_rules import SiteRules
+from bots.alerts.situation import is_answered, open_lines, words
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import clock_time, label_of, limits_in_force, number_of, render
+from bots.alerts.text import clock_time, label_of, limits_in_force, number_of
 from fajma.bedside import Bedside
 from fajma.charts import ChartOrder
 from fajma.commands import Action, Command, same_name, usage, usage_in_ward
-from fajma.errors import BugError, FajmaError
+from fajma.errors import BugError
 from fajma.events import ALARM
 from fajma.facts import Acknowledged, Entered, Fact, LimitSet, Snoozed
 from fajma.language import Language, translator
@@ -285,7 +286,7 @@ class BedsideDesk:
             for alarm, decision in self._open(state)
             if _is_about(decision, about.kind, sensor=about.sensor)
         ]
-        waiting = [each for each in open_ones if not _is_answered(state, each[0])]
+        waiting = [each for each in open_ones if not is_answered(state, each[0])]
         if not waiting:
             said = (
                 _("Somebody takes care of it already: {where}")
@@ -312,7 +313,7 @@ class BedsideDesk:
 
         def say(language: Language, zone: str) -> str:
             head = acknowledged_line(who, clock_time(now, zone), language)
-            return "\n".join([head, *(_words(one, patient, language, zone) for one in about)])
+            return "\n".join([head, *(words(one, patient, language, zone) for one in about)])
 
         return say
 
@@ -349,7 +350,7 @@ class BedsideDesk:
             said_of = [
                 decision
                 for alarm, decision in self._open(state)
-                if alarm.alarm_id == alarm_id and not _is_answered(state, alarm)
+                if alarm.alarm_id == alarm_id and not is_answered(state, alarm)
             ]
             if not said_of:
                 log.info("reaction_ignored", reason="no_open_alarm")
@@ -456,7 +457,7 @@ class BedsideDesk:
                 who=who,
                 where=bed_of(patient, language),
             )
-            return "\n".join([head, *(_words(one, patient, language, zone) for one in decisions)])
+            return "\n".join([head, *(words(one, patient, language, zone) for one in decisions)])
 
         return Done(
             say(language, asked.place.zone),
@@ -474,21 +475,14 @@ class BedsideDesk:
         self, patients: Collection[Patient], language: Language, zone: str
     ) -> Done:
         _ = translator(language).gettext
-        lines = []
-        for patient in patients:
-            try:
-                state = await kept_state(self._records, patient.key)
-            except FajmaError as error:  # the other beds are shown all the same
-                log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
-                lines.append(
-                    _("{where}: alarms cannot be read, see the patient").format(
-                        where=bed_of(patient, language)
-                    )
-                )
-                continue
-            for alarm, decision in self._open(state):
-                mark = "✓ " if _is_answered(state, alarm) else ""
-                lines.append(mark + _words(decision, patient, language, zone))
+        now = self._now()
+        lines = [
+            line
+            for patient in patients
+            for line in await open_lines(
+                self._records, patient, self._rules, language=language, zone=zone, now=now
+            )
+        ]
         head = _("Open alarms: {count}").format(count=len(lines))
         only = next(iter(patients)) if len(patients) == 1 else None
         return Done("\n".join([head, *lines[:MAX_LINES]]), only)
@@ -712,18 +706,6 @@ class BedsideDesk:
             for alarm in open_alarms(state, self._rules)
             if not alarm.folded
         ]
-
-
-def _words(decision: AnyDecision, patient: Patient, language: Language, zone: str) -> str:
-    """An open alarm, as its message would be now."""
-    return render(
-        decision, bed=patient.bed, initials=patient.initials, language=language, zone=zone
-    ).body
-
-
-def _is_answered(state: PatientState, alarm: OpenAlarm) -> bool:
-    care = state.care.get(alarm.alarm_id)
-    return care is None or care.acknowledged
 
 
 def _is_about(decision: AnyDecision, kind: Kind | None, *, sensor: bool) -> bool:

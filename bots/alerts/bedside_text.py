@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Final
 
 from bots.alerts.alarm_state import OwnLimit
-from bots.alerts.limits import Comparison, Direction, Limit, Priority
+from bots.alerts.limits import Direction, Priority
 from bots.alerts.news2 import News2, Sign
+from bots.alerts.own_limits import limit_of
 from bots.alerts.text import duty_time, label_of, named_limit, place_of
 from fajma.bedside import MAX_REASON
 from fajma.facts import Consciousness, Entered
@@ -51,10 +52,6 @@ def own_limit_line(
 ) -> str:
     """A limit of one patient alone: until when, by whom, why."""
     _ = translator(language).gettext
-    low = own.direction is Direction.LOW
-    limit = Limit(
-        Comparison.BELOW if low else Comparison.ABOVE, own.threshold, Priority.MEDIUM
-    )  # fmt: skip
     until = duty_time(own.until, zone, language, now=now)
     line = (
         _("For this patient: {limit} until {time}, also after a handover · {who}: {reason}")
@@ -64,7 +61,7 @@ def own_limit_line(
         )
     )
     return line.format(
-        limit=named_limit(own.kind, limit, language),
+        limit=named_limit(own.kind, limit_of(own, Priority.MEDIUM), language),
         time=until,
         who=who,
         reason=shown(reason, MAX_REASON),

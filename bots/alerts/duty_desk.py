@@ -15,9 +15,10 @@ from typing import Any, Final
 import structlog
 from mautrix.util.async_db import Connection
 
-from bots.alerts.kept_state import kept_state
-from bots.alerts.limits import Rules
-from bots.alerts.text import duty_time, limits_in_force, open_alarm, unreadable
+from bots.alerts.alarm_state import FIRST_STANDING
+from bots.alerts.site_rules import SiteRules
+from bots.alerts.situation import lasting_limits, open_lines
+from bots.alerts.text import duty_time, limits_in_force
 from fajma import duty
 from fajma.commands import (
     Action,
@@ -39,7 +40,7 @@ from fajma.store.pins import APPROVALS_NEEDED
 from fajma.store.wards import Ward
 from fajma.store.warnings import About
 from fajma.trust import identity_code
-from fajma.vitals import Kind, PatientKey
+from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
 
@@ -99,11 +100,11 @@ class DutyDesk:
 
     Args:
         records: everything.
-        rules: the alarm limits in force, for handovers.
+        rules: by which patients are judged, for handovers.
         now: the clock.
     """
 
-    def __init__(self, records: Records, rules: Rules, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, records: Records, rules: SiteRules, *, now: Callable[[], datetime]) -> None:
         self._records = records
         self._rules = rules
         self._now = now
@@ -409,31 +410,19 @@ class DutyDesk:
     async def _situation(self, ward: Ward, language: Language) -> str:
         """Open alarms and the limits in force, for who takes over."""
         _ = translator(language).gettext
-        lines = []
-        for patient in await self._records.patients_of(ward):
-            try:
-                state = await kept_state(self._records, patient.key)
-            except FajmaError as error:  # one bad record must not stop a handover
-                log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
-                lines.append(unreadable(patient.bed, language))
-                continue
-            for key, track in state.tracks.items():
-                if track.episode is not None:
-                    lines.append(
-                        open_alarm(
-                            Kind(key.rsplit("-", 1)[0]),
-                            track.episode,
-                            bed=patient.bed,
-                            initials=patient.initials,
-                            language=language,
-                            zone=ward.time_zone,
-                        )
-                    )
-        head = _("Open alarms: {count}").format(count=len(lines))
+        records, now, zone = self._records, self._now(), ward.time_zone
+        alarms: list[str] = []
+        own: list[str] = []
+        for patient in await records.patients_of(ward):
+            alarms += await open_lines(
+                records, patient, self._rules, language=language, zone=zone, now=now
+            )
+            own += await lasting_limits(records, patient, language=language, zone=zone, now=now)
+        head = _("Open alarms: {count}").format(count=len(alarms))
         limits = _("Limits in force: {limits}").format(
-            limits=limits_in_force(self._rules, language)
+            limits=limits_in_force(self._rules.of(FIRST_STANDING), language)
         )
-        return "\n".join([head, *lines[:MAX_OPEN_ALARMS], limits])
+        return "\n".join([head, *alarms[:MAX_OPEN_ALARMS], limits, *own[:MAX_OPEN_ALARMS]])
 
     # --- drills ----------------------------------------------------------------------------------
 

@@ -34,7 +34,8 @@ from bots.alerts.announcer import Announcer, to_json
 from bots.alerts.judge import NotedFact, due, take
 from bots.alerts.limits import Confirmation, Priority
 from bots.alerts.site_rules import Schedule, SiteRules
-from fajma.config import Alarms
+from fajma.config import Alarms, Ladders
+from fajma.errors import BugError
 from fajma.facts import Acknowledged, Fact, OutageEnded, OutageStarted, TimePassed, Worn
 from fajma.store import Records
 from fajma.store.alarms import Delivery, NewState, SentBy
@@ -66,6 +67,9 @@ START_GRACE: Final = timedelta(seconds=30)
 """After our start, for monitors to be heard: we do not know how long nobody listened."""
 
 RETRY_S: Final = 1.0
+
+UNJUDGED_AGAIN: Final = timedelta(minutes=30)
+"""How often people are told of a patient who cannot be judged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,11 +138,15 @@ class AlarmEngine:
         self._announcer = Announcer(records, has_webhook=settings.webhook_url is not None, now=now)
         self._now = now
         self._hint = records.store.hints.subscribe("readings", "facts")
-        # As of the last pass that was committed; who was judged last stands last.
+        # As of the last pass that was committed, like the place; who was judged last stands last.
         self._states: dict[PatientKey, _Held] = {}
         self._behind: dict[PatientKey, _Place] | None = None
         self._grace_until = now() + START_GRACE
         self._half_back: dict[WardId, datetime] = {}
+        self._at: _Place | None = None
+        self._adopted = False
+        # Who cannot be judged, and when people were last told.
+        self._unjudged: dict[PatientKey, datetime] = {}
 
     async def run(self) -> None:
         """Follow the logs until cancelled."""
@@ -155,7 +163,8 @@ class AlarmEngine:
     async def adopt(self) -> None:
         """Tell of the monitors that were worn before links were facts; once for each site."""
         records, now = self._records, self._now()
-        if await records.followers.position(ADOPTED):
+        if self._adopted or await records.followers.position(ADOPTED):
+            self._adopted = True
             return
         worn = [
             (patient, Worn(now, device))
@@ -218,7 +227,7 @@ class AlarmEngine:
             again = [
                 replace(one, told_at=now)
                 for one in under_way
-                if now - one.told_at >= self._rules.schedules[Priority.MEDIUM].again
+                if now - one.told_at >= self._rules.schedules_of(one.ward)[Priority.MEDIUM].again
                 and one.ward not in ended
             ]
             # Nothing can be sealed for whoever has no key: the others must not wait for that.
@@ -232,13 +241,15 @@ class AlarmEngine:
                 await records.alarm_states.put_off(connection, later)
                 for one in [*begun, *again]:
                     await records.outages.keep(connection, one)
-                    told = await self._announcer.outage_goes_on(one)
-                    await records.outbox.add(connection, told)
+                    message = await self._announcer.outage_goes_on(one)
+                    await records.outbox.add(connection, message)
                 for one, silenced in over:
                     await records.outages.end(connection, one.ward)
-                    told = await self._announcer.outage_ended(one, silenced, now)
-                    await records.outbox.add(connection, told)
-        if begun or over or again:
+                    message = await self._announcer.outage_ended(one, silenced, now)
+                    await records.outbox.add(connection, message)
+                told = await self._tell_of(connection, sorted(locked))
+        self._have_told(told)
+        if begun or over or again or told:
             records.store.hints.notify("outbox")
         for patient in sorted(locked):
             log.critical("patient_key_missing", patient=patient)
@@ -277,8 +288,10 @@ class AlarmEngine:
         return due_now, later
 
     async def _place(self) -> _Place:
-        followers = self._records.followers
-        return _Place(await followers.position(FOLLOWER), await followers.position(FACTS_FOLLOWER))
+        if self._at is None:
+            position = self._records.followers.position
+            self._at = _Place(await position(FOLLOWER), await position(FACTS_FOLLOWER))
+        return self._at
 
     # --- outages ---------------------------------------------------------------------------------
 
@@ -338,10 +351,13 @@ class AlarmEngine:
         judged from there when the next thing about him comes.
         """
         judged, troubles = await self._judge_all(new, start, end)
+        # Told of the second time only: a database in trouble for a moment is nobody's business.
+        still = [one for one in troubles if one in await self._all_behind()]
         try:
             async with self._records.store.transaction() as connection:
                 await self._keep(connection, judged)
                 await self._move_on(connection, troubles, start, end)
+                told = await self._tell_of(connection, still)
         except LeaseLostError:
             raise  # nobody's trouble: another process does this now
         except Exception as error:  # noqa: BLE001 - it may be one patient's trouble
@@ -350,11 +366,14 @@ class AlarmEngine:
             judged = await self._keep_apart(judged, troubles)
             async with self._records.store.transaction() as connection:
                 await self._move_on(connection, troubles, start, end)
+                told = await self._tell_of(connection, still)
         else:
             self._remember(judged, troubles, start)
+        self._at = end
+        self._have_told(told, judged)
         for patient, trouble in troubles.items():
             log.critical("patient_not_judged", patient=patient, error=trouble)
-        return sum(len(one.deliveries) for one in judged)
+        return len(told) + sum(len(one.deliveries) for one in judged)
 
     async def _judge_all(
         self, new: Sequence[_New], start: _Place, end: _Place
@@ -575,6 +594,31 @@ class AlarmEngine:
         await followers.move(connection, FOLLOWER, end.reading)
         await followers.move(connection, FACTS_FOLLOWER, end.fact)
 
+    async def _tell_of(
+        self, connection: Connection, unjudged: Iterable[PatientKey]
+    ) -> list[PatientKey]:
+        """Promise to tell of patients who cannot be judged; returns of whom."""
+        now = self._now()
+        told = []
+        for patient in unjudged:
+            last = self._unjudged.get(patient)
+            if last is not None and last <= now < last + UNJUDGED_AGAIN:
+                continue
+            try:
+                message = await self._announcer.not_judged(patient)
+            except BugError as error:
+                log.critical("unjudged_not_told", patient=patient, code=error.code)
+                continue
+            await self._records.outbox.add(connection, message)
+            told.append(patient)
+        return told
+
+    def _have_told(self, told: Iterable[PatientKey], judged: Iterable[_Judged] = ()) -> None:
+        """What was committed."""
+        self._unjudged |= dict.fromkeys(told, self._now())
+        for one in judged:
+            self._unjudged.pop(one.patient, None)
+
     def _remember(
         self, judged: Sequence[_Judged], troubles: Collection[PatientKey], start: _Place
     ) -> None:
@@ -593,6 +637,7 @@ class AlarmEngine:
     def _forget(self) -> None:
         self._states.clear()
         self._behind = None
+        self._at = None
 
 
 class BehindError(Exception):
@@ -621,13 +666,18 @@ def rules_from(settings: Alarms) -> SiteRules:
             extreme=settings.confirm_extreme,
         ),
         dwell=timedelta(seconds=settings.clear_dwell_s),
-        schedules={
-            Priority.HIGH: _schedule(settings.again_high_s, settings.ladder_high_s),
-            Priority.MEDIUM: _schedule(settings.again_medium_s, settings.ladder_medium_s),
-            Priority.LOW: _schedule(settings.again_low_s, [0]),
-        },
+        schedules=_schedules(settings),
+        wards={name: _schedules(settings.in_ward(name)) for name in settings.wards},
         silent_after=timedelta(seconds=settings.silent_after_s),
     )
+
+
+def _schedules(settings: Ladders) -> Mapping[Priority, Schedule]:
+    return {
+        Priority.HIGH: _schedule(settings.again_high_s, settings.ladder_high_s),
+        Priority.MEDIUM: _schedule(settings.again_medium_s, settings.ladder_medium_s),
+        Priority.LOW: _schedule(settings.again_low_s, [0]),
+    }
 
 
 def _schedule(again_s: float, ladder_s: Sequence[float]) -> Schedule:

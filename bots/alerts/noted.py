@@ -29,7 +29,6 @@ from fajma.facts import (
     Fact,
     HandedOver,
     LimitSet,
-    NobodyReached,
     OutageEnded,
     OutageStarted,
     Profiled,
@@ -58,8 +57,6 @@ def take_fact(state: PatientState, fact: Fact, number: str, rules: SiteRules) ->
             taken = _acknowledge(state, fact, rules)
         case Snoozed():
             taken = _snooze(state, fact)
-        case NobodyReached():
-            taken = _climb(state, fact, rules)
         case TakenOff():
             taken = _take_off(state, fact)
         case OutageEnded(at):
@@ -78,8 +75,8 @@ def _stand(standing: Standing, fact: Fact) -> Standing:
         case Connection(at, device, online):
             offline = without(standing.offline, device)
             standing = replace(standing, offline=offline if online else {**offline, device: at})
-        case Profiled(_, age_band, pregnant, copd):
-            standing = replace(standing, profile=Profile(age_band, pregnant, copd))
+        case Profiled(_, age_band, pregnant, copd, ward):
+            standing = replace(standing, profile=Profile(age_band, pregnant, copd), ward=ward)
         case LimitSet():
             standing = replace(standing, own_limits=with_fact(standing.own_limits, fact))
         case HandedOver(at):
@@ -212,19 +209,6 @@ def _snooze(state: PatientState, fact: Snoozed) -> _Taken:
     if episode is None:
         return state, []
     return state, [vital(state, key, episode, Reason.SNOOZED, fact.at)]
-
-
-def _climb(state: PatientState, fact: NobodyReached, rules: SiteRules) -> _Taken:
-    for alarm in open_alarms(state, rules):
-        care = state.care.get(alarm.alarm_id)
-        if alarm.alarm_id != fact.alarm_id or care is None:
-            continue
-        if alarm.snooze is None and not alarm.folded:
-            after = attention.unreached(care, alarm.schedule, fact.step, fact.at)
-            if after is not None:
-                state = caring(state, alarm.alarm_id, after)
-                return state, [alarm.say(Reason.ESCALATED, fact.at, step=after.step)]
-    return state, []
 
 
 def _take_off(state: PatientState, fact: TakenOff) -> _Taken:

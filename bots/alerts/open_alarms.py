@@ -69,12 +69,13 @@ def open_alarms(state: PatientState, rules: SiteRules) -> Iterator[OpenAlarm]:
     In the order of their names, for a state that was stored has lost the order of its mappings,
     and judging again must give the same decisions in the same order.
     """
+    schedules = rules.schedules_of(state.standing.ward)
     for key, track in sorted(state.tracks.items()):
         episode = track.episode
         if episode is not None:
             yield OpenAlarm(
                 episode.alarm_id,
-                rules.schedules[episode.limit.priority],
+                schedules[episode.limit.priority],
                 partial(vital, state, key, episode),
                 snooze=state.snoozes.get(key),
                 kind=Kind(key.removesuffix(f"-{episode.limit.direction}")),
@@ -83,14 +84,14 @@ def open_alarms(state: PatientState, rules: SiteRules) -> Iterator[OpenAlarm]:
         of_clock = one.trouble is Trouble.WRONG_CLOCK
         yield OpenAlarm(
             one.alarm_id,
-            _CLOCK_SCHEDULE if of_clock else rules.schedules[technical.PRIORITIES[one.trouble]],
+            _CLOCK_SCHEDULE if of_clock else schedules[technical.PRIORITIES[one.trouble]],
             partial(_technical, state, one),
             folded=_folded(state, one),
             of_clock=of_clock,
         )
     for key, breach in sorted(state.late.items()):
         priority = breach.limit.priority
-        schedule = rules.schedules[priority]
+        schedule = schedules[priority]
         yield OpenAlarm(
             breach.alarm_id,
             schedule if priority is Priority.HIGH else Schedule(schedule.again),

@@ -26,7 +26,6 @@ import nio
 import structlog
 from mautrix.util.async_db import Connection
 
-from bots.alerts.alarm_state import FIRST_STANDING
 from bots.alerts.bedside_desk import Asked, BedsideDesk, Place
 from bots.alerts.client import SignedClient
 from bots.alerts.duty_desk import DutyDesk, RefusedError, notice
@@ -102,7 +101,7 @@ class Orders:
     ) -> None:
         self._client = client
         self._records = records
-        self._desk = DutyDesk(records, rules.of(FIRST_STANDING), now=now)
+        self._desk = DutyDesk(records, rules, now=now)
         self._bedside = BedsideDesk(records, rules, now=now)
         self._ours = frozenset(ours)
         self._now = now

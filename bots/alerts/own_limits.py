@@ -86,7 +86,7 @@ def applied(rules: Rules, limits: tuple[OwnLimit, ...]) -> Rules:
     """The rules with the patient's limits in place of those of the profile."""
     by_key = {bands.key: bands for bands in rules.bands}
     for own in limits:
-        side: Limits = {own.kind: ((_limit(own, Priority.MEDIUM),),)}
+        side: Limits = {own.kind: ((limit_of(own, Priority.MEDIUM),),)}
         (new,) = default_rules(limits=side, extremes={}).bands
         known = by_key.get(new.key)
         by_key[new.key] = (
@@ -95,7 +95,8 @@ def applied(rules: Rules, limits: tuple[OwnLimit, ...]) -> Rules:
     return Rules(tuple(by_key.values()))
 
 
-def _limit(own: OwnLimit, priority: Priority) -> Limit:
+def limit_of(own: OwnLimit, priority: Priority) -> Limit:
+    """The limit that a clinician set, as urgent as is said."""
     low = own.direction is Direction.LOW
     return Limit(Comparison.BELOW if low else Comparison.ABOVE, own.threshold, priority)
 
@@ -112,7 +113,7 @@ def _put(bands: Bands, own: OwnLimit) -> Bands:
         if (limit.threshold < own.threshold if low else limit.threshold > own.threshold)
     ]
     replaced = bands.limits[: len(bands.limits) - len(beyond)]
-    mine = _limit(own, replaced[-1].priority if replaced else bands.limits[0].priority)
+    mine = limit_of(own, replaced[-1].priority if replaced else bands.limits[0].priority)
     limits = (mine, *(limit for limit in beyond if limit.priority > mine.priority))
     still_extreme = bands.extreme is not None and limits[-1].broken_by(bands.extreme)
     return replace(bands, limits=limits, extreme=bands.extreme if still_extreme else None)

@@ -70,6 +70,7 @@ class SiteRules:
         confirmation: samples needed to announce a limit; blood pressure never needs more than two.
         dwell: how long a value must be back inside before an episode ends.
         schedules: of every priority.
+        wards: schedules of the wards that have their own, by the ward's short name.
         silent_after: the silence of a worn monitor that is told, unless it usually sends so seldom
             that it must be longer (``technical``).
     """
@@ -77,7 +78,12 @@ class SiteRules:
     confirmation: Confirmation = DEFAULT_CONFIRMATION
     dwell: timedelta = DWELL
     schedules: Mapping[Priority, Schedule] = field(default_factory=lambda: SCHEDULES)
+    wards: Mapping[str, Mapping[Priority, Schedule]] = field(default_factory=dict)
     silent_after: timedelta = SILENT_AFTER
+
+    def schedules_of(self, ward: str | None) -> Mapping[Priority, Schedule]:
+        """When people of a ward are told, of every priority."""
+        return self.schedules if ward is None else self.wards.get(ward, self.schedules)
 
     def of(self, standing: Standing) -> Rules:
         """What a patient is judged by now."""

@@ -18,7 +18,7 @@ from babel.dates import format_datetime
 from babel.numbers import format_decimal
 
 from bots.alerts.alarm import Decision, Reason
-from bots.alerts.alarm_state import Episode, Trouble
+from bots.alerts.alarm_state import Trouble
 from bots.alerts.late import LateDecision
 from bots.alerts.limits import Direction, Limit, Priority, Rules
 from bots.alerts.open_alarms import AnyDecision
@@ -73,11 +73,24 @@ def place_of(bed: str, initials: str, language: Language) -> str:
     return f"{where} {shown(initials, MAX_INITIALS)}"
 
 
-def unreadable(bed: str, language: Language) -> str:
+def unreadable(bed: str, initials: str, language: Language) -> str:
     """That nobody can say which alarms of a patient are open."""
     _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
+    where = place_of(bed, initials, language)
     return _("{where}: alarms cannot be read, see the patient").format(where=where)
+
+
+def not_judged(where: str | None, language: Language) -> Text:
+    """That no alarm of a patient will come; ``None`` where the record does not open either."""
+    _ = translator(language).gettext
+    parts = (
+        where or _("a patient whose record does not open"),
+        _("FAJMA cannot judge this patient's readings: no alarm will come"),
+        _("See the patient, and tell the operator"),
+    )
+    title = _("TECHNICAL ALARM")
+    html = [f"<strong>{escape(title)}</strong>", *map(escape, parts)]
+    return Text(SEPARATOR.join((title, *parts)), SEPARATOR.join(html))
 
 
 _Parts = list[tuple[str, str]]
@@ -274,16 +287,6 @@ def label_of(kind: Kind, language: Language) -> tuple[str, str]:
         Kind.SYSTOLIC: (_("Systolic BP"), "mmHg"),
         Kind.DIASTOLIC: (_("Diastolic BP"), "mmHg"),
     }[kind]
-
-
-def open_alarm(
-    kind: Kind, episode: Episode, *, bed: str, initials: str, language: Language, zone: str
-) -> str:
-    """An alarm that is not over, in one line, for who takes over: the limit, not a value."""
-    _ = translator(language).gettext
-    since = _("since {time}").format(time=clock_time(episode.since, zone))
-    limit = named_limit(kind, episode.limit, language)
-    return SEPARATOR.join((place_of(bed, initials, language), limit, since))
 
 
 def named_limit(kind: Kind, limit: Limit, language: Language) -> str:

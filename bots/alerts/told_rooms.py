@@ -10,14 +10,15 @@ from typing import Final
 import structlog
 
 from bots.alerts.alarm import Reason
-from bots.alerts.alarm_state import PatientState, Trouble
+from bots.alerts.alarm_state import Trouble
 from bots.alerts.bedside_text import bed_of
 from bots.alerts.kept_state import kept_state
 from bots.alerts.limits import Priority
 from bots.alerts.open_alarms import open_alarms
 from bots.alerts.silence_text import no_reading
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.text import render, unreadable
+from bots.alerts.situation import readable_state, words
+from bots.alerts.text import unreadable
 from fajma.errors import FajmaError
 from fajma.language import Language
 from fajma.store import Records
@@ -143,13 +144,14 @@ class ToldRooms:
         worn = await self._records.devices.worn()
         lines: list[str] = []
         for patient in await self._patients(room):
-            try:
-                state = await kept_state(self._records, patient.key)
-            except FajmaError as error:
-                log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
-                lines.append(unreadable(patient.bed, room.language))
+            state = await readable_state(self._records, patient)
+            if state is None:
+                lines.append(unreadable(patient.bed, patient.initials, room.language))
                 continue
-            lines += self._open(state, patient, room, now)
+            lines += [
+                words(one.say(Reason.STARTED, now), patient, room.language, room.time_zone)
+                for one in open_alarms(state, self._rules)
+            ]
             is_told = any(one.trouble is Trouble.NO_READINGS for one in state.troubles)
             if patient.key in worn and not is_told:
                 last = await self._records.heartbeats.last_received(patient.key)
@@ -159,21 +161,6 @@ class ToldRooms:
                         no_reading(where, room.language, last=last, zone=room.time_zone, now=now)
                     )
         return lines
-
-    def _open(
-        self, state: PatientState, patient: Patient, room: ToldRoom, now: datetime
-    ) -> list[str]:
-        """The open alarms, each as it would be told now."""
-        return [
-            render(
-                one.say(Reason.STARTED, now),
-                bed=patient.bed,
-                initials=patient.initials,
-                language=room.language,
-                zone=room.time_zone,
-            ).body
-            for one in open_alarms(state, self._rules)
-        ]
 
     async def _patients(self, room: ToldRoom) -> Sequence[Patient]:
         if room.ward is not None:

@@ -382,6 +382,11 @@ async def test_a_limit_that_is_kept_outlives_the_handover(scene: Scene) -> None:
     assert isinstance(fact, LimitSet)
     assert (fact.kept, fact.until, fact.direction) == (True, scene.now + KEPT_AT_MOST, "low")
     assert "aussi après une relève" in answer
+    await judged(scene, patient)
+    await scene.types(AWA, "!garde prendre")
+    await scene.types(AWA, "!relève @moussa")
+    [done] = await scene.types(MOUSSA, "!relève accepter")
+    assert "Lit 1 A.D. · SpO2 <\N{NO-BREAK SPACE}88\N{NO-BREAK SPACE}% · jusqu'à" in done
 
 
 async def test_a_nurse_sets_no_limit_and_is_told_to_pause(scene: Scene) -> None:

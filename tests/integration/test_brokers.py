@@ -42,7 +42,7 @@ Admit = Callable[..., Awaitable[Consultation]]
 ROOT = Path(__file__).parents[2]
 MINE = DeviceId("A4CF12F03B7E")
 OTHER = DeviceId("A4CF12F03B7F")
-WITHIN_S = 60.0  # a broker that saves after each change needs 5 ms a message, more beside others
+WITHIN_S = 60.0  # a broker that saves needs time, more beside others
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from bots.alerts.alarm_state import FIRST_STANDING, PatientState
 from bots.alerts.announcer import Announcer
 from bots.alerts.engine import FOLLOWER, AlarmEngine, rules_from
 from fajma.config import Alarms, DatabaseSettings
-from fajma.events import ALARM, AlarmBlock
+from fajma.events import ALARM, RING, AlarmBlock
 from fajma.sealing import SiteKey
 from fajma.store import Records, Store, from_ms
 from fajma.store.alarms import AlarmStates, Delivery, NewState
@@ -576,14 +576,31 @@ async def test_a_state_that_cannot_be_read_does_not_silence_the_other_patient(
     assert len(await promised(records, second)) == 1
     assert await promised(records, first) == []
     assert [one["patient"] for one in logged if one["log_level"] == "critical"] == [first]
+    assert await told_of_nobody(records) == []
+
+    # It lasts: somebody is told, once.
+    engine = AlarmEngine(SETTINGS, records, now=lambda: NOON)
+    for start in (5, 6):
+        await log(records, first, readings(MINE, (88,), start=start))
+        await judge_all(records, engine=engine)
+    [told] = await told_of_nobody(records)
+    assert told.content["m.mentions"] == {"user_ids": ["@doctor:clinic.test"]}
+    assert "A.D." in told.content["body"]
+    assert RING not in told.content, "it rings"
+    assert "88" not in told.content["body"]
 
     # Repaired, nothing of what happened meanwhile is missed.
     await put(records, first, state)
-    await log(records, first, readings(MINE, (88,), start=5))
+    await log(records, first, readings(MINE, (88,), start=7))
     await judge_all(records)
     await agrees_with_the_rules(records, first)
     assert len(await promised(records, first)) == 1
     assert len(await promised(records, second)) == 1
+
+
+async def told_of_nobody(records: Records) -> list[Delivery]:
+    """Promised messages that are sealed for no patient."""
+    return [one for one in await promised(records) if one.patient is None]
 
 
 async def put(records: Records, patient: PatientKey, state: str) -> None:

@@ -631,7 +631,8 @@ async def test_a_handover_names_both_lists_open_alarms_and_limits_and_is_in_the_
     assert "902" not in done
     alarms = [line for line in done.splitlines() if "417" in line]
     assert len(alarms) == 1
-    assert "SpO2 <\N{NO-BREAK SPACE}90" in alarms[0]
+    assert "ALARME HAUTE" in alarms[0]
+    assert "<\N{NO-BREAK SPACE}90" in alarms[0]
     assert "120" in done  # one of the limits in force
     assert "38,5" in done
     entry = (await scene.audit())[-1]

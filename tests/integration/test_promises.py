@@ -143,7 +143,7 @@ async def ward_of(mosquitto: Mosquitto, records: Records, admit: Admit) -> Async
 
 @pytest.fixture
 async def saving(sqlite_records: Records, admit: Admit, tmp_path: Path) -> AsyncIterator[Ward]:
-    """Our configuration: the broker saves after each change."""
+    """Our configuration: the broker saves."""
     mosquitto = Mosquitto(tmp_path / "mosquitto", free_port())
     async with ward_of(mosquitto, sqlite_records, admit) as ward:
         yield ward
@@ -195,11 +195,12 @@ async def test_the_file_of_a_broker_shows_what_v1_says_and_nothing_of_v2(
     recording = tmp_path / "recording.csv"
     recording.write_text("HR,SpO2\n" + ",".join(map(str, said[V1[0]].values())) + "\n")
     file = ward.mosquitto.directory / "mosquitto.db"
+    topic = v2_topic(V2, Channel.VITALS).encode()
 
     async def both_are_saved() -> None:
         await ward.play_v1(ward.options(V1[0], replay=recording))
         async with asyncio.timeout(WITHIN_S):
-            while v2_topic(V2, Channel.VITALS).encode() not in file.read_bytes():  # noqa: ASYNC110
+            while not (file.exists() and topic in file.read_bytes()):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)  # no event tells of a file
 
     with JournalFiles(tmp_path / "journal", V2, 1) as files:
@@ -213,7 +214,7 @@ async def test_the_file_of_a_broker_shows_what_v1_says_and_nothing_of_v2(
     assert base_name(V2).encode() not in file.read_bytes()
 
 
-async def test_a_puback_proves_nothing_even_of_a_broker_that_saves_after_each_change(
+async def test_a_puback_proves_nothing_even_of_a_broker_that_saves(
     saving: Ward,
 ) -> None:
     ward = saving
@@ -223,7 +224,7 @@ async def test_a_puback_proves_nothing_even_of_a_broker_that_saves_after_each_ch
         await ward.start_broker()
     async with ward.ingest():
         await ward.last_word()
-    # It acknowledges first and saves then: a few milliseconds in which a reading can be lost.
+    # It acknowledges first and saves then: up to a second in which a reading can be lost.
     assert len(ward.told) == 10
     assert len(await ward.lost()) >= 1
 

@@ -5,9 +5,11 @@ from datetime import timedelta
 import pytest
 
 from bots.alerts.alarm import Reason
+from bots.alerts.engine import rules_from
 from bots.alerts.limits import Priority
 from bots.alerts.site_rules import SCHEDULES, Schedule, SiteRules
 from fajma import facts
+from fajma.config import Alarms
 from fajma.errors import InputError
 from fajma.vitals import Kind
 from tests.bedside import START, WELL, Bedside, loud, reasons, seconds, spo2, told
@@ -114,26 +116,6 @@ def test_an_episode_that_ends_is_reminded_of_no_more() -> None:
 
     assert bedside.wait(3600) == []
     assert bedside.state.care == {}
-
-
-def test_when_nobody_of_a_step_can_be_reached_the_next_one_is_told_at_once() -> None:
-    bedside = with_alarm()
-    alarm_id = "spo2-low-2"
-
-    (climbed,) = bedside.note(facts.NobodyReached(bedside.now, alarm_id, 0))
-    assert (climbed.reason, climbed.step, climbed.at) == (Reason.ESCALATED, 1, bedside.now)
-    assert bedside.note(facts.NobodyReached(bedside.now, alarm_id, 0)) == [], "said twice"
-    assert [one.step for one in bedside.wait(120)] == [2], "the ladder goes on from there"
-    bedside.note(facts.NobodyReached(bedside.now, alarm_id, 2))
-    assert bedside.note(facts.NobodyReached(bedside.now, alarm_id, 3)) == [], "there is no more"
-    assert bedside.note(facts.NobodyReached(bedside.now, "spo2-low-77", 0)) == []
-
-
-def test_a_snooze_holds_also_when_nobody_of_a_step_can_be_reached() -> None:
-    bedside = with_alarm()
-    bedside.snooze()
-
-    assert bedside.note(facts.NobodyReached(bedside.now, "spo2-low-2", 0)) == []
 
 
 @pytest.mark.parametrize(
@@ -366,3 +348,48 @@ def test_the_defaults_are_those_of_the_documentation() -> None:
         Priority.MEDIUM: 600,
         Priority.LOW: 1800,
     }
+
+
+def test_a_ward_may_have_a_ladder_of_its_own_which_goes_with_the_patient() -> None:
+    ward = {"again_high_s": 30, "ladder_high_s": [0]}
+    settings = Alarms.model_validate({"silent_after_s": 3600, "wards": {"icu": ward}})
+    rules = rules_from(settings)
+    bedside = Bedside(rules=rules)
+    bedside.note(facts.Profiled(bedside.now, facts.AgeBand.UNKNOWN, None, copd=False, ward="icu"))
+    bedside.send(spo2(88), times=4)
+    bedside.decisions.clear()
+
+    assert told(bedside.wait(60)) == [Reason.RENOTIFIED] * 2
+    bedside.note(facts.Profiled(bedside.now, facts.AgeBand.UNKNOWN, None, copd=False, ward="med"))
+    assert told(bedside.wait(180)) == [Reason.ESCALATED] * 2, "the site's ladder"
+    assert rules.schedules_of("icu")[Priority.MEDIUM] == SCHEDULES[Priority.MEDIUM]
+
+
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [
+        ((85, 85), [Reason.WORSE_SINCE_ANSWERED]),
+        ((86, 86), []),
+        ((85, 88, 85), []),  # not in a row
+    ],
+)
+def test_a_drop_after_an_answer_is_three_points_in_two_samples_in_a_row(
+    then: tuple[int, ...], expected: list[Reason]
+) -> None:
+    bedside = with_alarm(88)
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    for value in then:
+        bedside.send(spo2(value))
+
+    assert told(bedside.decisions) == expected
+
+
+def test_a_drop_after_an_answer_that_breaks_no_limit_calls_nobody() -> None:
+    bedside = with_alarm(88)
+    bedside.send(spo2(98))
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    bedside.send(spo2(94), times=3)
+
+    assert told(bedside.decisions) == []

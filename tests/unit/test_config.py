@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from console.main import cli
 from fajma import config
-from fajma.config import Settings, as_toml, files_named, keys, load, read_secret, sections
+from fajma.config import Alarms, Settings, as_toml, files_named, keys, load, read_secret, sections
 from fajma.errors import InputError
 from fajma.files import write_private
 from fajma.language import Language
@@ -393,3 +394,10 @@ def test_the_page_of_settings_lists_every_key_with_its_default_and_nothing_else(
 
 def test_every_section_of_settings_is_declared_once() -> None:
     assert [name for name, _ in sections()] == list(Settings.model_fields)
+
+
+def test_a_ward_s_ladder_that_does_not_rise_is_refused() -> None:
+    with pytest.raises(ValidationError, match="rise"):
+        Alarms.model_validate({"wards": {"icu": {"ladder_high_s": [0, 120, 60]}}})
+    with pytest.raises(ValidationError, match="again_hgh_s"):
+        Alarms.model_validate({"wards": {"icu": {"again_hgh_s": 60}}})

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from bots.alerts.alarm import Decision, ReadingFact, Reason
 from bots.alerts.alarm_state import PatientState
@@ -364,12 +364,6 @@ class JudgeMachine(RuleBasedStateMachine):
             assert self.open_episodes() == {}
             self.bedside.now += seconds(1)
         self.samples.clear()
-
-    @precondition(lambda self: self.bedside.state.care)
-    @rule(data=st.data(), step=st.integers(0, 3))
-    def reach_nobody(self, data: st.DataObject, step: int) -> None:
-        alarm_id = data.draw(st.sampled_from(sorted(self.bedside.state.care)))
-        self.note(facts.NobodyReached(self.bedside.now, alarm_id, step))
 
     def note(self, fact: facts.Fact) -> None:
         self.bedside.note(fact)
