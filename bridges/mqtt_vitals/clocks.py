@@ -317,9 +317,10 @@ def _placed(
         old = (arrival.at - stated).total_seconds() > AGREES_S or at_least_s > LIVE_WITHIN_S
         return Placed(min(stated, arrival.at), Clock.DEVICE, Age.LATE if old else Age.UNKNOWN)
     age = Age.LIVE if waited_s <= LIVE_WITHIN_S else Age.LATE
-    at = arrival.at - timedelta(milliseconds=round(1000 * waited_s))
+    at = arrival.at - timedelta(seconds=waited_s)
     if stated is not None and _agree(stated, at):
-        return Placed(min(stated, at), Clock.DEVICE, age)
+        is_ahead = (stated - at).total_seconds() > SAME_S  # less is how fast messages come
+        return Placed(min(at if is_ahead else stated, arrival.at), Clock.DEVICE, age)
     return Placed(at, Clock.WRONG if clock_set else Clock.ARRIVAL, age)
 
 

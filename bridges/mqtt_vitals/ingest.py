@@ -32,7 +32,7 @@ from fajma.errors import DecodeError
 from fajma.sequence import Sequence as Settled
 from fajma.store import Records
 from fajma.store.away import is_outage
-from fajma.store.devices import Fleet, KeyPair, Wearing
+from fajma.store.devices import Fleet, KeyPair
 from fajma.store.leases import LeaseLostError
 from fajma.store.quarantine import (
     NO_PATIENT_KEY,
@@ -113,6 +113,7 @@ class Outcome:
 class _Batch:
     """What a batch has come to so far."""
 
+    now: datetime
     clocks: Clocks
     rates: Rates
     envelopes: Mapping[bytes, Envelope]
@@ -153,10 +154,18 @@ class Ingest:
     Args:
         records: where to.
         rates: what each monitor may send, if not the usual.
+        now: the clock by which links are made.
     """
 
-    def __init__(self, records: Records, *, rates: Rates | None = None) -> None:
+    def __init__(
+        self,
+        records: Records,
+        *,
+        rates: Rates | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._records = records
+        self._now = now
         self._fleet: Fleet = records.devices.fleet()
         self._clocks = Clocks()
         self._rates = rates or Rates()
@@ -220,6 +229,7 @@ class Ingest:
         async with records.store.transaction() as connection:
             await self._fleet.refresh(connection)
             batch = _Batch(
+                self._now(),
                 self._clocks.tried(),
                 self._rates.tried(),
                 _envelopes(messages),
@@ -373,7 +383,7 @@ class Ingest:
                 item.contact,
                 item.unusable,
             )
-            if self._worn(device, placed.measured_at, message) is None:
+            if self._fleet.wearing(device, placed.measured_at, batch.now) is None:
                 unknown = True  # once for the message, which holds them all
                 continue
             self._attribute(message, batch, reading, item.seq.to_bytes(8, "big"), _said(item))
@@ -417,7 +427,7 @@ class Ingest:
         said: bytes | None = None,
     ) -> None:
         """Give a reading to whoever wore the monitor when it was measured."""
-        worn = self._worn(reading.device, reading.measured_at, message)
+        worn = self._fleet.wearing(reading.device, reading.measured_at, batch.now)
         if worn is None:
             self._refuse(batch, UNKNOWN_DEVICE, reading.device, message)
             log.warning("reading_refused", reason=UNKNOWN_DEVICE, device=reading.device)
@@ -425,10 +435,6 @@ class Ingest:
         trace = self._records.site_key.fingerprint(b"v2 record", said)[:8] if said else None
         batch.readings.append(NewReading(record, worn.patient, reading, trace))
         batch.sources.append(message)
-
-    def _worn(self, device: DeviceId, at: datetime, message: Message) -> Wearing | None:
-        """Who wore a monitor; what waited in the quarantine goes by the links as they stand."""
-        return self._fleet.wearing(device, at, None if message.replayed else message.arrival.at)
 
     def _refuse(
         self, batch: _Batch, reason: str, device: str, message: Message, *, keep: bool = True

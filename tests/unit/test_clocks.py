@@ -507,6 +507,8 @@ def place(
         (at(20), 2, 0.0, Placed(at(-2), Clock.DEVICE, Age.LIVE)),
         (at(20), 2, None, Placed(at(0), Clock.DEVICE, Age.UNKNOWN)),
         (at(20), None, 0.0, Placed(at(0), Clock.DEVICE, Age.LATE)),
+        (at(-599), 600, 0.0, Placed(at(-599), Clock.DEVICE, Age.LATE)),
+        (at(-590), 600, 0.0, Placed(at(-600), Clock.DEVICE, Age.LATE)),
         (at(29), 2, 0.0, Placed(at(-2), Clock.WRONG, Age.LIVE)),
     ],
 )
