@@ -20,9 +20,6 @@ A message that comes again (the broker delivers it again, or somebody plays it b
 any clock: ``went_back`` tells which messages may be such, and whoever finds that one is, places it
 with a copy (``tried``) that is thrown away.
 
-Nothing was measured after it came. A clock that is ahead is believed to be right, but for its
-being ahead. Otherwise, once it is set right, all values would be older than the newest one.
-
 Where no rule tells the age, a device's own clock that says "old" is believed, and otherwise the age
 is unknown.
 """
@@ -279,7 +276,7 @@ def place_v2(
     if before_sending_s is None:
         # Older than the present start; that is all that is known without a clock.
         began = arrival.at - timedelta(seconds=since_start_s + (way_s or 0.0))
-        at = began if stated is None else min(stated, arrival.at)
+        at = stated or began
         clock = Clock.DEVICE if stated is not None else _unstated(measured_at)
         return Placed(at, clock, Age.LATE)
     waited_s = None if way_s is None else way_s + before_sending_s
@@ -295,9 +292,7 @@ def place_v2(
 def place_replayed(timestamp_ms: int, arrival: Arrival) -> Placed:
     """Place a v1 reading that waited in the quarantine: it is late, whatever it says."""
     stated = _stated(timestamp_ms, arrival.at) if timestamp_ms >= UNIX_MS_FROM else None
-    if stated is None:
-        return Placed(arrival.at, Clock.ARRIVAL, Age.LATE)
-    return Placed(min(stated, arrival.at), Clock.DEVICE, Age.LATE)
+    return Placed(stated or arrival.at, Clock.DEVICE if stated else Clock.ARRIVAL, Age.LATE)
 
 
 def _placed(
@@ -315,12 +310,11 @@ def _placed(
             age = Age.LATE if at_least_s > LIVE_WITHIN_S else Age.UNKNOWN
             return Placed(at, Clock.WRONG if clock_set else Clock.ARRIVAL, age)
         old = (arrival.at - stated).total_seconds() > AGREES_S or at_least_s > LIVE_WITHIN_S
-        return Placed(min(stated, arrival.at), Clock.DEVICE, Age.LATE if old else Age.UNKNOWN)
+        return Placed(stated, Clock.DEVICE, Age.LATE if old else Age.UNKNOWN)
     age = Age.LIVE if waited_s <= LIVE_WITHIN_S else Age.LATE
     at = arrival.at - timedelta(seconds=waited_s)
-    if stated is not None and _agree(stated, at):
-        is_ahead = (stated - at).total_seconds() > SAME_S  # less is how fast messages come
-        return Placed(min(at if is_ahead else stated, arrival.at), Clock.DEVICE, age)
+    if stated is not None and at - timedelta(seconds=AGREES_S) <= stated <= at + FUTURE_TOLERANCE:
+        return Placed(stated, Clock.DEVICE, age)
     return Placed(at, Clock.WRONG if clock_set else Clock.ARRIVAL, age)
 
 

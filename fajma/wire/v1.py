@@ -45,7 +45,7 @@ UNIX_MS_FROM: Final = 1_000_000_000_000
 MAX_TIMESTAMP: Final = 2**53 - 1
 """Largest integer that every JSON reader keeps exactly (RFC 8259, section 6)."""
 
-FUTURE_TOLERANCE: Final = timedelta(seconds=30)
+FUTURE_TOLERANCE: Final = timedelta(minutes=5)
 """A device's clock may run ahead of ours by this much."""
 
 PAST_TOLERANCE: Final = timedelta(days=7)

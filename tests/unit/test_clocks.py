@@ -68,14 +68,14 @@ def test_a_right_clock_is_live_from_its_first_reading_and_keeps_its_own_time() -
         assert unix(clocks, measured + 2, measured) == Placed(at(measured), Clock.DEVICE, Age.LIVE)
 
 
-@given(st.integers(-7 * 86_400_000, 30_000))
-def test_a_first_reading_keeps_any_date_that_can_be_and_is_not_to_come(offset_ms: int) -> None:
+@given(st.integers(-7 * 86_400_000, 300_000))
+def test_a_first_reading_keeps_any_date_that_can_be(offset_ms: int) -> None:
     one = Clocks().place_v1(DEVICE, NOW_MS + offset_ms, arrival(0))
-    expected = NOW + timedelta(milliseconds=min(offset_ms, 0))
+    expected = NOW + timedelta(milliseconds=offset_ms)
     assert (one.measured_at, one.clock) == (expected, Clock.DEVICE)
 
 
-@pytest.mark.parametrize("timestamp_ms", [UNIX_MS_FROM, NOW_MS + 30_001, MAX_TIMESTAMP])
+@pytest.mark.parametrize("timestamp_ms", [UNIX_MS_FROM, NOW_MS + 300_001, MAX_TIMESTAMP])
 def test_a_first_reading_with_a_date_that_cannot_be_is_placed_by_its_arrival(
     timestamp_ms: int,
 ) -> None:
@@ -131,19 +131,6 @@ def test_a_clock_that_is_set_while_it_runs_costs_one_reading() -> None:
     assert ages == [Age.LIVE] * 4
     ages = [unix(clocks, 35 + 5 * n, 35 + 5 * n, ahead_s=-7200).age for n in range(4)]
     assert ages == [Age.LATE, Age.LIVE, Age.LIVE, Age.LIVE]
-
-
-@pytest.mark.parametrize("ahead_s", [0.2, 20, 29, 31, 240, 299])
-def test_a_clock_that_was_ahead_and_is_set_right_hides_newer_values_for_half_a_minute_at_most(
-    ahead_s: float,
-) -> None:
-    clocks = Clocks()
-    placed = [unix(clocks, 5 * n + 0.1, 5 * n, ahead_s=ahead_s) for n in range(4)]
-    placed += [unix(clocks, 5 * n + 0.1, 5 * n) for n in range(4, 12)]
-    moments = [one.measured_at for one in placed]
-    assert all(one <= at(5 * n + 0.1) for n, one in enumerate(moments))
-    assert moments[:4] == sorted(moments[:4])
-    assert moments[10] > max(moments[:4])
 
 
 @pytest.mark.parametrize("jump_s", [600, 86_400, 6 * 366 * 86_400.0])
@@ -501,15 +488,10 @@ def place(
         (at(-30), 2, None, Placed(at(-30), Clock.DEVICE, Age.UNKNOWN)),
         (at(-366 * 86_400), None, None, Placed(at(-366 * 86_400), Clock.DEVICE, Age.LATE)),
         (at(-366 * 86_400 - 1), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
-        (at(30), None, None, Placed(at(0), Clock.DEVICE, Age.LATE)),
-        (at(30.001), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
-        # Nothing is measured after it was sent, nor sent after it came.
-        (at(20), 2, 0.0, Placed(at(-2), Clock.DEVICE, Age.LIVE)),
-        (at(20), 2, None, Placed(at(0), Clock.DEVICE, Age.UNKNOWN)),
-        (at(20), None, 0.0, Placed(at(0), Clock.DEVICE, Age.LATE)),
-        (at(-599), 600, 0.0, Placed(at(-599), Clock.DEVICE, Age.LATE)),
-        (at(-590), 600, 0.0, Placed(at(-600), Clock.DEVICE, Age.LATE)),
-        (at(29), 2, 0.0, Placed(at(-2), Clock.WRONG, Age.LIVE)),
+        (at(300), None, None, Placed(at(300), Clock.DEVICE, Age.LATE)),
+        (at(300.001), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
+        (at(298), 2, 0.0, Placed(at(298), Clock.DEVICE, Age.LIVE)),
+        (at(298.001), 2, 0.0, Placed(at(-2), Clock.WRONG, Age.LIVE)),
     ],
 )
 def test_a_v2_record_is_placed(
@@ -520,7 +502,6 @@ def test_a_v2_record_is_placed(
 
 def test_what_waited_in_the_quarantine_is_late_whatever_it_says() -> None:
     assert place_replayed(NOW_MS, arrival(0)) == Placed(at(0), Clock.DEVICE, Age.LATE)
-    assert place_replayed(NOW_MS + 29_000, arrival(0)) == Placed(at(0), Clock.DEVICE, Age.LATE)
     assert place_replayed(5000, arrival(0)) == Placed(at(0), Clock.ARRIVAL, Age.LATE)
 
 
