@@ -266,7 +266,7 @@ class PatientService:
             )
         place = ward or consultation
         began = moment(since, ZoneInfo(place.time_zone), now) if since and place else None
-        before = await self._records.devices.wearing(device, now)
+        before = await self._records.devices.wearing(device, now, now)
         await self._records.devices.link(
             device, patient.key, consultation.id if consultation else None, now=now, since=began
         )

@@ -20,7 +20,7 @@ from console.journal_files import CAPACITY, JournalFiles
 from console.monitor_v2 import Broker, Monitor, play, run_while
 from console.people import config_option
 from console.pki import Credentials, issue_bridge, issue_device
-from console.readings import with_records
+from console.readings import replay, with_records
 from console.run import INGESTS_MAX
 from console.simulation import SCENARIOS, Options, pace, tls_context, told
 from fajma.config import Settings
@@ -28,6 +28,7 @@ from fajma.errors import InputError
 from fajma.files import write_private
 from fajma.store import Records, to_ms
 from fajma.store.audit import OPERATOR
+from fajma.store.quarantine import SEQUENCE_REUSED
 from fajma.wire import KEY_BYTES, Item, parse_device_id
 
 
@@ -241,6 +242,40 @@ def keys_command(*, address: str, out: Path, config_path: Path) -> None:
             )
         write_private(out, as_text(name, pair.version, raw))
         click.echo(f"{out}: version {pair.version} of the keys of {name}")
+
+    with_records(config_path, work)
+
+
+@device.command("new-start")
+@click.argument("address", metavar="DEVICE")
+@config_option
+def new_start_command(*, address: str, config_path: Path) -> None:
+    """Accept that DEVICE numbers its records anew, and take what was refused for that.
+
+    As after its flash was erased. Do this only when you know that it was: a monitor that uses its
+    numbers again without that is broken, or somebody has its keys. What is in the log stays there.
+    """
+    name = parse_device_id(address)
+
+    async def work(records: Records, _: Settings) -> None:
+        if not await records.quarantine.listed(device=name, reason=SEQUENCE_REUSED, limit=1):
+            raise InputError(
+                f"nothing of {name} was refused for its number: there is no new start to accept",
+                code="no_new_start",
+            )
+        async with records.store.transaction() as connection:
+            await records.devices.begin_anew(connection, name)
+            await records.audit.note(
+                connection,
+                actor=OPERATOR,
+                action="device.new_start",
+                subject=name,
+                now=datetime.now(UTC),
+            )
+        stored, waiting = await replay(records, device=name, reasons={SEQUENCE_REUSED})
+        click.echo(f"{name} may number its records anew; stored {stored} readings, late")
+        if waiting:
+            click.echo(f"{waiting.total()} messages stay in the quarantine ({', '.join(waiting)})")
 
     with_records(config_path, work)
 

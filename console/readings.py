@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from pathlib import Path
 from typing import Any, Final
 from zoneinfo import ZoneInfo
@@ -16,21 +15,29 @@ import click
 import structlog
 
 from bots.alerts.engine import FOLLOWER
-from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import Ingest, Message
+from bridges.mqtt_vitals.subscriber import now
 from console.people import config_option
 from console.refusals import MESSAGES, REASONS
 from console.run import opened
 from fajma.config import Settings, load
 from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
-from fajma.store.quarantine import NO_PATIENT_KEY, REPLAYABLE, UNKNOWN_DEVICE
+from fajma.store.quarantine import (
+    NO_PATIENT_KEY,
+    REPLAYABLE,
+    SEQUENCE_REUSED,
+    UNKNOWN_DEVICE,
+)
 from fajma.store.readings import LoggedReading, SealedReading
 from fajma.vitals import MEASURES, Age
 from fajma.wire import parse_device_id
 
 PAGE: Final = 500
 POLL_S: Final = 1.0
+
+TRIED_AGAIN: Final = REPLAYABLE - {SEQUENCE_REUSED}
+"""What may be tried again without asking: for the rest see ``fajma device new-start``."""
 
 NOBODYS: Final = "unknown"
 """Whose messages are that name no monitor."""
@@ -64,6 +71,8 @@ def with_records(
 
     try:
         asyncio.run(opened_first())
+    except BrokenPipeError:  # whoever read what we print has enough: click ends in silence
+        raise
     except (OSError, sqlite3.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         raise UnavailableError(
             f"the database did not do it ({type(error).__name__}): another process may keep it"
@@ -208,8 +217,15 @@ def quarantine_replay(*, device: str | None, config_path: Path) -> None:
     with_records(config_path, work)
 
 
-async def replay(records: Records, *, device: str | None = None) -> tuple[int, Counter[str]]:
-    """Try again what was refused for a reason that may be gone: see ``REPLAYABLE``.
+async def replay(
+    records: Records, *, device: str | None = None, reasons: Collection[str] = TRIED_AGAIN
+) -> tuple[int, Counter[str]]:
+    """Try again what was refused for a reason that may be gone.
+
+    Args:
+        records: where it is kept.
+        device: only of this monitor.
+        reasons: for which it was refused, some of ``REPLAYABLE``.
 
     Returns:
         How many readings are in the log now that were not, and for which reason how many messages
@@ -219,21 +235,21 @@ async def replay(records: Records, *, device: str | None = None) -> tuple[int, C
     stored, waiting = 0, Counter[str]()
     kept = [
         one
-        for reason in sorted(REPLAYABLE)
+        for reason in sorted(reasons)
         for one in await records.quarantine.listed(device=device, reason=reason, limit=100_000)
     ]
     for one in kept:
         refused = await records.quarantine.open(one)
         if refused is None:
             continue
-        arrival = Arrival(refused.received_at, time.monotonic())
+        arrival = now()._replace(at=refused.received_at)
         message = Message(refused.topic, refused.payload, arrival, lambda: None, replayed=True)
         outcome = await ingest.commit([message])
         stored += outcome.stored
-        reasons = sorted(REPLAYABLE & outcome.refused.keys(), reverse=True)  # nobody's first
+        waits = sorted(REPLAYABLE & outcome.refused.keys(), reverse=True)  # nobody's first
         settled = outcome.stored + outcome.repeated > 0 or not outcome.refused
-        if reasons:
-            waiting[reasons[0]] += 1
+        if waits:
+            waiting[waits[0]] += 1
         elif not settled:  # its key was retired, or a fault of ours: nothing of it is in the log
             waiting[next(iter(sorted(outcome.refused)))] += 1
         else:

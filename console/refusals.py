@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from bridges.mqtt_vitals.ingest import BUG, DOWNGRADED, SEQUENCE_REUSED, UNKNOWN_KEY
-from fajma.store.quarantine import NO_PATIENT_KEY, RATE_LIMITED, UNKNOWN_DEVICE
+from bridges.mqtt_vitals.ingest import BUG, DOWNGRADED, UNKNOWN_KEY
+from fajma.store.quarantine import (
+    NO_PATIENT_KEY,
+    RATE_LIMITED,
+    SEQUENCE_REUSED,
+    UNKNOWN_DEVICE,
+)
 from fajma.vitals import Kind
 from fajma.wire.values import REQUIRED, Reason
 

@@ -29,6 +29,12 @@ class Sequence:
     contiguous: int = -1
     beyond: tuple[tuple[int, int], ...] = ()
 
+    def is_settled(self, record: int) -> bool:
+        """Whether a record is."""
+        return record <= self.contiguous or any(
+            first <= record <= last for first, last in self.beyond
+        )
+
     def settle(self, first: int, last: int) -> Sequence:
         """These records are settled too, ``first`` to ``last``."""
         if last <= self.contiguous:

@@ -13,7 +13,12 @@ above its ordinary size when a message waited somewhere:
   ordinary delay may follow slowly.
 * A v1 clock may be set (it steps), and a v1 monitor says nothing of its restarts. So a delay that
   has changed and stays the same is ordinary from its second message on. A v2 monitor counts its
-  starts and its monotonic time never steps, so there a steady delay is a slow way, and old.
+  starts and its monotonic time never steps, so there a steady delay is a slow way, and old. Unless
+  the monotonic time is behind one that came before: that cannot be, so it was that one that lied.
+
+A message that comes again (the broker delivers it again, or somebody plays it back) is no news of
+any clock: ``went_back`` tells which messages may be such, and whoever finds that one is, places it
+with a copy (``tried``) that is thrown away.
 
 Where no rule tells the age, a device's own clock that says "old" is believed, and otherwise the age
 is unknown.
@@ -60,7 +65,7 @@ class Arrival(NamedTuple):
 
     Attributes:
         at: by our wall clock, aware UTC.
-        mono_s: by our monotonic clock, which nobody sets.
+        mono_s: by our monotonic clock, which nobody sets and which goes on while we are suspended.
     """
 
     at: datetime
@@ -87,6 +92,8 @@ class _Line(NamedTuple):
         least_s: the smallest delay so far.
         wraps: how often a 32-bit count has started again.
         stepped: the count fell, which looks like waiting; until a message comes that is ordinary.
+        most_s: the largest of the device's counts so far.
+        went_back: the last message was not newer than one before it.
     """
 
     start: str | int
@@ -97,6 +104,8 @@ class _Line(NamedTuple):
     least_s: float
     wraps: int = 0
     stepped: bool = False
+    most_s: float = 0.0
+    went_back: bool = False
 
 
 class Clocks:
@@ -117,6 +126,10 @@ class Clocks:
     def keep(self, tried: Clocks) -> None:
         """Remember what a committed batch has shown."""
         self._lines.update(tried._lines.maps[0])
+
+    def went_back(self, device: DeviceId) -> bool:
+        """Whether the last message of a monitor was not newer than one before it."""
+        return device in self._lines and self._lines[device].went_back
 
     def place_v1(self, device: DeviceId, timestamp_ms: int, arrival: Arrival) -> Placed:
         """Place a v1 reading by the timestamp in it (Unix time or time since the start)."""
@@ -183,7 +196,9 @@ class Clocks:
         steps: bool = False,
     ) -> float | None:
         before = self._lines.get(device)
-        if before is None or before.start != start:
+        went_back = False
+        if before is not None and before.start != start:
+            went_back = not _is_later(before.start, start)
             before = None
         wraps = before.wraps if before is not None else 0
         if before is not None and start == "uptime":
@@ -199,7 +214,16 @@ class Clocks:
         )
         ordinary_s = before.ordinary_s if before is not None else None
         least_s = min(delay_s, before.least_s) if before is not None else delay_s
+        most_s = max(stamp_s, before.most_s) if before is not None else stamp_s
         stepped = False
+        if before is not None and stamp_s <= before.most_s:
+            went_back = True
+            # A count that cannot step is behind the largest, twice or by a clock that agrees: the
+            # largest was wrong, and with it all that was learnt from it.
+            if not steps and stamp_s < before.most_s:
+                again = steady and before.stamp_s < before.most_s
+                if again or agrees:
+                    ordinary_s, least_s, most_s = delay_s, delay_s, stamp_s
         waited_s: float | None
         if ordinary_s is None or before is None:
             if agrees or steady:
@@ -215,7 +239,16 @@ class Clocks:
                 ordinary_s, waited_s = delay_s, 0.0
             stepped = steps and waited_s > LIVE_WITHIN_S and (fell or before.stepped)
         self._lines[device] = _Line(
-            start, stamp_s, mono_s, delay_s, ordinary_s, least_s, wraps, stepped
+            start,
+            stamp_s,
+            mono_s,
+            delay_s,
+            ordinary_s,
+            least_s,
+            wraps,
+            stepped,
+            most_s,
+            went_back,
         )
         return None if waited_s is None else min(waited_s, LONGEST_S)
 
@@ -242,8 +275,8 @@ def place_v2(
     since_start_s = min(since_start_s, LONGEST_S)
     if before_sending_s is None:
         # Older than the present start; that is all that is known without a clock.
-        since_s = since_start_s + (way_s or 0.0)
-        at = stated or arrival.at - timedelta(seconds=since_s)
+        began = arrival.at - timedelta(seconds=since_start_s + (way_s or 0.0))
+        at = stated or began
         clock = Clock.DEVICE if stated is not None else _unstated(measured_at)
         return Placed(at, clock, Age.LATE)
     waited_s = None if way_s is None else way_s + before_sending_s
@@ -287,6 +320,11 @@ def _placed(
 
 def _unstated(measured_at: datetime | None) -> Clock:
     return Clock.ARRIVAL if measured_at is None else Clock.WRONG
+
+
+def _is_later(start: str | int, other: str | int) -> bool:
+    """Whether another count of a monitor is known to have begun later."""
+    return isinstance(start, int) and isinstance(other, int) and other > start
 
 
 def _stated(timestamp_ms: int, now: datetime) -> datetime | None:

@@ -7,7 +7,9 @@ to the broker (``subscriber``) and, for v2, to the monitor, which then deletes i
 
 Identity of a v1 reading: the fingerprint (keyed, so that it reveals nothing) of device and payload.
 A redelivery has the same payload. Two readings of one device with the same payload to the last
-byte, its timestamp included, count as one. Identity of a v2 reading: its sequence number.
+byte, its timestamp included, count as one. Identity of a v2 reading: its sequence number; and a
+fingerprint of what it says, where the number was used before for something else and a person has
+accepted that the monitor numbers its records anew.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final, NamedTuple
 
@@ -36,16 +38,16 @@ from fajma.store.quarantine import (
     NO_PATIENT_KEY,
     RATE_LIMITED,
     REPLAYABLE,
+    SEQUENCE_REUSED,
     UNKNOWN_DEVICE,
     Refused,
 )
 from fajma.store.readings import Fate, NewReading
-from fajma.vitals import DeviceId, Kind, Reading
+from fajma.vitals import Age, DeviceId, Kind, Reading
 from fajma.wire import Channel, Envelope, Gap, Item, Pack
 
 log = structlog.get_logger()
 
-SEQUENCE_REUSED: Final = "sequence_reused"
 UNKNOWN_KEY: Final = "unknown_key"
 DOWNGRADED: Final = "downgraded"
 """A monitor whose sealed messages we know, said in clear what anybody could say."""
@@ -60,7 +62,7 @@ SUSPICIOUS: Final = frozenset(
 
 EXPIRE_EVERY_S: Final = 3600.0
 
-AUDIT_AGAIN: Final = timedelta(hours=1)
+AUDIT_AGAIN_S: Final = 3600.0
 
 
 class Message(NamedTuple):
@@ -111,6 +113,7 @@ class Outcome:
 class _Batch:
     """What a batch has come to so far."""
 
+    now: datetime
     clocks: Clocks
     rates: Rates
     envelopes: Mapping[bytes, Envelope]
@@ -120,10 +123,14 @@ class _Batch:
     """For each reading, the message that it came in."""
     refused: list[Refused] = field(default_factory=list)
     packs: list[tuple[Pack, KeyPair]] = field(default_factory=list)
-    suspects: dict[tuple[str, str], None] = field(default_factory=dict)
-    """Device and reason of what smells of attack."""
-    audited: dict[tuple[str, str], datetime] = field(default_factory=dict)
-    """Which of them are noted in the audit log, and when."""
+    repeated: frozenset[int] = frozenset()
+    """Identities of messages that came before: they say nothing new of any clock."""
+    went_back: set[int] = field(default_factory=set)
+    """Identities of the messages that may have come before, by the clock of their monitor."""
+    suspects: dict[tuple[str, str], Arrival] = field(default_factory=dict)
+    """Device and reason of what smells of attack, and when it came."""
+    audited: dict[tuple[str, str], float] = field(default_factory=dict)
+    """Which of them are noted in the audit log, and when, by our monotonic clock."""
     online: dict[DeviceId, tuple[bool, datetime]] = field(default_factory=dict)
     """Which v2 monitors came to the broker or left it, and when that was heard."""
     kept: set[int] = field(default_factory=set)
@@ -133,20 +140,36 @@ class _Batch:
     """Records that v2 monitors hold no more and that never came."""
 
 
+class _CameBeforeError(Exception):
+    """Messages have taught the clocks that came before; the batch is to be tried without that."""
+
+    def __init__(self, messages: frozenset[int]) -> None:
+        super().__init__()
+        self.messages = messages
+
+
 class Ingest:
     """Commits messages to the readings log. Knows nothing about MQTT connections.
 
     Args:
         records: where to.
         rates: what each monitor may send, if not the usual.
+        now: the clock by which links are made.
     """
 
-    def __init__(self, records: Records, *, rates: Rates | None = None) -> None:
+    def __init__(
+        self,
+        records: Records,
+        *,
+        rates: Rates | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
         self._records = records
+        self._now = now
         self._fleet: Fleet = records.devices.fleet()
         self._clocks = Clocks()
         self._rates = rates or Rates()
-        self._audited: dict[tuple[str, str], datetime] = {}
+        self._audited: dict[tuple[str, str], float] = {}
 
     async def commit(self, messages: Sequence[Message]) -> Outcome:
         """Decode, place, attribute, seal and commit a batch in one transaction.
@@ -177,6 +200,8 @@ class Ingest:
 
     async def _give_up(self, message: Message) -> Outcome:
         """Keep a message that cannot be committed; its monitor is not told to delete anything."""
+        if message.replayed:  # it is kept, and was counted
+            return Outcome(0, 0, Counter({BUG: 1}))
         device = _device(message.topic)
         refused = Refused(
             BUG, message.topic, message.payload, message.arrival.at, device=device, keep=True
@@ -186,19 +211,42 @@ class Ingest:
         return Outcome(0, 0, Counter({BUG: 1}))
 
     async def _commit(self, messages: Sequence[Message]) -> Outcome:
+        try:
+            return await self._try(messages)
+        except _CameBeforeError as found:
+            return await self._try(messages, repeated=found.messages)
+
+    async def _try(
+        self, messages: Sequence[Message], *, repeated: frozenset[int] | None = None
+    ) -> Outcome:
+        """Commit a batch, or raise ``_CameBeforeError`` where nobody has looked for such messages.
+
+        Args:
+            messages: the batch.
+            repeated: identities of those that came before, once they are known.
+        """
         records = self._records
         async with records.store.transaction() as connection:
             await self._fleet.refresh(connection)
-            batch = _Batch(self._clocks.tried(), self._rates.tried(), _envelopes(messages))
+            batch = _Batch(
+                self._now(),
+                self._clocks.tried(),
+                self._rates.tried(),
+                _envelopes(messages),
+                repeated=repeated or frozenset(),
+            )
             wanted = {(one.device, one.key_version) for one in batch.envelopes.values()}
             await self._fleet.load_keys(connection, wanted)
             for message in messages:
                 self._sort(message, batch)
             await self._leave_out_locked(batch)
             fates = await records.readings.append(connection, batch.readings)
-            for fate, new, message in zip(fates, batch.readings, batch.sources, strict=True):
-                if fate is Fate.REUSED:
-                    self._refuse(batch, SEQUENCE_REUSED, new.reading.device, message)
+            if Fate.REUSED in fates:
+                fates = await self._numbered_anew(connection, batch, fates)
+            if repeated is None and batch.went_back:
+                came_before = _came_before(batch, fates)
+                if came_before:
+                    raise _CameBeforeError(came_before)
             news = [
                 await records.devices.connected(connection, device, online=online, now=at)
                 for device, (online, at) in batch.online.items()
@@ -268,11 +316,13 @@ class Ingest:
                 kind=rejected.kind.value,
                 reason=rejected.reason.value,
             )
-        placed = (
-            place_replayed(decoded.timestamp_ms, message.arrival)
-            if message.replayed
-            else batch.clocks.place_v1(device, decoded.timestamp_ms, message.arrival)
-        )
+        if message.replayed:
+            placed = place_replayed(decoded.timestamp_ms, message.arrival)
+        else:
+            clocks = _clocks_for(message, batch)
+            placed = clocks.place_v1(device, decoded.timestamp_ms, message.arrival)
+            if clocks.went_back(device):
+                batch.went_back.add(id(message))
         record = self._records.site_key.fingerprint(b"v1 reading", device.encode(), message.payload)
         reading = Reading(
             device,
@@ -310,8 +360,13 @@ class Ingest:
             )
         content = wire.open_envelope(envelope, keys.up, message.topic)
         pack = wire.decode_pack(content, device)
+        more = sum(isinstance(one, Item) for one in pack.items) - 1
+        limited = more > 0 and not message.replayed
+        if limited and not batch.rates.allows(device, message.arrival.mono_s, more):
+            self._refuse(batch, RATE_LIMITED, device, message, keep=False)
+            return
         unknown = False
-        for item, placed in self._placed(pack, message, batch.clocks):
+        for item, placed in self._placed(pack, message, batch):
             for rejected in item.rejected:
                 self._refuse(batch, f"{rejected.kind}_{rejected.reason}", device, message)
             if item.no_usable_value:
@@ -328,7 +383,7 @@ class Ingest:
                 item.contact,
                 item.unusable,
             )
-            if self._fleet.wearing(device, placed.measured_at) is None:
+            if self._fleet.wearing(device, placed.measured_at, batch.now) is None:
                 unknown = True  # once for the message, which holds them all
                 continue
             self._attribute(message, batch, reading, item.seq.to_bytes(8, "big"), _said(item))
@@ -336,34 +391,32 @@ class Ingest:
             self._refuse(batch, UNKNOWN_DEVICE, device, message)
         batch.packs.append((pack, keys))  # settled only when all of it was understood
 
-    def _placed(
-        self, pack: Pack, message: Message, clocks: Clocks
-    ) -> Iterator[tuple[Item, Placed]]:
+    def _placed(self, pack: Pack, message: Message, batch: _Batch) -> Iterator[tuple[Item, Placed]]:
         items = [one for one in pack.items if isinstance(one, Item)]
         way_s = None
-        if not message.replayed:
-            newest = items[-1] if items else None
-            of_start = newest is not None and newest.boot == pack.boot
+        if items and not message.replayed:
+            newest = items[-1]
+            clocks = _clocks_for(message, batch)
             way_s = clocks.way_of(
                 pack.device,
                 pack.boot,
                 pack.sent_ms,
-                newest.measured_at if newest is not None and of_start else None,
-                before_sending_s=(pack.sent_ms - newest.mono_ms) / 1000 if newest else 0.0,
+                newest.measured_at if newest.boot == pack.boot else None,
+                before_sending_s=(pack.sent_ms - newest.mono_ms) / 1000,
                 arrival=message.arrival,
             )
+            if clocks.went_back(pack.device):
+                batch.went_back.add(id(message))
         for item in items:
-            same_start = item.boot == pack.boot and not message.replayed
-            yield (
-                item,
-                place_v2(
-                    item.measured_at,
-                    before_sending_s=(pack.sent_ms - item.mono_ms) / 1000 if same_start else None,
-                    since_start_s=pack.sent_ms / 1000,
-                    way_s=way_s,
-                    arrival=message.arrival,
-                ),
+            of_start = item.boot == pack.boot
+            placed = place_v2(
+                item.measured_at,
+                before_sending_s=(pack.sent_ms - item.mono_ms) / 1000 if of_start else None,
+                since_start_s=pack.sent_ms / 1000,
+                way_s=way_s,
+                arrival=message.arrival,
             )
+            yield item, placed._replace(age=Age.LATE) if message.replayed else placed
 
     def _attribute(
         self,
@@ -374,7 +427,7 @@ class Ingest:
         said: bytes | None = None,
     ) -> None:
         """Give a reading to whoever wore the monitor when it was measured."""
-        worn = self._fleet.wearing(reading.device, reading.measured_at)
+        worn = self._fleet.wearing(reading.device, reading.measured_at, batch.now)
         if worn is None:
             self._refuse(batch, UNKNOWN_DEVICE, reading.device, message)
             log.warning("reading_refused", reason=UNKNOWN_DEVICE, device=reading.device)
@@ -403,7 +456,7 @@ class Ingest:
             )
         )
         if reason in SUSPICIOUS:
-            batch.suspects[device, reason] = None
+            batch.suspects[device, reason] = message.arrival
 
     # --- what belongs to the transaction ---------------------------------------------------------
 
@@ -426,6 +479,46 @@ class Ingest:
         for patient in sorted(locked):
             log.critical("patient_key_missing", patient=patient)
 
+    async def _numbered_anew(
+        self, connection: Connection, batch: _Batch, fates: Sequence[Fate]
+    ) -> list[Fate]:
+        """Readings whose numbers are in the log for something else: store them, or refuse them.
+
+        What is in the log is settled. If it is not, a person has accepted that the monitor numbers
+        its records anew (``Devices.begin_anew``), and this is another record. So it is when a
+        person wants it out of the quarantine.
+        """
+        records = self._records
+        found = list(fates)
+        reused = [place for place, fate in enumerate(fates) if fate is Fate.REUSED]
+        again = [
+            replace(new, record=new.record + (new.trace or b""))
+            for new in (batch.readings[place] for place in reused)
+        ]
+        known = await records.readings.has(connection, again)
+        settled = await records.devices.sequences(connection, {new.reading.device for new in again})
+        now = {
+            (new.reading.device, new.record)
+            for new, fate in zip(batch.readings, fates, strict=True)
+            if fate is Fate.STORED
+        }
+        told: set[int] = set()
+        wanted = []
+        for place, new, is_known in zip(reused, again, known, strict=True):
+            device, number = new.reading.device, batch.readings[place].record
+            message = batch.sources[place]
+            stands = settled.get(device, Settled()).is_settled(int.from_bytes(number, "big"))
+            if is_known or message.replayed or not (stands or (device, number) in now):
+                wanted.append((place, new))
+            elif id(message) not in told:  # once for the message, which holds them all
+                told.add(id(message))
+                self._refuse(batch, SEQUENCE_REUSED, device, message)
+                log.error("reading_refused", reason=SEQUENCE_REUSED, device=device)
+        outcome = await records.readings.append(connection, [new for _, new in wanted])
+        for (place, _), fate in zip(wanted, outcome, strict=True):
+            found[place] = fate
+        return found
+
     async def _settle(self, connection: Connection, batch: _Batch) -> tuple[Settlement, ...]:
         """Note which records of v2 monitors are settled now; the log's lock is held already."""
         if not batch.packs:
@@ -434,6 +527,7 @@ class Ingest:
         known = await devices.sequences(connection, {pack.device for pack, _ in batch.packs})
         new = {pack.device for pack, _ in batch.packs} - known.keys()
         keys: dict[DeviceId, KeyPair] = {}
+        last: dict[DeviceId, int] = {}
         for pack, pair in batch.packs:
             before = known.get(pack.device, Settled())
             missing = before.missing_below(pack.oldest)
@@ -453,29 +547,32 @@ class Ingest:
                     after = after.settle(item.seq, item.seq)
             known[pack.device] = after
             keys[pack.device] = pair
+            last[pack.device] = max(last.get(pack.device, -1), _last_of(pack))
         await devices.keep_sequences(connection, known)
         if new:
             await devices.first_heard(connection)
+        # No further than what it has told us: a monitor that numbers its records anew would believe
+        # that we have what it has not sent yet.
+        settled = {device: min(known[device].contiguous, last[device]) for device in keys}
         return tuple(
-            Settlement(device, known[device].contiguous, pair)
+            Settlement(device, settled[device], pair)
             for device, pair in keys.items()
-            if known[device].contiguous >= 0  # there is nothing to say before the first one
+            if settled[device] >= 0  # there is nothing to say before the first one
         )
 
     async def _audit(self, connection: Connection, batch: _Batch) -> None:
-        for device, reason in batch.suspects:
-            now = batch.refused[-1].received_at
-            last = self._audited.get((device, reason))
-            if last is None or now - last >= AUDIT_AGAIN:
+        for (device, reason), came in batch.suspects.items():
+            last_s = self._audited.get((device, reason))
+            if last_s is None or came.mono_s - last_s >= AUDIT_AGAIN_S:
                 await self._records.audit.note(
                     connection,
                     actor=f"monitor {device}",
                     action="message.refused",
                     subject=device,
-                    now=now,
+                    now=came.at,
                     reason=reason,
                 )
-                batch.audited[device, reason] = now
+                batch.audited[device, reason] = came.mono_s
 
 
 async def forget_refused(records: Records, *, after: timedelta) -> None:
@@ -498,6 +595,29 @@ def _envelopes(messages: Sequence[Message]) -> dict[bytes, Envelope]:
             with contextlib.suppress(DecodeError):  # looked at again when its turn comes
                 found[message.payload] = wire.parse_envelope(message.payload)
     return found
+
+
+def _clocks_for(message: Message, batch: _Batch) -> Clocks:
+    """What a message is placed with; what came before leaves no trace there."""
+    return batch.clocks.tried() if id(message) in batch.repeated else batch.clocks
+
+
+def _came_before(batch: _Batch, fates: Sequence[Fate]) -> frozenset[int]:
+    """The messages of which the log had every reading, among those whose clocks went back."""
+    new = {
+        id(message)
+        for message, fate in zip(batch.sources, fates, strict=True)
+        if fate is not Fate.REPEATED
+    }
+    return frozenset(batch.went_back & {id(message) for message in batch.sources} - new)
+
+
+def _last_of(pack: Pack) -> int:
+    """The highest number that a pack says something about."""
+    if not pack.items:
+        return pack.oldest - 1
+    item = pack.items[-1]
+    return item.first + item.count - 1 if isinstance(item, Gap) else item.seq
 
 
 def _said(item: Item) -> bytes:

@@ -1,24 +1,26 @@
-"""How many messages one monitor may send, so that one that floods does not crowd out the others.
+"""How much one monitor may send, so that one that floods does not crowd out the others.
 
 A monitor makes a reading each few seconds, and after an outage sends all that it has made since, as
 fast as it can; so does the broker after an outage of ours. A v1 monitor forgets what it has sent.
 So what was made during a silence is let through whatever its speed: it cannot be more than one a
 second of that silence. What is beyond is a flood.
+
+What counts are readings: a message of v1 is one, a message of v2 is as many as are in it, for it
+costs as much.
 """
 
 from __future__ import annotations
 
 from collections import ChainMap
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from fajma.vitals import DeviceId
 
 PER_S: Final = 20.0
-"""Messages in a second, on average; a monitor sends one in five seconds."""
+"""Readings in a second, on average; a monitor makes one in five seconds."""
 
 BURST: Final = 2000.0
-"""Messages that may come at once without any silence before: a radio that stutters."""
+"""Readings that may come at once without any silence before: a radio that stutters."""
 
 SILENCE_S: Final = 60.0
 """From here on a monitor was silent, and may have a backlog."""
@@ -34,13 +36,12 @@ BACKLOG_WITHIN_S: Final = 3600.0
 """After the silence a backlog comes within this time; later it is no backlog."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Allowance:
+class _Allowance(NamedTuple):
     """What a monitor may still send. Times are our monotonic time, s.
 
     Attributes:
-        left: messages at once.
-        backlog: further messages, until ``silent_until_s + BACKLOG_WITHIN_S``.
+        left: readings at once.
+        backlog: further readings, until ``silent_until_s + BACKLOG_WITHIN_S``.
         heard_s: when it was last heard of.
         silent_until_s: when it was first heard of after its last silence.
     """
@@ -65,7 +66,7 @@ class Rates:
     def tried(self) -> Rates:
         """A copy to judge a batch with; ``keep`` it once the batch is committed.
 
-        A batch whose commit fails is judged again, and its messages count once.
+        A batch whose commit fails is judged again, and its readings count once.
         """
         copy = Rates(per_s=self._per_s, burst=self._burst, backlog=self._backlog)
         copy._known = ChainMap({}, *self._known.maps)
@@ -75,30 +76,30 @@ class Rates:
         """Remember what a committed batch has used."""
         self._known.update(tried._known.maps[0])
 
-    def allows(self, device: DeviceId, now_s: float) -> bool:
-        """Count a message, if it may be.
+    def allows(self, device: DeviceId, now_s: float, readings: int = 1) -> bool:
+        """Count what a monitor sends, if it may be.
 
         Args:
             device: who sends.
             now_s: our monotonic time.
+            readings: how many; all of them may be, or none.
         """
         known = self._known.get(device)
         if known is None:
-            now = _Allowance(self._burst, self._backlog, now_s, now_s)
+            left, backlog, silent_until_s = self._burst, self._backlog, now_s
         else:
             silence_s = max(now_s - known.heard_s, 0.0)
             left = min(known.left + silence_s * self._per_s, self._burst)
-            now = replace(known, left=left, heard_s=now_s)
+            backlog, silent_until_s = known.backlog, known.silent_until_s
             if silence_s >= SILENCE_S:
                 backlog = min(silence_s * BACKLOG_PER_S, self._backlog)
-                now = replace(now, backlog=backlog, silent_until_s=now_s)
-        is_backlog = now_s - now.silent_until_s < BACKLOG_WITHIN_S
-        allowed = True
-        if now.left >= 1:
-            now = replace(now, left=now.left - 1)
-        elif now.backlog >= 1 and is_backlog:
-            now = replace(now, backlog=now.backlog - 1)
-        else:
-            allowed = False
-        self._known[device] = now
+                silent_until_s = now_s
+        at_once = min(readings, left)
+        more = readings - at_once
+        is_backlog = now_s - silent_until_s < BACKLOG_WITHIN_S
+        allowed = more == 0 or (is_backlog and more <= backlog)
+        if allowed:
+            left -= at_once
+            backlog -= more
+        self._known[device] = _Allowance(left, backlog, now_s, silent_until_s)
         return allowed

@@ -68,6 +68,15 @@ READ_AT_ONCE: Final = 256
 """Messages read before others get their turn in the event loop."""
 
 
+# CLOCK_MONOTONIC stands still while the machine is suspended, and what waited would look fresh.
+_STEADY: Final = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def now() -> Arrival:
+    """When what is read at this moment has arrived."""
+    return Arrival(datetime.now(UTC), time.clock_gettime(_STEADY))
+
+
 class _Greeting(Enum):
     """What a broker answered to our CONNECT."""
 
@@ -99,18 +108,20 @@ class Subscriber:
         self._client: paho.Client | None = None
         self._socket: ssl.SSLSocket | None = None
         self._reading = False
-        self._now = Arrival(datetime.now(UTC), time.monotonic())
+        self._now = now()
         self._waiting: list[Message] = []
         self._arrived = asyncio.Event()
         self._lost = asyncio.Event()
         self._greeting = _Greeting.UNANSWERED
+        self._served = False
         self.subscribed = asyncio.Event()
 
     @property
     def is_working(self) -> bool:
         """Whether the broker gives us messages, and none of them has waited long for its commit."""
-        oldest = self._waiting[0].arrival.mono_s if self._waiting else time.monotonic()
-        return self.subscribed.is_set() and time.monotonic() - oldest < COMMIT_WITHIN_S
+        now_s = now().mono_s
+        oldest_s = self._waiting[0].arrival.mono_s if self._waiting else now_s
+        return self.subscribed.is_set() and now_s - oldest_s < COMMIT_WITHIN_S
 
     async def run(self) -> None:
         """Take messages until cancelled."""
@@ -183,9 +194,9 @@ class Subscriber:
         while True:
             self._lost.clear()
             self._greeting = _Greeting.UNANSWERED
+            self._served = False
             connected = await self._connect(protocol)
             if connected:
-                attempt = 0
                 served = asyncio.create_task(self._serve())
                 try:
                     await self._lost.wait()
@@ -202,6 +213,8 @@ class Subscriber:
             else:
                 protocol = newest
             self._disconnect()
+            if self._served:
+                attempt = 0
             await asyncio.sleep(RETRY_S[min(attempt, len(RETRY_S) - 1)])
             attempt += 1
 
@@ -297,7 +310,7 @@ class Subscriber:
 
     def _read(self) -> None:
         """Read what is there; at most so much that others get their turn."""
-        self._now = Arrival(datetime.now(UTC), time.monotonic())
+        self._now = now()
         for _ in range(READ_AT_ONCE):
             client, connection = self._client, self._socket
             if client is None or connection is None or not self._reading:
@@ -366,10 +379,14 @@ class Subscriber:
     def _on_subscribe(
         self, _: paho.Client, __: Any, ___: int, reasons: Sequence[ReasonCode], ____: Any
     ) -> None:
-        if any(reason.is_failure for reason in reasons):
-            log.error("broker_refuses_our_subscription")
+        refused = [one for one, reason in zip(TOPICS, reasons, strict=False) if reason.is_failure]
+        if refused:
+            # We are not working then, and show it; what the broker allows may be changed meanwhile.
+            log.critical("broker_refuses_our_subscription", topics=refused)
+            self._lost.set()
             return
         log.info("broker_subscribed")
+        self._served = True
         self.subscribed.set()
 
     def _on_message(self, client: paho.Client, _: Any, message: paho.MQTTMessage) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
 from typing import Final
 
 import structlog
@@ -32,6 +32,13 @@ log = structlog.get_logger()
 LOG: Final = "devices"
 """Counts the changes of links and keys, so that whoever keeps them in memory sees that they are
 stale."""
+
+
+AS_OF_NOW: Final = timedelta(minutes=1)
+"""What was measured so lately was measured by whoever wears the monitor now."""
+
+
+_LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,30 +79,48 @@ class KeyPair:
 
 @dataclass(slots=True)
 class _Worn:
-    """The links of one monitor, by their beginnings (ms since 1970), in order."""
+    """The links of one monitor, by their beginnings (ms since 1970), in order.
+
+    Attributes:
+        since: when each began.
+        until: when it ended, ``None`` while it lasts.
+        who: whom it names.
+        changed: the last moment that any of them names.
+    """
 
     since: list[int] = field(default_factory=list)
     until: list[int | None] = field(default_factory=list)
     who: list[Wearing] = field(default_factory=list)
+    changed: datetime = _LONG_AGO
 
     def put(self, row: Row) -> None:
-        since = row["linked_from"]
-        at = bisect_right(self.since, since)
-        if at and self.since[at - 1] == since:
-            self.until[at - 1] = row["linked_to"]
-            return
+        since, until = row["linked_from"], row["linked_to"]
+        self.changed = max(self.changed, from_ms(max(since, until or 0)))
+        at = bisect_left(self.since, since)
+        known = slice(at, at + (since in self.since[at : at + 1]))
         consultation = row["consultation_id"]
-        self.since.insert(at, since)
-        self.until.insert(at, row["linked_to"])
-        self.who.insert(
-            at,
-            Wearing(
-                PatientKey(row["patient_key"]),
-                ConsultationId(consultation) if consultation is not None else None,
-            ),
+        who = Wearing(
+            PatientKey(row["patient_key"]),
+            ConsultationId(consultation) if consultation is not None else None,
         )
+        # One that ended before it began was made by a clock that was ahead: it was never in force.
+        is_void = until is not None and until <= since
+        self.since[known] = [] if is_void else [since]
+        self.until[known] = [] if is_void else [until]
+        self.who[known] = [] if is_void else [who]
 
-    def at(self, moment_ms: int) -> Wearing | None:
+    def at(self, moment: datetime, now: datetime | None) -> Wearing | None:
+        if now is not None and self.changed > now:
+            # Our clock was ahead when that was noted, and was put back since; or that of another
+            # machine is a little ahead. Who wears it now is certain all the same.
+            if moment >= now - AS_OF_NOW:
+                return next(
+                    (who for who, until in zip(self.who, self.until, strict=True) if until is None),
+                    None,
+                )
+            if self.changed > now + AS_OF_NOW:
+                return None  # the times of the links say nothing of the times of now
+        moment_ms = to_ms(moment)
         place = bisect_right(self.since, moment_ms) - 1
         if place < 0:
             return None
@@ -133,10 +158,18 @@ class Fleet:
         self._v2 = frozenset(DeviceId(row["device_id"]) for row in heard)
         self._seen = now
 
-    def wearing(self, device: DeviceId, moment: datetime) -> Wearing | None:
-        """Who wore a monitor at that moment."""
+    def wearing(
+        self, device: DeviceId, moment: datetime, now: datetime | None = None
+    ) -> Wearing | None:
+        """Who wore a monitor at that moment.
+
+        Args:
+            device: the monitor.
+            moment: aware UTC time.
+            now: when this is asked, so that a clock that was put back is noticed.
+        """
         worn = self._worn.get(device)
-        return worn.at(to_ms(moment)) if worn is not None else None
+        return worn.at(moment, now) if worn is not None else None
 
     def speaks_v2(self, device: DeviceId) -> bool:
         """Whether something that a monitor sealed was settled before."""
@@ -315,21 +348,16 @@ class Devices:
         )
         return [DeviceId(row["device_id"]) for row in rows]
 
-    async def wearing(self, device: DeviceId, at: datetime) -> Wearing | None:
-        """Who wore the monitor at that moment."""
-        row = await self._store.db.fetchrow(
-            "SELECT patient_key, consultation_id FROM device_link WHERE device_id=$1"
-            " AND linked_from<=$2 AND (linked_to IS NULL OR linked_to>$2)",
-            device,
-            to_ms(at),
-        )
-        if row is None:
-            return None
-        consultation = row["consultation_id"]
-        return Wearing(
-            PatientKey(row["patient_key"]),
-            ConsultationId(consultation) if consultation is not None else None,
-        )
+    async def wearing(
+        self, device: DeviceId, at: datetime, now: datetime | None = None
+    ) -> Wearing | None:
+        """Who wore the monitor at that moment, as ``Fleet.wearing`` says."""
+        worn = _Worn()
+        for row in await self._store.db.fetch(
+            "SELECT * FROM device_link WHERE device_id=$1 ORDER BY linked_from", device
+        ):
+            worn.put(row)
+        return worn.at(at, now)
 
     async def worn(self) -> dict[PatientKey, list[DeviceId]]:
         """The monitors that are worn now, by patient; of each in the order of their ids."""
@@ -441,17 +469,27 @@ class Devices:
             )
         return _pair(version, raw)
 
-    async def retire_keys(self, device: DeviceId, *, before: int, now: datetime) -> None:
-        """Believe no message under a version below ``before`` any more."""
+    async def retire_keys(
+        self, device: DeviceId, *, before: int, now: datetime
+    ) -> tuple[list[int], list[int]]:
+        """Believe no message under a version below ``before`` any more.
+
+        Returns:
+            The versions that were retired, and those that are still believed, both in order.
+        """
         async with self._store.transaction() as connection:
             await _new_change(connection)
-            await connection.execute(
+            retired = await connection.fetch(
                 "UPDATE payload_key SET retired_at=$3"
-                " WHERE device_id=$1 AND version<$2 AND retired_at IS NULL",
+                " WHERE device_id=$1 AND version<$2 AND retired_at IS NULL RETURNING version",
                 device,
                 before,
                 to_ms(now),
             )
+            left = await connection.fetch(
+                "SELECT version FROM payload_key WHERE device_id=$1 AND retired_at IS NULL", device
+            )
+        return sorted(row["version"] for row in retired), sorted(row["version"] for row in left)
 
     # --- how far records are settled -------------------------------------------------------------
 
@@ -473,6 +511,14 @@ class Devices:
             )
             for row in rows
         }
+
+    async def begin_anew(self, connection: Connection, device: DeviceId) -> None:
+        """A monitor numbers its records anew: forget how far they were settled.
+
+        What stands in the log under a number then no longer keeps another record out (``ingest``).
+        """
+        await lock_head(connection, READINGS)
+        await self.keep_sequences(connection, {device: Sequence()})
 
     async def first_heard(self, connection: Connection) -> None:
         """A v2 monitor was heard for the first time: whoever keeps them in memory looks again."""

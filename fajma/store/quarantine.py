@@ -24,8 +24,9 @@ MAX_KEPT_OF_DEVICE: Final = 2_000
 UNKNOWN_DEVICE: Final = "unknown_device"
 NO_PATIENT_KEY: Final = "no_patient_key"
 RATE_LIMITED: Final = "rate_limited"
+SEQUENCE_REUSED: Final = "sequence_reused"
 
-REPLAYABLE: Final = frozenset({UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED})
+REPLAYABLE: Final = frozenset({UNKNOWN_DEVICE, NO_PATIENT_KEY, RATE_LIMITED, SEQUENCE_REUSED})
 """Refusals that may be none when the message is looked at again. They have room of their own, which
 rubbish cannot take: a v2 monitor deletes what we keep here."""
 

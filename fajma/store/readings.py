@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from enum import StrEnum
-from typing import Final, cast
+from typing import Any, Final, cast
 
 import asyncpg
 from mautrix.util.async_db import Connection
@@ -76,7 +76,8 @@ class NewReading:
 
     Attributes:
         record: identity of the reading at its device, 8 or 16 bytes (``ingest`` says how it is
-            made).
+            made; one of 16 bytes that begins with 8 bytes that are another record is a v2 record
+            whose number was used before).
         patient: who wore the monitor.
         reading: what was measured.
         trace: fingerprint of what a v2 record says, 8 bytes; ``None`` for v1, whose identity is
@@ -165,10 +166,21 @@ class Readings:
             new.trace,
         )
 
+    async def has(self, connection: Connection, batch: Sequence[NewReading]) -> list[bool]:
+        """Which of these records the log has, whatever they say."""
+        identities = [(new.reading.device, new.record) for new in batch]
+        known = await self._known(connection, identities)
+        return [one in known for one in identities]
+
     async def _known(
-        self, connection: Connection, rows: Sequence[_Row]
+        self, connection: Connection, rows: Sequence[tuple[Any, ...]]
     ) -> dict[tuple[DeviceId, bytes], bytes | None]:
-        """Which of these records the log has already, with their traces."""
+        """Which of these records the log has already, with their traces.
+
+        Args:
+            connection: of the transaction.
+            rows: each begins with monitor and record.
+        """
         if not rows:
             return {}
         if self._store.is_sqlite:

@@ -15,7 +15,7 @@ from console.readings import replay
 from fajma.store import Records, quarantine
 from fajma.store.consultations import Consultation
 from fajma.store.devices import KeyPair
-from fajma.store.quarantine import Refused
+from fajma.store.quarantine import NO_PATIENT_KEY, Refused
 from fajma.store.readings import NewReading, Readings
 from fajma.vitals import Kind
 from fajma.wire import Channel, Gap, Pack, seal, v2_topic
@@ -96,6 +96,23 @@ async def test_a_message_that_cannot_be_committed_is_found_and_kept_alone(
     assert max(acknowledged(outcome)) < 5 + 4  # nothing without gap beyond the one that is kept
 
 
+async def test_what_cannot_be_committed_when_it_is_tried_again_is_counted_and_kept_once(
+    sqlite_records: Records, admit: Admit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = sqlite_records
+    pair = await records.devices.new_keys(DEVICE, now=NOON)
+    await Ingest(records).commit([message(pair, pack(item(0)))])
+    await admit(records, DEVICE)
+    before = await records.quarantine.counts(), await records.quarantine.listed()
+
+    async def broken(*_: object) -> object:
+        raise ArithmeticError
+
+    monkeypatch.setattr(Readings, "append", broken)
+    assert await replay(records) == (0, {BUG: 1})
+    assert (await records.quarantine.counts(), await records.quarantine.listed()) == before
+
+
 async def test_what_was_not_understood_to_its_end_is_not_settled(
     records: Records, keys: KeyPair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -152,6 +169,18 @@ async def test_a_message_is_kept_once_however_many_of_its_values_are_refused(
 
     assert sum(outcome.refused.values()) >= 256
     assert len(kept) == 1
+
+
+async def test_a_message_of_a_patient_whose_key_is_gone_is_counted_once_for_all_its_records(
+    records: Records, keys: KeyPair
+) -> None:
+    await records.store.db.execute("DELETE FROM patient_key")
+    outcome = await Ingest(records).commit(
+        [message(keys, pack(item(0), item(1), item(2))), message(keys, pack(item(3)))]
+    )
+
+    assert (outcome.stored, dict(outcome.refused)) == (0, {NO_PATIENT_KEY: 2})
+    assert len(await records.quarantine.listed()) == 2
 
 
 async def test_before_the_first_record_there_is_nothing_to_acknowledge(

@@ -13,14 +13,15 @@ from typing import Any
 import pytest
 
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import AUDIT_AGAIN, Ingest, Message
+from bridges.mqtt_vitals.ingest import AUDIT_AGAIN_S, Ingest, Message
 from bridges.mqtt_vitals.rate import BURST, Rates
+from console.readings import replay
 from fajma.facts import Connection
 from fajma.store import Records
 from fajma.store.consultations import Consultation
 from fajma.store.devices import KeyPair
 from fajma.vitals import Age, Clock, DeviceId, Kind
-from fajma.wire import Channel, Gap, Item, Pack, PayloadKey, encode_pack, seal, v2_topic
+from fajma.wire import Channel, Gap, Item, Pack, PayloadKey, encode_pack, encode_v1, seal, v2_topic
 
 Admit = Callable[..., Awaitable[Consultation]]
 
@@ -152,7 +153,7 @@ async def test_a_replay_a_reordering_and_a_new_packing_of_the_same_records_count
     outcome = await ingest.commit([second])
     assert acknowledged(outcome) == [-1]  # 0 and 1 are still to come
     outcome = await ingest.commit([first, first])
-    assert (outcome.stored, outcome.repeated, acknowledged(outcome)) == (2, 2, [3])
+    assert (outcome.stored, outcome.repeated, acknowledged(outcome)) == (2, 2, [1])
     repacked = message(keys, pack(item(1), item(2), item(3), item(4)), second=30)
     outcome = await ingest.commit([repacked])
     assert (outcome.stored, outcome.repeated, acknowledged(outcome)) == (1, 3, [4])
@@ -188,6 +189,24 @@ async def test_a_gap_is_waited_for_until_the_monitor_says_that_it_will_never_com
     assert await numbers(records) == [0, 5]
 
 
+async def test_an_acknowledgement_goes_no_further_than_what_it_answers(
+    records: Records, keys: KeyPair
+) -> None:
+    ingest = Ingest(records)
+    await ingest.commit([message(keys, pack(*(item(n) for n in range(10))))])
+    overwritten = Gap(FIRST + 3, 4, overwritten=True)
+    for content, told in (
+        (pack(item(2), overwritten, sent=60), [6]),
+        (pack(item(2), sent=60), [2]),
+        (pack(oldest=5, sent=60), [4]),
+        (pack(oldest=40, sent=60), [39]),
+        (pack(item(50), oldest=45, sent=600), [44]),
+    ):
+        assert acknowledged(await ingest.commit([message(keys, content)])) == told
+    both = [message(keys, pack(item(n), oldest=45, sent=600)) for n in (46, 45)]
+    assert acknowledged(await ingest.commit(both)) == [46]
+
+
 async def test_what_a_monitor_no_longer_holds_is_waited_for_no_more(
     records: Records, keys: KeyPair
 ) -> None:
@@ -211,6 +230,37 @@ async def test_a_number_that_is_used_again_for_something_else_is_kept_apart_and_
     [entry] = await records.audit.latest()
     assert (entry.actor, entry.action) == (f"monitor {DEVICE}", "message.refused")
     assert entry.detail == {"reason": "sequence_reused"}
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"boot": 2},
+        {"mono_ms": START_MS - 1},
+        {"measured_at": at(0.001)},
+        {"measured_at": None, "clock_set": False},
+        {"quality": 91},
+        {"quality": None},
+        {"contact": None},
+        {"contact": False},
+        {"values": {Kind.SPO2: Decimal(96)}},
+        {"values": {Kind.HEART_RATE: Decimal(97)}},
+        {"values": {Kind.SPO2: Decimal(97), Kind.HEART_RATE: Decimal(0)}},  # unusable
+        {"values": {Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}},
+    ],
+)
+async def test_a_number_stands_for_all_that_its_record_says(
+    sqlite_records: Records, admit: Admit, other: dict[str, Any]
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    keys = await sqlite_records.devices.new_keys(DEVICE, now=NOON)
+    first: dict[str, Any] = {"values": {Kind.SPO2: Decimal(97)}}
+    ingest = Ingest(sqlite_records)
+    await ingest.commit([message(keys, pack(item(0, **first), sent=1))])
+    assert (await ingest.commit([message(keys, pack(item(0, **first), sent=2))])).repeated == 1
+    outcome = await ingest.commit([message(keys, pack(item(0, **(first | other)), sent=3))])
+    assert outcome.refused["sequence_reused"] == 1
+    assert await numbers(sqlite_records) == [0]
 
 
 # --- who it is from ------------------------------------------------------------------------------
@@ -272,9 +322,23 @@ async def test_attacks_are_audited_once_an_hour_for_each_monitor(
 ) -> None:
     ingest = Ingest(records)
     forged = message(keys, pack(item(0)), key=PayloadKey(os.urandom(32)))
-    for second in (0.0, 60.0, AUDIT_AGAIN.total_seconds() + 1):
+    for second in (0.0, 60.0, AUDIT_AGAIN_S + 1):
         await ingest.commit([forged._replace(arrival=Arrival(at(second), second))] * 3)
     assert len(await records.audit.latest()) == 2
+
+
+async def test_attacks_are_audited_though_our_clock_was_ahead_before(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    await admit(sqlite_records, DEVICE)
+    keys = await sqlite_records.devices.new_keys(DEVICE, now=NOON)
+    ingest = Ingest(sqlite_records)
+    forged = message(keys, pack(item(0)), key=PayloadKey(os.urandom(32)))
+    a_year_ahead = Arrival(at(366 * 86_400), 5000.0)
+    set_right = Arrival(at(0), 5001.0 + AUDIT_AGAIN_S)
+    for arrival in (a_year_ahead, set_right):
+        await ingest.commit([forged._replace(arrival=arrival)])
+    assert [one.at for one in await sqlite_records.audit.latest()] == [a_year_ahead.at, at(0)]
 
 
 # --- when ----------------------------------------------------------------------------------------
@@ -312,6 +376,81 @@ async def test_a_record_of_an_earlier_start_is_late(records: Records, keys: KeyP
     assert (first.age, first.clock) == (Age.LATE, Clock.ARRIVAL)
     assert first.measured_at == at(5) - timedelta(milliseconds=now.mono_ms)
     assert second.age is Age.LIVE
+
+
+async def test_what_comes_again_teaches_nothing_of_any_clock(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    """Else one who plays old messages back makes late ones look live, and live ones unknown."""
+    records = sqlite_records
+    await admit(records, DEVICE)
+    keys = await records.devices.new_keys(DEVICE, now=NOON)
+    unset = {"measured_at": None, "clock_set": False}
+    ingest = Ingest(records)
+    before = [
+        message(keys, replace(pack(item(n, boot=2, **unset)), boot=2), second=5 * n)
+        for n in range(2)
+    ]
+    for one in [*before, *(message(keys, pack(item(n, **unset))) for n in (2, 3, 4))]:
+        await ingest.commit([one])
+
+    for number, old in enumerate(before):  # of an earlier start, as if it were the present one
+        arrival = Arrival(at(21 + number), 5021 + number)
+        outcome = await ingest.commit([old._replace(arrival=arrival)])
+        assert (outcome.stored, outcome.repeated) == (0, 1)
+    # Those that come again may be among new ones.
+    await ingest.commit(
+        [
+            before[0]._replace(arrival=Arrival(at(24), 5024)),
+            message(keys, pack(item(5, **unset))),
+        ]
+    )
+    held_back = message(keys, pack(item(6, **unset)), second=630)
+    await ingest.commit([held_back])
+
+    stored = [one.reading.age for one in await records.readings.after(0, limit=20)]
+    assert stored[2:] == [Age.UNKNOWN, Age.LIVE, Age.LIVE, Age.LIVE, Age.LATE]
+
+
+async def test_what_comes_again_in_clear_does_not_make_what_waited_live(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    await admit(records, DEVICE)
+    ingest = Ingest(records)
+
+    def said(measured_s: float, second: float) -> Message:
+        told = encode_v1(DEVICE, round(1000 * at(measured_s).timestamp()), {Kind.SPO2: Decimal(97)})
+        return Message(
+            f"fajma/sensors/{DEVICE}", told, Arrival(at(second), 5000 + second), lambda: None
+        )
+
+    for second in (0, 5, 10):
+        await ingest.commit([said(second, second)])
+    for second in (5, 10):  # played back ten minutes later, as steadily as they came
+        assert (await ingest.commit([said(second, 600 + second)])).repeated == 1
+    await ingest.commit([said(100, 620)])
+
+    stored = [one.reading for one in await records.readings.after(0, limit=20)]
+    assert [(one.age, one.measured_at) for one in stored[3:]] == [(Age.LATE, at(100))]
+
+
+async def test_a_record_that_was_not_sent_at_once_is_replayed_to_when_it_was_measured(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    """A monitor whose clock is not set, and that nobody wore yet."""
+    records = sqlite_records
+    keys = await records.devices.new_keys(DEVICE, now=NOON)
+    unset = {"measured_at": None, "clock_set": False}
+    await Ingest(records).commit([message(keys, pack(item(0, **unset), item(12, **unset)))])
+    await admit(records, DEVICE)
+
+    assert await replay(records) == (2, {})
+    stored = [one.reading for one in await records.readings.after(0, limit=9)]
+    assert [(one.age, one.clock, one.measured_at) for one in stored] == [
+        (Age.LATE, Clock.ARRIVAL, at(0)),
+        (Age.LATE, Clock.ARRIVAL, at(60)),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -446,3 +585,24 @@ async def test_a_monitor_that_floods_is_held_back_and_no_other_is_and_nothing_is
     outcome = await ingest.commit([one._replace(arrival=later) for one in flood[-50:]])
     assert (outcome.stored, acknowledged(outcome)) == (50, [int(BURST) + 49])
     assert [one.detail["reason"] for one in await records.audit.latest()] == ["rate_limited"]
+
+
+async def test_a_flood_of_full_packs_is_a_flood_of_readings(
+    sqlite_records: Records, admit: Admit
+) -> None:
+    records = sqlite_records
+    await admit(records, DEVICE)
+    keys = await records.devices.new_keys(DEVICE, now=NOON)
+    ingest = Ingest(records, rates=Rates(burst=500, backlog=0))
+    packs = [
+        message(keys, pack(*(item(100 * n + m) for m in range(100)), oldest=100 * n))
+        for n in range(7)
+    ]
+    same_time = Arrival(at(0), 5000.0)
+    outcome = await ingest.commit([one._replace(arrival=same_time) for one in packs])
+    assert (outcome.stored, acknowledged(outcome)) == (500, [499])
+    assert outcome.refused == Counter({"rate_limited": 2})
+    assert await records.quarantine.listed() == []  # counted, not kept: it comes again
+    # A gap is one statement, however many records it is about.
+    gap = pack(Gap(FIRST + 500, 10_000, overwritten=False), oldest=500, sent=0)
+    assert acknowledged(await ingest.commit([message(keys, gap, second=1)])) == [10_499]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,8 +18,10 @@ from hypothesis import strategies as st
 from fajma.config import DatabaseSettings
 from fajma.store import Records, Store, hints
 from fajma.store.leases import Lease, LeaseLostError
+from fajma.store.readings import lock_head
 from fajma.store.site import site_key
 
+ROOT = Path(__file__).parents[2]
 LONG_S = 60.0
 
 
@@ -81,6 +86,30 @@ async def test_a_lease_runs_out_by_the_clock_of_the_database(records: Records) -
     async with asyncio.timeout(10):
         while not await records.leases.acquire(OTHERS):
             assert not await records.leases.renew(lease("nobody"))
+
+
+async def test_a_lease_is_held_to_its_last_moment_and_not_at_its_end(ledger: Records) -> None:
+    leases = ledger.leases
+    leases._now = "1000"  # the database's clock, ms
+    assert await leases.acquire(lease("mine", length_s=1))
+
+    leases._now = "1999"
+    assert await leases.is_held("alarms")
+    assert not await leases.acquire(OTHERS)
+    async with ledger.store.transaction() as connection, leases.fence(MINE, connection):
+        await connection.execute("INSERT INTO ledger (holder) VALUES ('mine')")
+
+    leases._now = "2000"
+    assert not await leases.is_held("alarms")
+    assert not await leases.renew(lease("mine", length_s=1))
+    with pytest.raises(LeaseLostError):
+        async with ledger.store.transaction() as connection, leases.fence(MINE, connection):
+            await connection.execute("INSERT INTO ledger (holder) VALUES ('mine')")
+    assert await committed(ledger) == ["mine"]
+    assert await leases.acquire(OTHERS)
+
+    leases._now = "2001"
+    assert await leases.renew(OTHERS)
 
 
 async def test_each_name_has_a_lease_of_its_own(records: Records) -> None:
@@ -250,6 +279,49 @@ async def test_a_holder_that_stops_inside_a_transaction_does_not_keep_the_next_o
     assert isinstance(outcome, Exception)
     assert await committed(others) == ["others"]
     assert await others.followers.position("alarms") == 5
+
+
+FROZEN = """
+import asyncio, os, signal, sys
+from fajma.config import DatabaseSettings
+from fajma.store import Store
+from fajma.store.readings import lock_head
+
+async def main():
+    store = await Store.open(DatabaseSettings(url=sys.argv[1], lease_s=float(sys.argv[2])))
+    async with store.transaction() as connection:
+        await lock_head(connection, "readings")
+        print("locked", flush=True)
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+asyncio.run(main())
+"""
+
+
+async def test_a_process_that_freezes_in_a_transaction_gives_its_locks_back(
+    postgres_url: str,
+) -> None:
+    """As a whole, as when its machine is suspended or it is swapped out."""
+    lease_s = 2.0
+    frozen = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", FROZEN, postgres_url, str(lease_s)),
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    store = None
+    try:
+        assert frozen.stdout is not None
+        async with asyncio.timeout(60):
+            assert await frozen.stdout.readline() == b"locked\n"
+            store = await Store.open(DatabaseSettings(url=postgres_url))
+            async with store.transaction() as connection:
+                assert await lock_head(connection, "readings") == 0
+        assert frozen.returncode is None  # it is still there, and stopped
+    finally:
+        frozen.kill()
+        await frozen.wait()
+        if store is not None:
+            await store.close()
 
 
 # --- processes of one PostgreSQL ------------------------------------------------------------------

@@ -347,7 +347,7 @@ def test_a_file_without_keys_is_refused_and_not_shown(tmp_path: Path, text: str)
     with pytest.raises(InputError) as caught:
         DeviceKeys.read(path)
     assert caught.value.code == "bad_key_file"
-    assert "00" not in str(caught.value)
+    assert "00" not in str(caught.value).replace(str(path), "")
 
 
 # --- with the real ingest ------------------------------------------------------------------------

@@ -31,7 +31,11 @@ PARIS = ZoneInfo("Europe/Paris")  # an hour ahead of UTC then
 def message(at: datetime) -> Message:
     values = {Kind.HEART_RATE: Decimal(78), Kind.SPO2: Decimal(97), Kind.TEMPERATURE: Decimal(37)}
     payload = encode_v1(DEVICE, int(at.timestamp() * 1000), values)
-    return Message(V1_TOPIC.format(device=DEVICE), payload, Arrival(at, 0.0), lambda: None)
+    return Message(V1_TOPIC.format(device=DEVICE), payload, Arrival(at, at.timestamp()), _nothing)
+
+
+def _nothing() -> None:
+    """The broker wants no acknowledgement."""
 
 
 def hour(number: float) -> datetime:
@@ -168,3 +172,62 @@ def test_a_moment_that_cannot_be_is_refused(stated: str, code: str) -> None:
 def test_a_monitor_is_not_taken_off_since_some_time() -> None:
     with pytest.raises(ValueError, match="off: "):
         PatientMonitor(number="1", device=DEVICE, since="14:00", off=True)
+
+
+# --- a clock of ours that was put back -----------------------------------------------------------
+
+
+async def whose(records: Records, *, after: int = 0) -> list[str]:
+    """Whose number each reading of the log is given to."""
+    patients = {one.key: one.number for one in await records.patients.all()}
+    return [patients[one.patient] for one in await records.readings.after(after, limit=99)]
+
+
+async def test_after_our_clock_was_put_back_what_is_live_belongs_to_whoever_wears_it_now(
+    records: Records, patients: PatientService
+) -> None:
+    """The second got the monitor at noon, when our clock said two in the afternoon."""
+    clock = hour(9)
+    ingest = Ingest(records, now=lambda: clock)
+    await patients.wear("1", DEVICE, now=clock)
+    await patients.wear("2", DEVICE, now=hour(14))
+
+    for clock in (hour(12.1), hour(13), hour(13.99), hour(14), hour(14.1)):
+        assert (await ingest.commit([message(clock)])).stored == 1
+    # Whose the late ones are nobody can tell: they wait for a person.
+    clock = hour(12.2)
+    assert (await ingest.commit([message(hour(11))])).refused == {"unknown_device": 1}
+    # Once the clock is beyond, all is as ever, also for what came before the link was made.
+    clock = hour(15)
+    assert (await ingest.commit([message(hour(10))])).stored == 1
+
+    assert await whose(records) == ["2"] * 5 + ["1"]
+    _, before = await patients.wear("1", DEVICE, now=hour(12.5))
+    assert before is not None
+    assert before.number == "2"
+    # The first has it again: what the second's link says of the afternoon is void.
+    for clock in (hour(12.6), hour(14.5)):
+        await ingest.commit([message(clock)])
+    assert await whose(records, after=6) == ["1", "1"]
+    assert await wearers(records, hour(10), hour(14.5)) == ["1", "1"]
+
+
+async def test_after_our_clock_was_put_back_a_monitor_that_was_taken_off_is_nobodys(
+    records: Records, patients: PatientService
+) -> None:
+    ingest = Ingest(records, now=lambda: NOON)
+    await patients.wear("1", DEVICE, now=hour(9))
+    await patients.take_off("1", DEVICE, now=hour(14))
+    assert (await ingest.commit([message(NOON)])).refused == {"unknown_device": 1}
+
+
+async def test_two_machines_whose_clocks_differ_a_little_agree_who_wears_a_monitor(
+    records: Records, patients: PatientService
+) -> None:
+    a_second_behind = NOON - timedelta(seconds=1)
+    ingest = Ingest(records, now=lambda: a_second_behind)
+    await patients.wear("1", DEVICE, now=hour(9))
+    await patients.wear("2", DEVICE, now=NOON)
+    await ingest.commit([message(a_second_behind)])
+    await ingest.commit([message(hour(11))])
+    assert await whose(records) == ["2", "1"]

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sqlite3
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from structlog.testing import capture_logs
 
 from bridges.mqtt_vitals.clocks import Arrival
-from bridges.mqtt_vitals.ingest import Ingest, Message
+from bridges.mqtt_vitals.ingest import Ingest, Message, forget_refused
 from console import readings as command
 from console.readings import replay
-from fajma.config import DatabaseSettings
+from fajma.config import DatabaseSettings, as_toml
 from fajma.errors import InputError, UnavailableError
 from fajma.store import Records, Store
 from fajma.store.consultations import Consultation
 from fajma.store.database import SQLITE_PRAGMAS
 from fajma.store.quarantine import MAX_KEPT_OF_DEVICE, Refused
+from fajma.tasks import end
 from fajma.vitals import Age, DeviceId, Kind
 from fajma.wire import V1_TOPIC, encode_v1
 from tests.conftest import Postgres
 
 Admit = Callable[..., Awaitable[Consultation]]
 
+ROOT = Path(__file__).parents[2]
 DEVICE = DeviceId("A4CF12F03B7E")
 OTHER = DeviceId("A4CF12F03B7F")
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
@@ -112,6 +119,45 @@ async def test_what_is_kept_expires_and_its_count_remains(records: Records) -> N
     assert await records.quarantine.counts() == {"not_json": 2}
 
 
+async def test_what_came_at_the_very_moment_is_kept(records: Records) -> None:
+    await Ingest(records).commit([message(0, payload=b"{")])
+    assert await records.quarantine.expire(before=NOON) == 0
+    assert await records.quarantine.expire(before=NOON + timedelta(milliseconds=1)) == 1
+
+
+class Forgetful:
+    """A quarantine of whose database nothing is heard at first."""
+
+    def __init__(self) -> None:
+        self.asked: list[datetime] = []
+        self.enough = asyncio.Event()
+        self.quarantine = self
+
+    async def expire(self, *, before: datetime) -> int:
+        self.asked.append(before)
+        if len(self.asked) == 1:
+            raise OSError
+        if len(self.asked) == 3:
+            self.enough.set()
+        return 4
+
+
+async def test_what_is_old_is_forgotten_again_and_again_though_the_database_was_away(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("bridges.mqtt_vitals.ingest.EXPIRE_EVERY_S", 0.0)
+    fake: Any = Forgetful()
+    began = datetime.now(UTC)
+    with capture_logs() as logs:
+        forgetting = asyncio.create_task(forget_refused(fake, after=timedelta(days=30)))
+        await asyncio.wait_for(fake.enough.wait(), 10)
+        await end([forgetting])
+    for before in fake.asked:
+        assert timedelta(0) <= before - (began - timedelta(days=30)) < timedelta(seconds=10)
+    told = [(one["event"], one["log_level"]) for one in logs[:2]]
+    assert told == [("quarantine_not_expired", "error"), ("quarantine_expired", "info")]
+
+
 async def test_a_monitor_that_sends_rubbish_crowds_out_only_itself(
     sqlite_records: Records,
 ) -> None:
@@ -190,6 +236,45 @@ async def test_a_database_that_another_process_keeps_busy_is_one_clear_line(
     with pytest.raises(UnavailableError, match="another process") as caught:
         await asyncio.to_thread(command.with_records, tmp_path / "x.toml", work)
     assert caught.value.code == "database_unavailable"
+
+
+def test_whoever_reads_what_is_printed_may_stop_without_a_word(
+    tmp_path: Path, site_key_file: Path
+) -> None:
+    """As ``fajma readings count | head -0`` does."""
+    nowhere = tmp_path / "nowhere"
+    files = ("as_token_file", "admin_password_file", "hs_token_file")
+    secrets = ("operator_token_file", "api_token_file", "alert_bot_password_file")
+    sections = {
+        "homeserver": {
+            "url": "http://127.0.0.1:8008",
+            "server_name": "clinic.test",
+            **dict.fromkeys(files, nowhere),
+        },
+        "database": {"url": f"sqlite://{tmp_path}/store/fajma.db"},
+        "secrets": {
+            "directory": nowhere,
+            "site_key_file": site_key_file,
+            **dict.fromkeys(secrets, nowhere),
+        },
+        "mqtt": dict.fromkeys(("ca_file", "cert_file", "key_file"), nowhere),
+    }
+    config = tmp_path / "fajma.toml"
+    config.write_text(as_toml(sections), encoding="utf-8")
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-m", "console", "readings", "count", "--config", str(config)],
+            stdout=writing,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            timeout=60,
+            check=False,
+        )
+    finally:
+        os.close(writing)
+    assert (ended.returncode, ended.stderr) == (1, b"")
 
 
 async def test_tail_shows_the_newest_readings_of_all_or_of_one_patient(

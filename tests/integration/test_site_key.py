@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import base64
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from console import keys as command
 from fajma.config import DatabaseSettings
 from fajma.errors import InputError
 from fajma.files import write_private
@@ -16,6 +19,7 @@ from fajma.sealing import SiteKey, generate_site_key
 from fajma.store import Records, Store
 from fajma.store import site as site_module
 from fajma.store.site import change_site_key, site_key
+from fajma.vitals import DeviceId
 
 THING = b"a thing"
 
@@ -124,3 +128,50 @@ async def test_a_database_from_before_is_opened_by_the_file_s_own_key(
         assert await records.patients.by_number("17") == patient
     finally:
         await store.close()
+
+
+# --- keys of monitors ----------------------------------------------------------------------------
+
+DEVICE = DeviceId("A4CF12F03B7E")
+
+
+async def test_keys_of_a_monitor_are_retired_by_command_and_that_is_noted(
+    store: Store, site_key_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(store, await site_key(store, site_key_file))
+    now = datetime.now(UTC)
+    for _ in range(3):
+        await records.devices.new_keys(DEVICE, now=now)
+
+    async def given(before: int) -> list[str]:
+        works: list[Any] = []
+        told: list[str] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(command, "with_records", lambda _, work: works.append(work))
+            arguments = ["retire", DEVICE, "--before", str(before), "--config", "x.toml"]
+            assert CliRunner().invoke(command.keys, arguments).exit_code == 0
+            patched.setattr(command.click, "echo", told.append)
+            await works[0](records, None)
+        return told
+
+    assert await given(3) == [
+        f"retired version 1, 2 of the keys of {DEVICE}",
+        "in force: version 3",
+    ]
+    fleet = records.devices.fleet()
+    async with store.transaction() as connection:
+        await fleet.load_keys(connection, [(DEVICE, version) for version in (1, 2, 3)])
+    assert [fleet.keys(DEVICE, version) is not None for version in (1, 2, 3)] == [
+        False,
+        False,
+        True,
+    ]
+    with pytest.raises(InputError) as caught:
+        await given(3)
+    assert caught.value.code == "no_such_keys"
+    assert (await given(4))[1] == "in force: none: it is believed nothing"
+    entries = [one for one in await records.audit.latest() if one.action == "device.keys.retire"]
+    assert [(one.subject, one.detail["versions"]) for one in entries] == [
+        (DEVICE, "1, 2"),
+        (DEVICE, "3"),
+    ]

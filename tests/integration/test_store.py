@@ -32,6 +32,7 @@ from fajma.store.alarms import Delivery, NewState
 from fajma.store.consultations import Consultation, OpenRoom
 from fajma.store.devices import Wearing
 from fajma.store.followers import Feed
+from fajma.store.keys import PatientKeys
 from fajma.store.quarantine import Refused
 from fajma.store.readings import Fate, LoggedReading, NewReading
 from fajma.store.site import site_key
@@ -893,6 +894,30 @@ async def test_nothing_of_a_deleted_patient_key_remains_in_the_file(
 
 
 # --- opening -------------------------------------------------------------------------------------
+
+
+async def test_a_key_that_was_destroyed_opens_and_seals_nothing_though_it_was_at_hand(
+    records: Records, patient: PatientKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = await records.patients.add(number="2", initials="B.E.", bed="2", account=None)
+    await append(records, [new(1, patient), new(2, other.key)])
+    await records.store.db.execute("DELETE FROM patient_key WHERE patient_key=$1", patient)
+
+    assert await records.readings.locked({patient, other.key}) == {patient}
+    opened, unreadable = await records.readings.open_all(
+        await records.readings.sealed_after(0, limit=9)
+    )
+    assert ([one.position for one in opened], unreadable) == ([2], [1])
+
+    # One that is used by itself is looked for now and then.
+    keys = PatientKeys(records.store, records.site_key)
+    await keys.get(other.key)
+    await records.store.db.execute("DELETE FROM patient_key")
+    await keys.get(other.key)
+    monkeypatch.setattr("fajma.store.keys.LOOKED_EVERY_S", 0.0)
+    with pytest.raises(BugError) as caught:
+        await keys.get(other.key)
+    assert caught.value.code == "patient_key_missing"
 
 
 async def test_a_store_opens_again_with_everything_in_it(

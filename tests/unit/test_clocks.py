@@ -71,7 +71,8 @@ def test_a_right_clock_is_live_from_its_first_reading_and_keeps_its_own_time() -
 @given(st.integers(-7 * 86_400_000, 300_000))
 def test_a_first_reading_keeps_any_date_that_can_be(offset_ms: int) -> None:
     one = Clocks().place_v1(DEVICE, NOW_MS + offset_ms, arrival(0))
-    assert (one.measured_at, one.clock) == (NOW + timedelta(milliseconds=offset_ms), Clock.DEVICE)
+    expected = NOW + timedelta(milliseconds=offset_ms)
+    assert (one.measured_at, one.clock) == (expected, Clock.DEVICE)
 
 
 @pytest.mark.parametrize("timestamp_ms", [UNIX_MS_FROM, NOW_MS + 300_001, MAX_TIMESTAMP])
@@ -235,6 +236,51 @@ def test_a_monitor_that_learns_the_time_goes_from_uptime_to_unix() -> None:
     assert unix(clocks, 15, 15) == Placed(at(15), Clock.DEVICE, Age.LIVE)
 
 
+def test_what_waits_right_after_a_monitor_is_known_is_placed_when_it_was_measured() -> None:
+    clocks = Clocks()
+    uptime(clocks, 0, 100)
+    uptime(clocks, 5, 105)
+    held_back = uptime(clocks, 610, 110)
+    assert held_back.age is Age.LATE
+    assert near(held_back.measured_at, 10)
+
+
+def test_what_waits_right_after_a_count_has_started_again_is_late() -> None:
+    clocks = Clocks()
+    before_s = WRAP_MS / 1000 - 12
+    for second in (0, 5, 10, 15):
+        uptime(clocks, second, before_s + second)
+    assert uptime(clocks, 620, before_s + 20).age is Age.LATE
+
+
+def test_what_comes_in_a_moment_may_be_a_backlog_and_makes_no_monitor_known() -> None:
+    for apart_s, age in ((0.99, Age.UNKNOWN), (1.0, Age.LIVE)):
+        clocks = Clocks()
+        uptime(clocks, 0, 100)
+        assert uptime(clocks, apart_s, 100 + apart_s).age is age
+
+
+def test_a_count_that_may_step_is_known_by_its_last_two_messages_whatever_came_before() -> None:
+    clocks = Clocks()
+    uptime(clocks, 0, 1000)
+    uptime(clocks, 310, 10)  # started again
+    assert uptime(clocks, 320, 20) == Placed(at(320), Clock.ARRIVAL, Age.LIVE)
+    clocks = Clocks()
+    uptime(clocks, 0, 100)
+    uptime(clocks, 310, 110)
+    assert uptime(clocks, 320, 120).age is Age.LIVE
+
+
+def test_the_limits_themselves_belong_to_what_they_limit() -> None:
+    clocks = Clocks()
+    assert unix(clocks, 30, 0) == Placed(at(0), Clock.DEVICE, Age.LIVE)
+    assert unix(clocks, 95, 5).age is Age.LIVE  # 60 s more
+    assert unix(Clocks(), 30.001, 0).age is Age.LATE
+    clocks = Clocks()
+    unix(clocks, 0, 0)
+    assert unix(clocks, 60.2, 0.1).age is Age.LATE
+
+
 # --- several ingests, batches that are tried again -----------------------------------------------
 
 
@@ -310,6 +356,68 @@ def test_one_quick_message_shows_that_those_after_it_wait() -> None:
     assert sent(clocks, 320, 70) == pytest.approx(300, abs=1)
 
 
+@pytest.mark.parametrize("absurd_s", [3600, 86_400, 2**42 / 1000])
+@pytest.mark.parametrize("clock_set", [True, False])
+@pytest.mark.parametrize("known", [0, 1, 5])
+def test_one_absurd_monotonic_time_costs_two_messages_at_most(
+    absurd_s: float, *, clock_set: bool, known: int
+) -> None:
+    clocks = Clocks()
+
+    def said(number: int) -> float | None:
+        second = 5.0 * number
+        return sent(clocks, second, 50 + second, wall=at(second) if clock_set else None)
+
+    for number in range(known):
+        said(number)
+    sent(clocks, 5.0 * known, 50 + absurd_s)
+    ways = [said(number) for number in range(known + 1, known + 9)]
+    assert ways[2:] == [pytest.approx(0.0)] * 6
+    if clock_set:
+        assert ways[0] == pytest.approx(0.0)
+    # And then what waits is late again.
+    assert sent(clocks, 700, 50 + 100) == pytest.approx(600, abs=1)
+
+
+def test_a_way_that_is_slow_twice_is_still_slow_where_no_time_went_back() -> None:
+    clocks = Clocks()
+    sent(clocks, 0, 50)
+    sent(clocks, 5, 55)
+    assert sent(clocks, 306, 56) == pytest.approx(300, abs=1)
+    assert sent(clocks, 311, 61) == pytest.approx(300, abs=1)
+
+
+def test_what_may_have_come_before_is_told_from_what_is_new() -> None:
+    clocks = Clocks()
+    assert not clocks.went_back(DEVICE)
+    for second, sent_s, boot, may_be in [
+        (0, 50, 3, False),
+        (5, 55, 3, False),
+        (6, 55, 3, True),  # the same again
+        (7, 50, 3, True),
+        (8, 54, 3, True),  # newer than the last one, but not than all
+        (9, 9, 4, False),  # a new start
+        (10, 60, 3, True),  # of the start before
+        (11, 11, 4, False),
+    ]:
+        sent(clocks, second, sent_s, boot=boot)
+        assert clocks.went_back(DEVICE) is may_be
+    assert not clocks.went_back(OTHER)
+    unix(clocks, 0, 0, device=OTHER)
+    assert not clocks.went_back(OTHER)
+    unix(clocks, 600, 0, device=OTHER)
+    assert clocks.went_back(OTHER)
+
+
+def test_a_count_that_starts_again_went_not_back_and_a_change_of_kind_may_have() -> None:
+    clocks = Clocks()
+    uptime(clocks, 0, WRAP_MS / 1000 - 1)
+    uptime(clocks, 5, WRAP_MS / 1000 + 4)
+    assert not clocks.went_back(DEVICE)
+    unix(clocks, 10, 10)
+    assert clocks.went_back(DEVICE)  # nobody can say: it is asked whether it came before
+
+
 @pytest.mark.parametrize("timestamp_ms", [0, 2**32 - 1, 10**12, 2**53 - 1])
 def test_no_count_however_absurd_leaves_the_calendar(timestamp_ms: int) -> None:
     for second in range(3):
@@ -374,6 +482,16 @@ def place(
         (at(-20_000), None, 0.0, Placed(at(-20_000), Clock.DEVICE, Age.LATE)),
         (None, None, 5.0, Placed(at(-10_005), Clock.ARRIVAL, Age.LATE)),
         (at(1e7), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
+        # The limits themselves.
+        (None, 60, 0.0, Placed(at(-60), Clock.ARRIVAL, Age.LIVE)),
+        (None, 60, None, Placed(at(-60), Clock.ARRIVAL, Age.UNKNOWN)),
+        (at(-30), 2, None, Placed(at(-30), Clock.DEVICE, Age.UNKNOWN)),
+        (at(-366 * 86_400), None, None, Placed(at(-366 * 86_400), Clock.DEVICE, Age.LATE)),
+        (at(-366 * 86_400 - 1), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
+        (at(300), None, None, Placed(at(300), Clock.DEVICE, Age.LATE)),
+        (at(300.001), None, None, Placed(at(-10_000), Clock.WRONG, Age.LATE)),
+        (at(298), 2, 0.0, Placed(at(298), Clock.DEVICE, Age.LIVE)),
+        (at(298.001), 2, 0.0, Placed(at(-2), Clock.WRONG, Age.LIVE)),
     ],
 )
 def test_a_v2_record_is_placed(

@@ -99,6 +99,29 @@ def test_the_order_in_which_readings_are_taken_in_changes_nothing(
     assert thinned(shuffled, 8) == thinned(log, 8)
 
 
+def test_each_stretch_keeps_its_lowest_and_its_highest_and_there_are_half_as_many_as_points() -> (
+    None
+):
+    log = [
+        (n, reading(START + timedelta(minutes=n), spo2=Decimal(500_000 + n) / 10_000))
+        for n in range(24 * 60)
+    ]
+    log.insert(0, (9999, reading(START - timedelta(milliseconds=1), spo2=51)))
+    kept = [position for position, _ in thinned(log, points=48)]
+    assert kept == sorted({*range(0, 1440, 60), *range(59, 1440, 60)})
+
+
+def test_what_was_measured_after_the_day_is_of_its_last_stretch() -> None:
+    log = [
+        (1, reading(NOON - timedelta(minutes=2), spo2=90)),
+        (2, reading(NOON - timedelta(minutes=1), spo2=97)),
+        (3, reading(NOON, spo2=95)),
+        (4, reading(NOON + timedelta(minutes=4), spo2=93)),
+        (5, reading(NOON + timedelta(hours=30), spo2=98)),
+    ]
+    assert [position for position, _ in thinned(log)] == [1, 5]
+
+
 def test_a_clock_that_is_ahead_counts_as_now() -> None:
     ahead = (7, reading(NOON + timedelta(minutes=4), spo2=88))
     assert thinned([ahead]) == [ahead]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bridges.mqtt_vitals import ingest
+from console.readings import TRIED_AGAIN
 from console.refusals import MESSAGES, VALUES
 from fajma.store.readings import UNREADABLE, Fate
 from fajma.vitals import Kind
@@ -88,7 +89,7 @@ def test_the_page_names_what_is_noted_in_the_audit_log() -> None:
 def test_the_page_names_what_can_be_tried_again() -> None:
     [_, said] = PAGE.split("`replay` tries again")
     sentence = said[: said.index(".")]
-    assert {reason for reason in MESSAGES if f"`{reason}`" in sentence} == ingest.REPLAYABLE
+    assert {reason for reason in MESSAGES if f"`{reason}`" in sentence} == TRIED_AGAIN
 
 
 def test_the_first_page_and_the_navigation_list_every_decision() -> None:
