@@ -52,9 +52,14 @@ class AgeBand(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TimePassed:
-    """The engine looked at the clock because something was due."""
+    """The engine looked at the clock because something was due.
+
+    Attributes:
+        quiet: silence is no news at this time, e.g. in a planned stop.
+    """
 
     at: datetime
+    quiet: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +112,14 @@ class Acknowledged:
     Attributes:
         by: Matrix user id.
         alarm_id: of the episode; ``None``: of all that are open.
+        seen: priority in the message that was answered, ``low`` to ``high``, where one was: an
+            answer to it is none to what got worse meanwhile.
     """
 
     at: datetime
     by: str
     alarm_id: str | None
+    seen: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

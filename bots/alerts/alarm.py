@@ -55,6 +55,8 @@ class Reason(StrEnum):
     """Announced: the snooze is over and the episode is not."""
     SNOOZE_BROKEN = "snooze_broken"
     """Announced: within its band the episode got so much worse that the snooze ends early."""
+    AGAIN_SINCE_ANSWERED = "again_since_answered"
+    ANSWER_LAPSED = "answer_lapsed"
     WORSE_SINCE_TOLD = "worse_since_told"
     WORSE_SINCE_ANSWERED = "worse_since_answered"
     """Announced: within its band the episode got so much worse that the answer no longer holds."""
@@ -108,6 +110,8 @@ _RINGING: Final = frozenset(
         Reason.ESCALATED,
         Reason.SNOOZE_ENDED,
         Reason.SNOOZE_BROKEN,
+        Reason.AGAIN_SINCE_ANSWERED,
+        Reason.ANSWER_LAPSED,
         Reason.WORSE_SINCE_TOLD,
         Reason.WORSE_SINCE_ANSWERED,
     }

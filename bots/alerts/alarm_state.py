@@ -126,7 +126,8 @@ class Care:
         step_at: when that step was reached.
         told_at: when the last message that rings was decided on; ``None`` if there was none, since
             the alarm began during a snooze or an outage.
-        acknowledged: whether somebody takes care of it.
+        acknowledged: whether somebody takes care of it ...
+        answered_at: ... and since when.
         value: the one that people were told last, in the unit of the kind; ``None`` if none was.
         drops: samples in a row that lie so far below ``value`` that the answer no longer holds.
     """
@@ -136,6 +137,7 @@ class Care:
     step_at: datetime
     told_at: datetime | None
     acknowledged: bool = False
+    answered_at: datetime | None = None
     value: Decimal | None = None
     drops: int = 0
 

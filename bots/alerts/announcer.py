@@ -93,8 +93,17 @@ class Announcer:
         self._has_webhook = has_webhook
         self._now = now
 
-    async def deliveries(self, patient_key: PatientKey, decision: AnyDecision) -> list[Delivery]:
-        """The messages of one announced decision."""
+    async def deliveries(
+        self, patient_key: PatientKey, decision: AnyDecision, *, place: str
+    ) -> list[Delivery]:
+        """The messages of one announced decision.
+
+        Args:
+            patient_key: about whom.
+            decision: what.
+            place: of the decision among all of this patient, the same when judged again. Reason and
+                time are not enough: all readings of one pack are received at the same moment.
+        """
         patient = await self._records.patients.get(patient_key)
         if patient is None:
             raise BugError("an alarm of nobody", code="alarm_without_patient")
@@ -112,7 +121,7 @@ class Announcer:
             signal=await self._signal(patient_key, decision),
             age_unknown=(patient.age_band is AgeBand.UNKNOWN and decision.reason is Reason.STARTED),
         )
-        delivery_id = self._delivery_id(patient_key, decision)
+        delivery_id = self._delivery_id(patient_key, decision, place)
         content = self._content(patient_key, decision, delivery_id, text, where)
         now = self._now()
         made = [Delivery(delivery_id, where.room_id, patient_key, content, now)]
@@ -282,7 +291,7 @@ class Announcer:
             raise BugError("an alarm without a room", code="alarm_without_room")
         return _Where(consultation.room_id, consultation.language, consultation.time_zone, treating)
 
-    def _delivery_id(self, patient: PatientKey, decision: AnyDecision) -> str:
+    def _delivery_id(self, patient: PatientKey, decision: AnyDecision, place: str) -> str:
         """Opaque, for the homeserver sees it as transaction id; the same when judged again."""
         return self._records.site_key.fingerprint(
             b"delivery",
@@ -291,6 +300,7 @@ class Announcer:
             decision.reason.value.encode(),
             decision.priority.name.encode(),
             decision.at.isoformat().encode(),
+            place.encode(),
         ).hex()
 
 

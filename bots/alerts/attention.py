@@ -3,7 +3,8 @@
 1. Whoever was told is told again after ``Schedule.again``, and each step of the ladder is told in
    its turn, until somebody acknowledges. A message of any of these restarts the wait for the next
    reminder. When time was lost (we were down), the steps still keep their distance.
-2. Getting worse is told like a start, to everybody up to the step that was reached, whether or not
+2. An acknowledgement holds for ``ANSWER_HOLDS``; then an alarm that is still open is told again.
+   Getting worse is told like a start, to everybody up to the step that was reached, whether or not
    somebody has acknowledged, and the way up the ladder goes on from there. In the worst band worse
    is ``FURTHER`` out than the value that was told last, in ``FURTHER_NEEDED`` samples in a row: who
    was told of 88 %, and answered, knows of no 70 %.
@@ -34,6 +35,9 @@ SNOOZE_AT_MOST: Final = timedelta(minutes=10)
 
 SNOOZE_AHEAD: Final = Priority.MEDIUM
 """FAJMA default: nobody silences a high priority alarm that he has not seen."""
+
+ANSWER_HOLDS: Final = timedelta(hours=4)
+"""FAJMA default: half a shift. Whoever took care may have gone home."""
 
 FURTHER: Final[Mapping[TrackKey, Decimal]] = {
     TrackKey("spo2-low"): Decimal(3),
@@ -90,8 +94,11 @@ def told_again(care: Care, at: datetime, value: Decimal | None) -> Care:
 
 def next_due(care: Care, schedule: Schedule) -> datetime | None:
     """When something must be said if nobody answers; ``None``: nothing must."""
-    if care.acknowledged or care.told_at is None:
+    if care.told_at is None:
         return None
+    if care.acknowledged:
+        held = care.answered_at
+        return None if held is None else held + max(ANSWER_HOLDS, schedule.again)
     again = care.told_at + schedule.again
     climb = _next_step_at(care, schedule)
     return again if climb is None else min(again, climb)
@@ -104,6 +111,8 @@ def prompt(
     due = next_due(care, schedule)
     if due is None or due > at:
         return None
+    if care.acknowledged:
+        return told_again(care, at, value), Reason.ANSWER_LAPSED
     climb = _next_step_at(care, schedule)
     if climb is not None and climb <= at:
         climbed = replace(care, step=care.step + 1, step_at=at, told_at=at, value=value, drops=0)
@@ -120,7 +129,7 @@ def _next_step_at(care: Care, schedule: Schedule) -> datetime | None:
 
 def answered(care: Care, at: datetime) -> Care:
     """After somebody acknowledged; what he had not been told yet, the answer tells him."""
-    return replace(care, acknowledged=True, told_at=care.told_at or at)
+    return replace(care, acknowledged=True, answered_at=at, told_at=care.told_at or at)
 
 
 def watched(care: Care, track: TrackKey, value: Decimal, *, breaks_limit: bool) -> Care | None:

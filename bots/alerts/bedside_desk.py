@@ -31,7 +31,7 @@ from bots.alerts.bedside_text import (
 )
 from bots.alerts.desk import Asked, Done, Place, RefusedError, is_bed, is_of, notice
 from bots.alerts.kept_state import present_state
-from bots.alerts.limits import Direction
+from bots.alerts.limits import Direction, Priority
 from bots.alerts.news2 import score
 from bots.alerts.open_alarms import AnyDecision, OpenAlarm, episode_of, open_alarms
 from bots.alerts.own_limits import BOUNDS, KEPT_AT_MOST, check_limit, with_fact
@@ -274,7 +274,8 @@ class BedsideDesk:
             or delivery.patient is None
         ):
             return
-        alarm_id = (delivery.content.get(ALARM) or {}).get("alarm_id")
+        told = delivery.content.get(ALARM) or {}
+        alarm_id, seen = told.get("alarm_id"), told.get("priority")
         patient = await records.patients.get(delivery.patient)
         person = await records.people.get(sender)
         if patient is None or person is None or not await self._answers_for(person, patient):
@@ -289,12 +290,16 @@ class BedsideDesk:
             said_of = [
                 decision
                 for alarm, decision in self._open(state)
-                if alarm.alarm_id == alarm_id and not is_answered(state, alarm)
+                if alarm.alarm_id == alarm_id
+                and not is_answered(state, alarm)
+                and (seen is None or decision.priority <= Priority[seen.upper()])
             ]
             if not said_of:
                 log.info("reaction_ignored", reason="no_open_alarm")
                 return
-            await records.facts.append(connection, patient.key, Acknowledged(now, sender, alarm_id))
+            await records.facts.append(
+                connection, patient.key, Acknowledged(now, sender, alarm_id, seen)
+            )
             await records.audit.note(
                 connection,
                 actor=sender,

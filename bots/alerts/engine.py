@@ -28,7 +28,7 @@ import structlog
 from mautrix.util.async_db import Connection
 
 from bots.alerts import outage
-from bots.alerts.alarm import ReadingFact
+from bots.alerts.alarm import ReadingFact, Reason
 from bots.alerts.alarm_state import PatientState
 from bots.alerts.announcer import WEBHOOK_STEP, Announcer, to_json
 from bots.alerts.both_logs import New, merged, opened
@@ -214,11 +214,12 @@ class AlarmEngine:
         async with records.store.session():
             under_way = await records.outages.all()
             due_now, later = await self._due(now)
-            begun = await self._outages_begin(due_now, {one.ward for one in under_way}, now)
+            loud = [patient for patient, quiet in due_now.items() if not quiet]
+            begun = await self._outages_begin(loud, {one.ward for one in under_way}, now)
             over = await self._outages_end(under_way, now)
             noted: list[tuple[PatientKey, Fact]] = [
                 *((patient, OutageStarted(now)) for one in begun for patient in one.patients),
-                *((patient, TimePassed(now)) for patient in due_now),
+                *((patient, TimePassed(now, quiet)) for patient, quiet in due_now.items()),
                 *((patient, OutageEnded(now)) for one, _ in over for patient in one.patients),
             ]
             ended = {one.ward for one, _ in over}
@@ -255,11 +256,11 @@ class AlarmEngine:
 
     async def _due(
         self, now: datetime
-    ) -> tuple[list[PatientKey], dict[PatientKey, datetime | None]]:
-        """For whom something is due now; and for whom it was thought to be and is later."""
+    ) -> tuple[dict[PatientKey, bool], dict[PatientKey, datetime | None]]:
+        """For whom something is due now, and whether silence is no news; for whom it is later."""
         patients = await self._records.alarm_states.due(now, limit=MAX_STEP)
         if not patients:
-            return [], {}
+            return {}, {}
         await self._load(patients)
         behind = await self._all_behind()
         # In a planned stop, of which the wards know, silence is no news; nor right after our start,
@@ -268,21 +269,26 @@ class AlarmEngine:
         quiet_until = self._grace_until
         if stop is not None:
             quiet_until = max(quiet_until, stop.until + START_GRACE)
-        due_now: list[PatientKey] = []
+        due_now: dict[PatientKey, bool] = {}
         later: dict[PatientKey, datetime | None] = {}
         for patient in patients:
             held = self._states.get(patient)
             if held is None or patient in behind:
-                due_now.append(patient)  # tries again to judge him, now and then
+                due_now[patient] = False  # tries again to judge him, now and then
                 later[patient] = now + KEEP_EVERY
                 continue
             at = due(held.state, self._rules)
             if at is None or at > now:
                 later[patient] = at
             elif now < quiet_until and self._is_silent(held.state, now):
-                later[patient] = quiet_until
+                # A planned stop may end early; and an alarm that is open is told all the same.
+                other = due(held.state, self._rules, silences=False)
+                if other is not None and other <= now:
+                    due_now[patient] = True
+                else:
+                    later[patient] = min(quiet_until, now + KEEP_EVERY)
             else:
-                due_now.append(patient)
+                due_now[patient] = False
         return due_now, later
 
     async def _place(self) -> _Place:
@@ -414,6 +420,7 @@ class AlarmEngine:
             state, decided = take(state, fact, self._rules)
             at = fact.reading.received_at if isinstance(fact, ReadingFact) else fact.fact.at
             calmed |= isinstance(fact, NotedFact) and isinstance(fact.fact, Acknowledged)
+            calmed |= any(one.reason is Reason.RECOVERED for one in decided)
             for number, one in enumerate(decided):
                 if said.get(one.key[0]) != one.key or one.announce:
                     said[one.key[0]] = one.key
@@ -423,10 +430,13 @@ class AlarmEngine:
                         )
                     )
                 if one.announce:
-                    deliveries += await self._announcer.deliveries(patient, one)
-        # An answer to the sensor's alarm does not call off what calls about the pulse.
-        waits = any(c.step >= WEBHOOK_STEP and not c.acknowledged for c in state.care.values())
-        calmed = calmed and not waits
+                    place = f"{state.position} {state.noted} {number}"
+                    deliveries += await self._announcer.deliveries(patient, one, place=place)
+        # The answer to one alarm, or its end, does not call off what calls about another.
+        calmed = calmed and not any(
+            (one.step >= WEBHOOK_STEP or one.priority is Priority.HIGH) and not one.acknowledged
+            for one in state.care.values()
+        )
         due_at = due(state, self._rules)
         keep = (
             before.kept is None

@@ -31,7 +31,7 @@ from typing import Final
 
 from bots.alerts import attention, late, technical
 from bots.alerts.alarm import Decision, ReadingFact, Reason, judge_values
-from bots.alerts.alarm_state import Heard, Latest, PatientState
+from bots.alerts.alarm_state import Heard, Latest, PatientState, Trouble
 from bots.alerts.noted import take_fact
 from bots.alerts.open_alarms import (
     AnyDecision,
@@ -40,6 +40,7 @@ from bots.alerts.open_alarms import (
     end_late_runs,
     episode_of,
     open_alarms,
+    tell_again,
     vital,
     without,
 )
@@ -85,18 +86,18 @@ def take(
     return replace(after, noted=fact.position), tuple(decisions)
 
 
-def due(state: PatientState, rules: SiteRules) -> datetime | None:
+def due(state: PatientState, rules: SiteRules, *, silences: bool = True) -> datetime | None:
     """When a ``TimePassed`` must be noted at the latest, if nothing else comes.
+
+    Without ``silences`` as if no monitor could fall silent (``TimePassed.quiet``).
 
     Taking in one of that time or later moves it on.
     """
     standing = state.standing
-    times = [
-        at
-        for at, _, _ in technical.silences(
-            standing, state.heard, state.troubles, rules.silent_after
-        )
-    ]
+    times: list[datetime] = []
+    if silences:
+        silent = technical.silences(standing, state.heard, state.troubles, rules.silent_after)
+        times += [at for at, _, _ in silent]
     times += [late.ends(run) for run in state.late_runs.values()]
     times += [snooze.until for snooze in state.snoozes.values()]
     times += [limit.until for limit in standing.own_limits]
@@ -248,8 +249,8 @@ def _sample_snoozes(
     reading = fact.reading
     for bands in rules.of(state.standing).bands:
         snooze, value = state.snoozes.get(bands.key), reading.values.get(bands.kind)
-        if snooze is None or value is None:
-            continue
+        if snooze is None or value is None or snooze.until <= reading.received_at:
+            continue  # of one that is over, time tells
         breaks = bands.limits[0].broken_by(value)
         after = attention.sampled(snooze, bands.key, value, breaks_limit=breaks)
         if after is snooze:
@@ -288,7 +289,12 @@ def _sense(
     troubles, began, ended = technical.judge_reading(
         state.troubles, before, heard, fact.reading, f"r{fact.position}"
     )
+    fine = {one.alarm_id for one in state.troubles if one.fine_since is not None}
     state = replace(state, troubles=troubles)
+    for one in troubles if fine else ():
+        is_back = one.alarm_id in fine and one.fine_since is None
+        if is_back and one.trouble is Trouble.NO_USABLE_PULSE:
+            state = tell_again(state, one, at, out)
     for one in ended:
         told = attention.was_told(state.care.get(one.alarm_id))
         reason = Reason.RECOVERED if told else Reason.ENDED_UNTOLD

@@ -8,8 +8,14 @@ from decimal import Decimal
 
 from bots.alerts import attention, technical
 from bots.alerts.alarm import Reason
-from bots.alerts.alarm_state import PatientState, Profile, Standing, Trouble
-from bots.alerts.limits import Direction, TrackKey
+from bots.alerts.alarm_state import (
+    PatientState,
+    Profile,
+    Standing,
+    Trouble,
+    TroubleEpisode,
+)
+from bots.alerts.limits import Direction, Priority, TrackKey
 from bots.alerts.open_alarms import (
     AnyDecision,
     OpenAlarm,
@@ -19,6 +25,7 @@ from bots.alerts.open_alarms import (
     episode_of,
     last_value,
     open_alarms,
+    tell_again,
     vital,
     without,
 )
@@ -53,8 +60,8 @@ def take_fact(state: PatientState, fact: Fact, number: str, rules: SiteRules) ->
         rules: what the site judges by.
     """
     match fact:
-        case TimePassed(at):
-            taken = _pass_time(state, at, number, rules)
+        case TimePassed(at, quiet):
+            taken = _pass_time(state, at, number, rules, quiet=quiet)
         case Acknowledged():
             taken = _acknowledge(state, fact, rules)
         case Snoozed():
@@ -127,7 +134,9 @@ def _judge_by(state: PatientState, at: datetime, rules: SiteRules) -> _Taken:
     return replace(state, tracks=tracks) if len(tracks) < len(state.tracks) else state, out
 
 
-def _pass_time(state: PatientState, at: datetime, number: str, rules: SiteRules) -> _Taken:
+def _pass_time(
+    state: PatientState, at: datetime, number: str, rules: SiteRules, *, quiet: bool
+) -> _Taken:
     """What only time brings about."""
     out: list[AnyDecision] = []
     left = lasting(state.standing.own_limits, at)
@@ -136,11 +145,9 @@ def _pass_time(state: PatientState, at: datetime, number: str, rules: SiteRules)
             replace(state, standing=replace(state.standing, own_limits=left)), at, rules
         )
     silent = technical.silences(state.standing, state.heard, state.troubles, rules.silent_after)
-    for since_due, device, since in silent:
+    for since_due, device, since in () if quiet else silent:
         if since_due <= at:
-            episode = technical.fell_silent(device, since, number)
-            state = replace(state, troubles=(*state.troubles, episode))
-            state = begin_trouble(state, episode, at, out)
+            state = _fall_silent(state, technical.fell_silent(device, since, number), at, out)
     if state.late_runs:
         state = end_late_runs(state, at, out, live=False)
     state = _end_snoozes(state, at, out)
@@ -156,6 +163,19 @@ def _pass_time(state: PatientState, at: datetime, number: str, rules: SiteRules)
                 state = replace(state, clock_told=at)
             out.append(alarm.say(reason, at, step=care.step))
     return state, out
+
+
+def _fall_silent(
+    state: PatientState, fallen: TroubleEpisode, at: datetime, out: list[AnyDecision]
+) -> PatientState:
+    """A monitor sends nothing: for the first time, or again before the alarm of before was over."""
+    again = next((one for one in state.troubles if technical.is_same(one, fallen)), None)
+    if again is None:
+        return begin_trouble(replace(state, troubles=(*state.troubles, fallen)), fallen, at, out)
+    troubles = tuple(
+        replace(one, fine_since=None) if one is again else one for one in state.troubles
+    )
+    return tell_again(replace(state, troubles=troubles), again, at, out)
 
 
 def _end_snoozes(state: PatientState, at: datetime, out: list[AnyDecision]) -> PatientState:
@@ -180,7 +200,11 @@ def _acknowledge(state: PatientState, fact: Acknowledged, rules: SiteRules) -> _
     for alarm in tuple(open_alarms(state, rules)):
         care = state.care.get(alarm.alarm_id)
         meant = fact.alarm_id is None or fact.alarm_id == alarm.alarm_id
-        if not meant or care is None or care.acknowledged or alarm.folded:
+        if not meant or care is None or care.acknowledged:
+            continue
+        if alarm.folded and care.told_at is None:
+            continue  # the outage is what people answer to
+        if fact.seen is not None and care.priority > Priority[fact.seen.upper()]:
             continue
         out.append(alarm.say(Reason.ACKNOWLEDGED, fact.at, step=care.step))
         if alarm.late is None:

@@ -190,6 +190,18 @@ def begin_trouble(
     return caring(state, episode.alarm_id, care)
 
 
+def tell_again(
+    state: PatientState, episode: TroubleEpisode, at: datetime, out: list[AnyDecision]
+) -> PatientState:
+    """Tell of a trouble that is back before its alarm was over, if somebody had answered to it."""
+    care = state.care.get(episode.alarm_id)
+    if care is None or not care.acknowledged or _folded(state, episode):
+        return state
+    care = attention.told_again(care, at, None)
+    out.append(_technical(state, episode, Reason.AGAIN_SINCE_ANSWERED, at, step=care.step))
+    return caring(state, episode.alarm_id, care)
+
+
 def end_late_runs(
     state: PatientState, at: datetime, out: list[AnyDecision], *, live: bool
 ) -> PatientState:

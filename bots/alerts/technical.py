@@ -328,7 +328,11 @@ def silences(
 
     Those of which it was told are left out.
     """
-    told = {one.device for one in troubles if one.trouble is Trouble.NO_READINGS}
+    told = {
+        one.device
+        for one in troubles
+        if one.trouble is Trouble.NO_READINGS and one.fine_since is None
+    }
     for device, worn_since in sorted(standing.worn.items()):
         if device in told:
             continue
@@ -342,6 +346,11 @@ def silences(
         if gone is not None and gone >= counted_from:
             at = min(at, gone + GRACE)
         yield at, device, since
+
+
+def is_same(one: TroubleEpisode, other: TroubleEpisode) -> bool:
+    """Whether both are about the same trouble with the same monitor."""
+    return (one.trouble, one.device) == (other.trouble, other.device)
 
 
 def fell_silent(device: DeviceId, since: datetime, number: str) -> TroubleEpisode:

@@ -170,6 +170,8 @@ def _note(decision: AnyDecision, language: Language) -> _Parts:
         Reason.ESCALATED: _("nobody has answered: step {step}").format(step=decision.step + 1),
         Reason.SNOOZE_ENDED: _("the pause is over"),
         Reason.SNOOZE_BROKEN: _("worse during the pause"),
+        Reason.AGAIN_SINCE_ANSWERED: _("again since it was answered"),
+        Reason.ANSWER_LAPSED: _("still open, answered hours ago"),
         Reason.WORSE_SINCE_TOLD: _("much worse since the last message"),
         Reason.WORSE_SINCE_ANSWERED: _("much worse since it was answered"),
     }

@@ -245,7 +245,7 @@ async def test_a_tick_on_an_alarm_acknowledges_it_once(scene: Scene, key: str) -
     event = scene.reaction(MOUSSA, "$alarm", key)
     for _ in range(2):
         await scene.client.deliver(ROOM, event)
-    assert await facts(scene, patient) == [Acknowledged(scene.now, MOUSSA, "spo2-low-3")]
+    assert await facts(scene, patient) == [Acknowledged(scene.now, MOUSSA, "spo2-low-3", "high")]
     [answer] = await scene.said()
     assert "✓ Vu par Moussa Ba" in answer.content["body"]
     assert answer.content["m.relates_to"] == {"m.in_reply_to": {"event_id": "$alarm"}}

@@ -338,7 +338,9 @@ async def test_delivery_ids_cannot_be_guessed_without_the_site_key(
     decision = (await expected_of(EPISODE))[0]
     patient = PatientKey("9f" * 16)
     ids = {
-        Announcer(Records(sqlite_records.store, SiteKey(raw * 32)))._delivery_id(patient, decision)
+        Announcer(Records(sqlite_records.store, SiteKey(raw * 32)))._delivery_id(
+            patient, decision, "1 0 0"
+        )
         for raw in (b"a", b"b")
     }
     assert len(ids) == 2
@@ -679,3 +681,30 @@ async def test_the_webhook_is_called_at_once_when_no_phone_can_ring_and_again_wh
     await log(records, consultation.patient, readings(MINE, (80,) * 2, start=8))
     await judge_all(records, engine=engine)
     assert await called(records) == 2
+
+
+async def test_what_gets_worse_twice_within_one_pack_is_told_twice_and_ends_no_alarms(
+    records: Records, admit: Admit
+) -> None:
+    """All readings of a pack are received at the same moment, which must not make two ids one."""
+    consultation = await admit(records, MINE)
+    await log(records, consultation.patient, readings(MINE, (91,) * 4))
+    await judge_all(records)
+    values = ("84", "84", *("91.5",) * 9, "84", "84")
+    arrived = NOON + timedelta(seconds=100)
+    pack = [
+        Reading(
+            MINE,
+            NOON + timedelta(seconds=25 + 5 * number),
+            arrived,
+            Clock.DEVICE,
+            {Kind.SPO2: Decimal(value)},
+        )
+        for number, value in enumerate(values)
+    ]
+    await log(records, consultation.patient, pack)
+    with capture_logs() as logged:
+        await judge_all(records)
+    assert not [one for one in logged if one["log_level"] == "critical"]
+    told = [one.content[ALARM]["state"] for one in await promised(records, consultation.patient)]
+    assert told.count("worsened") == 2

@@ -12,7 +12,7 @@ from fajma import facts
 from fajma.config import Alarms
 from fajma.errors import InputError
 from fajma.vitals import Kind
-from tests.bedside import START, WELL, Bedside, loud, reasons, seconds, spo2, told
+from tests.bedside import BY, START, WELL, Bedside, loud, reasons, seconds, spo2, told
 
 
 def with_alarm(value: float = 88) -> Bedside:
@@ -461,3 +461,32 @@ def test_what_a_pause_kept_from_being_told_can_be_answered_where_it_is_listed() 
     assert told(bedside.wait(1200)) == []
     bedside.send(spo2(97), times=8)
     assert told(bedside.decisions) == [Reason.RECOVERED]
+
+
+def test_an_answer_lapses_after_half_a_shift_and_the_ladder_goes_on() -> None:
+    bedside = with_alarm(88)
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    assert told(bedside.wait(4 * 3600 - 1)) == []
+    assert told(bedside.wait(1)) == [Reason.ANSWER_LAPSED]
+    assert told(bedside.wait(120)) == [Reason.ESCALATED]
+
+
+def test_an_answer_to_an_older_message_is_none_to_what_got_worse_since() -> None:
+    bedside = with_alarm(91)
+    bedside.send(spo2(88), times=4)
+    bedside.decisions.clear()
+    bedside.note(facts.Acknowledged(bedside.now, BY, "spo2-low-2", "medium"))
+    assert told(bedside.wait(120)) == [Reason.ESCALATED]
+
+    bedside.note(facts.Acknowledged(bedside.now, BY, "spo2-low-2", "high"))
+    assert told(bedside.wait(1200)) == []
+
+
+def test_a_reading_after_the_end_of_a_pause_does_not_break_it_as_well() -> None:
+    bedside = with_alarm(91)
+    bedside.snooze(minutes=1)
+    bedside.send(spo2(91), times=11)
+    bedside.decisions.clear()
+    bedside.send(spo2(87), every=5.5, times=4)
+    assert told(bedside.decisions).count(Reason.SNOOZE_BROKEN) == 0

@@ -485,3 +485,36 @@ def test_a_monitor_worn_again_is_missed_from_then_on() -> None:
 
 def test_every_trouble_has_a_priority() -> None:
     assert set(PRIORITIES) == set(Trouble)
+
+
+def test_a_monitor_that_comes_back_for_a_moment_and_is_silent_again_is_told_again() -> None:
+    bedside = Bedside()
+    bedside.send(WELL, times=3)
+    bedside.wait(90)
+    bedside.acknowledge()
+    bedside.send(WELL, times=5)
+    bedside.decisions.clear()
+
+    assert told(bedside.wait(300)) == [Reason.AGAIN_SINCE_ANSWERED]
+
+
+def test_a_pulse_that_is_unusable_again_before_its_alarm_was_over_is_told_again() -> None:
+    bedside = Bedside()
+    bedside.send({Kind.TEMPERATURE: 37}, times=3, unusable=NO_PULSE)
+    bedside.acknowledge()
+    bedside.send(WELL, times=4)
+    bedside.decisions.clear()
+    bedside.send({Kind.TEMPERATURE: 37}, times=3, unusable=NO_PULSE)
+
+    assert story(bedside) == [(Trouble.NO_USABLE_PULSE, Reason.AGAIN_SINCE_ANSWERED)]
+
+
+def test_in_quiet_time_silence_is_no_news_and_open_alarms_are_told_all_the_same() -> None:
+    bedside = Bedside()
+    bedside.send(spo2(88), times=4)
+    bedside.decisions.clear()
+    bedside.now += seconds(125)
+    bedside.note(facts.TimePassed(bedside.now, quiet=True))
+    assert told(bedside.decisions) == [Reason.ESCALATED]
+    bedside.note(facts.TimePassed(bedside.now, quiet=False))
+    assert story(bedside) == [(Trouble.NO_READINGS, Reason.STARTED)]
