@@ -37,23 +37,24 @@ from bots.alerts.open_alarms import AnyDecision, OpenAlarm, episode_of, open_ala
 from bots.alerts.own_limits import BOUNDS, KEPT_AT_MOST, check_limit, with_fact
 from bots.alerts.profiles import age_unknown
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.situation import is_answered, open_lines, words
+from bots.alerts.situation import is_answered, open_lines, outage_line, outage_text, words
 from bots.alerts.technical import TechnicalDecision
 from bots.alerts.text import clock_time, label_of, limits_in_force, number_of
 from fajma.bedside import Bedside
 from fajma.charts import ChartOrder
 from fajma.commands import Action, Command, same_name, usage, usage_in_ward
 from fajma.errors import BugError
-from fajma.events import ALARM
+from fajma.events import ALARM, OUTAGE
 from fajma.facts import Acknowledged, Entered, Fact, LimitSet, Snoozed
 from fajma.language import Language, translator
-from fajma.store import Records
+from fajma.store import Records, to_ms
 from fajma.store.alarms import Delivery, SentBy
 from fajma.store.consultations import Consultation
+from fajma.store.outages import Outage
 from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff, named
 from fajma.store.wards import Ward
-from fajma.vitals import Kind
+from fajma.vitals import Kind, PatientKey
 
 log = structlog.get_logger()
 
@@ -109,6 +110,7 @@ class Asked:
         person: the same, of the staff; ``None`` for the patient.
         event_id: of the message.
         mark: fingerprint of the message, for delivery ids.
+        replies_to: the event that the message answers, by the homeserver's word.
     """
 
     command: Command
@@ -117,6 +119,7 @@ class Asked:
     person: Staff | None
     event_id: str
     mark: bytes
+    replies_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,7 @@ class Done:
 
     Attributes:
         said: the answer; ``None`` if it comes with the deliveries.
-        patient: of the audit entry and the answer; ``None`` for what only shows several patients.
+        patient: of the audit entry and the answer; ``None`` for what is about several patients.
         detail: of the audit entry, which is sealed; ``None``: there is none.
         also: further messages.
     """
@@ -166,9 +169,8 @@ class BedsideDesk:
         """
         command, about = asked.command, asked.command.about or Bedside()
         language = command.language
-        if command.action is Action.ALARMS_SHOW and about.bed is None and asked.place.ward:
-            await self._require_of_ward(asked)
-            return await self._alarms_of_ward(asked.place.ward, language)
+        if about.bed is None and (done := await self._of_whole_ward(connection, asked, about)):
+            return done
         patient = await self._whom(asked, about)
         await self._require_right(asked, patient)
         match command.action:
@@ -187,7 +189,18 @@ class BedsideDesk:
             case Action.VITALS_SHOW:
                 return self._vitals(asked, about, patient)
             case _:
-                return await self._alarms_of([patient], language, asked.place.zone)
+                return await self._alarms_of_patient(patient, language, asked.place.zone)
+
+    async def _of_whole_ward(
+        self, connection: Connection, asked: Asked, about: Bedside
+    ) -> Done | None:
+        """What is about no single patient: all open alarms, or the outage that somebody takes."""
+        if asked.command.action is Action.ALARMS_SHOW and asked.place.ward is not None:
+            await self._require_of_ward(asked)
+            return await self._alarms_of_ward(asked.place.ward, asked.command.language)
+        if asked.command.action is Action.ACKNOWLEDGE and about.kind is None:
+            return await self._acknowledge_outage(connection, asked)
+        return None
 
     async def is_own(self, room_id: str, account: str) -> bool:
         """Whether this is the consultation of the patient who has the account."""
@@ -221,7 +234,11 @@ class BedsideDesk:
         await self._require_of_ward(asked)
         ward = asked.place.ward
         here = await self._records.patients_of(ward) if ward is not None else []
-        found = [one for one in here if about.bed is not None and _is_bed(one, about.bed)]
+        if about.bed is not None:
+            found = [one for one in here if _is_bed(one, about.bed)]
+        else:
+            replied_about = await self._replied_about(asked)
+            found = [one for one in here if one.key == replied_about]
         if len(found) == 1:
             return found[0]
         code = "bed_missing" if about.bed is None else "bed_unknown"
@@ -235,6 +252,23 @@ class BedsideDesk:
                 " patient's consultation, or have the bed corrected."
             )
         raise RefusedError(f"{said}\n{beds(here, language)}", code=code)
+
+    async def _replied_about(self, asked: Asked) -> PatientKey | None:
+        """Whose alarm the message answers.
+
+        Only to acknowledge: what is answered is known by the homeserver's word, which can forge a
+        tick too.
+        """
+        if asked.command.action is not Action.ACKNOWLEDGE:
+            return None
+        delivery = await self._alarm_at(asked.place.room_id, asked.replies_to)
+        return None if delivery is None else delivery.patient
+
+    async def _alarm_at(self, room_id: str, event_id: str | None) -> Delivery | None:
+        """The alarm that became an event of a room."""
+        found = await self._records.outbox.delivery_of(event_id) if event_id else None
+        is_alarm = found is not None and found.sender is SentBy.ALERTS
+        return found if found is not None and is_alarm and found.room_id == room_id else None
 
     async def _require_of_ward(self, asked: Asked) -> None:
         ward, person = asked.place.ward, asked.person
@@ -327,13 +361,11 @@ class BedsideDesk:
         if key.replace(_VARIATION, "") not in TICKS:
             return
         records = self._records
-        delivery = await records.outbox.delivery_of(reacts_to)
-        if (
-            delivery is None
-            or delivery.room_id != room_id
-            or delivery.sender is not SentBy.ALERTS
-            or delivery.patient is None
-        ):
+        delivery = await self._alarm_at(room_id, reacts_to)
+        if delivery is None:
+            return
+        if delivery.patient is None:
+            await self._tick_on_outage(delivery, sender, reacts_to, event_id)
             return
         alarm_id = (delivery.content.get(ALARM) or {}).get("alarm_id")
         patient = await records.patients.get(delivery.patient)
@@ -382,6 +414,76 @@ class BedsideDesk:
         records.store.hints.notify("facts")
         records.store.hints.notify("outbox")
         log.info("alarm_acknowledged", by="reaction")
+
+    # --- outages of a ward -----------------------------------------------------------------------
+
+    async def _acknowledge_outage(self, connection: Connection, asked: Asked) -> Done | None:
+        """The outage of the ward, which concerns no single bed.
+
+        ``None`` if there is none, or if the message answers a patient's alarm.
+        """
+        records, language, ward = self._records, asked.command.language, asked.place.ward
+        one = None if ward is None else await records.outages.of(ward.id)
+        if ward is None or one is None or await self._replied_about(asked) is not None:
+            return None
+        await self._require_of_ward(asked)
+        _ = translator(language).gettext
+        taken = await records.outages.answer(connection, ward.id, self._now())
+        who = named(asked.person, asked.account)
+        if taken is None:
+            text = await outage_text(records, one, one.patients, ward, language)
+            return Done(_("Somebody takes care of it already: {where}").format(where=text.body))
+        said = await self._outage_seen(taken, ward, who, language)
+        return Done(said, None, {"outage": str(len(taken.patients)), "by": "command"})
+
+    async def _tick_on_outage(
+        self, delivery: Delivery, sender: str, reacts_to: str, event_id: str
+    ) -> None:
+        """A tick on the message of the outage that goes on; it may do no more than on an alarm."""
+        records, room_id = self._records, delivery.room_id
+        ward = await records.wards.in_room(room_id)
+        person = await records.people.get(sender)
+        if OUTAGE not in delivery.content or ward is None:
+            return
+        if person is None or not _is_of(person, ward):
+            log.info("reaction_ignored", reason="not_of_ward")
+            return
+        now = self._now()
+        mark = records.site_key.fingerprint(b"tick", room_id.encode(), event_id.encode())
+        async with records.store.transaction() as connection:
+            if not await records.orders_seen.take(connection, mark, now=now):
+                return
+            one = await records.outages.of(ward.id)
+            if one is None or to_ms(one.began_at) != delivery.content[OUTAGE]:
+                log.info("reaction_ignored", reason="no_open_alarm")
+                return
+            if await records.outages.answer(connection, ward.id, now) is None:
+                log.info("reaction_ignored", reason="no_open_alarm")
+                return
+            await records.audit.note(
+                connection,
+                actor=sender,
+                action=Action.ACKNOWLEDGE.value,
+                subject=room_id,
+                now=now,
+                outage=str(len(one.patients)),
+                by="reaction",
+            )
+            answer = notice(
+                room_id,
+                await self._outage_seen(one, ward, named(person, sender), ward.language),
+                records.site_key.fingerprint(b"answer", mark).hex(),
+                now=now,
+                more={"m.relates_to": {"m.in_reply_to": {"event_id": reacts_to}}},
+            )
+            await records.outbox.add(connection, answer)
+        records.store.hints.notify("outbox")
+        log.info("outage_acknowledged", by="reaction")
+
+    async def _outage_seen(self, one: Outage, ward: Ward, who: str, language: Language) -> str:
+        head = acknowledged_line(who, clock_time(self._now(), ward.time_zone), language)
+        text = await outage_text(self._records, one, one.patients, ward, language)
+        return f"{head}\n{text.body}"
 
     async def _place(self, room_id: str) -> Place:
         ward = await self._records.wards.in_room(room_id)
@@ -467,25 +569,29 @@ class BedsideDesk:
         )
 
     async def _alarms_of_ward(self, ward: Ward, language: Language) -> Done:
-        return await self._alarms_of(
-            await self._records.patients_of(ward), language, ward.time_zone
-        )
+        patients = await self._records.patients_of(ward)
+        said = await self._alarms_of(patients, ward, language, ward.time_zone)
+        return Done(said, patients[0] if len(patients) == 1 else None)
+
+    async def _alarms_of_patient(self, patient: Patient, language: Language, zone: str) -> Done:
+        ward = await self._records.wards.responsible(patient.key)
+        return Done(await self._alarms_of([patient], ward, language, zone), patient)
 
     async def _alarms_of(
-        self, patients: Collection[Patient], language: Language, zone: str
-    ) -> Done:
+        self, patients: Collection[Patient], ward: Ward | None, language: Language, zone: str
+    ) -> str:
+        """The open alarms of patients of a ward, and its outage if it concerns one of them."""
         _ = translator(language).gettext
-        now = self._now()
-        lines = [
-            line
-            for patient in patients
-            for line in await open_lines(
-                self._records, patient, self._rules, language=language, zone=zone, now=now
-            )
-        ]
+        records, now = self._records, self._now()
+        lines = await open_lines(
+            records, patients, self._rules, language=language, zone=zone, now=now
+        )
+        one = None if ward is None else await records.outages.of(ward.id)
+        if ward is not None and one is not None and one.patients & {each.key for each in patients}:
+            line = await outage_line(records, one, self._rules, ward, language=language, now=now)
+            lines = [*([] if line is None else [line]), *lines]
         head = _("Open alarms: {count}").format(count=len(lines))
-        only = next(iter(patients)) if len(patients) == 1 else None
-        return Done("\n".join([head, *lines[:MAX_LINES]]), only)
+        return "\n".join([head, *lines[:MAX_LINES]])
 
     # --- limits ----------------------------------------------------------------------------------
 

@@ -411,12 +411,12 @@ class DutyDesk:
         """Open alarms and the limits in force, for who takes over."""
         _ = translator(language).gettext
         records, now, zone = self._records, self._now(), ward.time_zone
-        alarms: list[str] = []
+        patients = await records.patients_of(ward)
+        alarms = await open_lines(
+            records, patients, self._rules, language=language, zone=zone, now=now
+        )
         own: list[str] = []
-        for patient in await records.patients_of(ward):
-            alarms += await open_lines(
-                records, patient, self._rules, language=language, zone=zone, now=now
-            )
+        for patient in patients:
             own += await lasting_limits(records, patient, language=language, zone=zone, now=now)
         head = _("Open alarms: {count}").format(count=len(alarms))
         limits = _("Limits in force: {limits}").format(

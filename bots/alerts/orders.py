@@ -70,6 +70,7 @@ class _Heard:
     body: str
     sent_at: datetime
     mentions: tuple[str, ...]
+    replies_to: str | None
     is_reply: bool
     is_edit: bool
     event: nio.Event
@@ -422,20 +423,20 @@ class Orders:
         consultation = await self._records.consultations.in_room(heard.room_id)
         place = Place(ward, consultation if ward is None else None, heard.room_id)
         mark = self._envelope(heard)
-        asked = Asked(command, place, heard.sender, giver, heard.event_id, mark)
+        asked = Asked(command, place, heard.sender, giver, heard.event_id, mark, heard.replies_to)
         done = await self._bedside.done(connection, asked)
-        subject = done.patient.key if done.patient is not None else None
-        if done.detail is not None and subject is not None:
+        patient = done.patient.key if done.patient is not None else None
+        if done.detail is not None:
             await self._records.audit.note(
                 connection,
                 actor=heard.sender,
                 action=command.action.value,
-                subject=subject,
+                subject=patient or heard.room_id,
                 now=self._now(),
                 **done.detail,
             )
         if done.said is not None:
-            await self._answer(connection, heard, done.said, patient=subject)
+            await self._answer(connection, heard, done.said, patient=patient)
         await self._records.outbox.add(connection, *done.also)
         log.info("order_carried_out", action=command.action.value)
 
@@ -552,6 +553,8 @@ def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:
     body = said.get("body")
     if not isinstance(body, str):
         return None
+    reply = relates.get("m.in_reply_to")
+    replies_to = reply.get("event_id") if isinstance(reply, dict) else None
     mentions = said.get("m.mentions")
     users = mentions.get("user_ids") if isinstance(mentions, dict) else None
     return _Heard(
@@ -563,6 +566,7 @@ def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:
         mentions=tuple(one for one in users or () if isinstance(one, str))
         if isinstance(users, list)
         else (),
+        replies_to=replies_to if isinstance(replies_to, str) and replies_to.isprintable() else None,
         is_reply="m.in_reply_to" in relates,
         is_edit=is_edit,
         event=event,

@@ -69,8 +69,12 @@ class Text:
 def place_of(bed: str, initials: str, language: Language) -> str:
     """Where to go, as an alarm begins: ``Lit 4 A.D.``; neither is trusted."""
     _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
-    return f"{where} {shown(initials, MAX_INITIALS)}"
+    return _("Bed {bed}").format(bed=bed_and_initials(bed, initials))
+
+
+def bed_and_initials(bed: str, initials: str) -> str:
+    """``4 A.D.``; neither is trusted."""
+    return f"{shown(bed, MAX_BED)} {shown(initials, MAX_INITIALS)}"
 
 
 def unreadable(bed: str, initials: str, language: Language) -> str:

@@ -416,3 +416,10 @@ _V9 = (
 )
 
 _register(_V9, "Answers to alarms")
+
+_V13 = (
+    # When somebody took care of an outage, as far as it reached then.
+    "ALTER TABLE outage ADD COLUMN answered_at BIGINT",
+)
+
+_register(_V13, "Answers to outages")
