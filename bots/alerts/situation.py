@@ -11,7 +11,7 @@ import structlog
 from bots.alerts import outage
 from bots.alerts.alarm import Reason
 from bots.alerts.alarm_state import PatientState
-from bots.alerts.kept_state import kept_state
+from bots.alerts.kept_state import present_state
 from bots.alerts.limits import Priority
 from bots.alerts.open_alarms import AnyDecision, OpenAlarm, open_alarms
 from bots.alerts.own_limits import lasting, limit_of
@@ -37,13 +37,15 @@ from fajma.vitals import PatientKey
 log = structlog.get_logger()
 
 
-async def readable_state(records: Records, patient: PatientKey) -> PatientState | None:
+async def readable_state(
+    records: Records, patient: PatientKey, rules: SiteRules
+) -> PatientState | None:
     """What is remembered of a patient; ``None`` if it does not open, which is logged.
 
     One bad record must not stop an answer about all beds: there say ``unreadable``.
     """
     try:
-        return await kept_state(records, patient)
+        return await present_state(records, patient, rules)
     except FajmaError as error:
         log.critical("alarm_state_unreadable", patient=patient, code=error.code)
         return None
@@ -64,7 +66,7 @@ async def open_lines(
     """
     lines: list[tuple[bool, int, str]] = []
     for patient in patients:
-        state = await readable_state(records, patient.key)
+        state = await readable_state(records, patient.key, rules)
         if state is None:
             nobody_knows = unreadable(patient.bed, patient.initials, language)
             lines.append((False, -Priority.HIGH, nobody_knows))
@@ -74,7 +76,9 @@ async def open_lines(
                 continue
             decision = alarm.say(Reason.STARTED, now)
             answered = is_answered(state, alarm)
-            line = ("✓ " if answered else "") + words(decision, patient, language, zone)
+            line = _mark(state, alarm, zone, language, now) + words(
+                decision, patient, language, zone
+            )
             first = decision.priority is Priority.HIGH and not answered
             lines.append((not first, -decision.priority, line))
     return [line for *_, line in sorted(lines, key=itemgetter(0, 1))]
@@ -92,7 +96,7 @@ async def outage_line(
     """The outage of a ward, with a tick where somebody takes care; ``None`` if all are back."""
     silent = []
     for patient in one.patients:
-        state = await readable_state(records, patient)
+        state = await readable_state(records, patient, rules)
         if state is None or outage.is_silent(state, now, rules.silent_after):
             silent.append(patient)
     if not silent:
@@ -136,6 +140,19 @@ async def beds_in_order(records: Records, patients: Collection[PatientKey]) -> l
     return [said for _, said in sorted(found)]
 
 
+def _mark(
+    state: PatientState, alarm: OpenAlarm, zone: str, language: Language, now: datetime
+) -> str:
+    """That somebody takes care, or that the alarm is paused."""
+    if is_answered(state, alarm):
+        return "✓ "
+    if alarm.snooze is None or alarm.snooze.until <= now:
+        return ""
+    _ = translator(language).gettext
+    until = duty_time(alarm.snooze.until, zone, language, now=now)
+    return _("paused until {time}").format(time=until) + SEPARATOR
+
+
 def words(decision: AnyDecision, patient: Patient, language: Language, zone: str) -> str:
     """An open alarm, as its message would be now."""
     return render(
@@ -150,11 +167,17 @@ def is_answered(state: PatientState, alarm: OpenAlarm) -> bool:
 
 
 async def lasting_limits(
-    records: Records, patient: Patient, *, language: Language, zone: str, now: datetime
+    records: Records,
+    patient: Patient,
+    rules: SiteRules,
+    *,
+    language: Language,
+    zone: str,
+    now: datetime,
 ) -> list[str]:
     """The patient's own limits that outlive a handover."""
     _ = translator(language).gettext
-    state = await readable_state(records, patient.key)
+    state = await readable_state(records, patient.key, rules)
     own_limits = () if state is None else state.standing.own_limits
     return [
         SEPARATOR.join(

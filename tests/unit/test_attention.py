@@ -393,3 +393,71 @@ def test_a_drop_after_an_answer_that_breaks_no_limit_calls_nobody() -> None:
     bedside.send(spo2(94), times=3)
 
     assert told(bedside.decisions) == []
+
+
+def test_what_falls_on_before_anybody_answered_is_told_at_once_too() -> None:
+    bedside = with_alarm(89)
+    bedside.send(spo2(72), times=2)
+    assert told(bedside.decisions) == [Reason.WORSE_SINCE_TOLD]
+    bedside.decisions.clear()
+    bedside.send(spo2(70), times=10)
+    assert told(bedside.decisions) == [], "two points further are no news"
+
+
+def test_who_answers_an_old_message_has_seen_the_value_of_that_message() -> None:
+    bedside = with_alarm(89)
+    bedside.send(spo2(87))
+    bedside.send(spo2(86))  # three points, but one sample
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    bedside.send(spo2(86))
+
+    assert told(bedside.decisions) == [Reason.WORSE_SINCE_ANSWERED]
+
+
+def test_other_signs_that_go_much_further_in_the_worst_band_are_told_too() -> None:
+    bedside = Bedside(rules=SiteRules(silent_after=timedelta(days=1)))
+    bedside.send({Kind.HEART_RATE: 140}, times=3)
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    bedside.send({Kind.HEART_RATE: 159}, times=3)
+    assert told(bedside.decisions) == []
+    bedside.send({Kind.HEART_RATE: 160}, times=2)
+    assert told(bedside.decisions) == [Reason.WORSE_SINCE_ANSWERED]
+
+
+def test_a_reminder_says_since_when_the_limit_of_now_is_broken() -> None:
+    bedside = with_alarm(91)
+    bedside.acknowledge()
+    bedside.send(spo2(91), times=100)
+    before = bedside.now
+    bedside.send(spo2(88), times=3)
+    bedside.decisions.clear()
+    (reminder,) = bedside.wait(120)
+
+    assert reminder.since == before + seconds(5)  # type: ignore[union-attr]
+
+
+def test_a_pause_does_not_silence_a_high_alarm_that_began_after_the_paused_one_was_over() -> None:
+    bedside = with_alarm(88)
+    bedside.snooze()
+    bedside.send(spo2(97), times=8)
+    bedside.decisions.clear()
+    bedside.send(spo2(91), times=4)
+    assert told(bedside.decisions) == [], "a medium one it does"
+    bedside.send(spo2(88), times=4)
+    assert told(bedside.decisions) == [Reason.WORSENED]
+
+
+def test_what_a_pause_kept_from_being_told_can_be_answered_where_it_is_listed() -> None:
+    bedside = Bedside(rules=SiteRules(silent_after=timedelta(days=1)))
+    bedside.snooze()
+    bedside.send(spo2(91), times=4)
+    assert told(bedside.decisions) == []
+
+    bedside.acknowledge()
+    assert bedside.decisions[-1].reason is Reason.ACKNOWLEDGED
+    bedside.decisions.clear()
+    assert told(bedside.wait(1200)) == []
+    bedside.send(spo2(97), times=8)
+    assert told(bedside.decisions) == [Reason.RECOVERED]
