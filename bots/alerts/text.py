@@ -33,6 +33,7 @@ MAX_BED: Final = 32
 MAX_INITIALS: Final = 12
 """Longest initials that are shown whole, in characters."""
 
+_DEVICE_END: Final = 4  # digits by which a monitor is known: they stand on its label
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"  # at the end of a line a number keeps its unit and sign
 _TENTH: Final = Decimal("0.1")
 
@@ -184,6 +185,8 @@ def _note(decision: AnyDecision, language: Language) -> _Parts:
 def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zone: str) -> _Parts:
     _ = translator(language).gettext
     trouble = decision.trouble
+    if decision.one_of_several:
+        where += SEPARATOR + _("monitor {end}").format(end=decision.device[-_DEVICE_END:])
     if not decision.rings:
         over = {
             Trouble.NO_READINGS: _("measurements come again"),
