@@ -183,7 +183,16 @@ async def test_a_bed_with_two_patients_means_neither(scene: Scene) -> None:
     assert await facts(scene, patient) == []
 
 
-@pytest.mark.parametrize(("bed", "typed"), [("Réa 2", "rea2"), ("4 B", "4b"), ("12", "12.")])
+@pytest.mark.parametrize(
+    ("bed", "typed"),
+    [
+        ("Réa 2", "rea2"),
+        ("Réa 2", "Réa 2"),
+        ("4 B", "4b"),
+        ("4 B", "4 B"),
+        ("12", "12."),
+    ],
+)
 async def test_a_bed_is_found_whatever_its_spelling(scene: Scene, bed: str, typed: str) -> None:
     patient, _ = await ill(scene)
     async with scene.records.store.transaction() as connection:
