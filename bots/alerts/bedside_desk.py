@@ -25,6 +25,7 @@ from bots.alerts.bedside_text import (
     bed_of,
     beds,
     entered_line,
+    news2_lacks,
     news2_line,
     own_limit_line,
     side,
@@ -32,21 +33,21 @@ from bots.alerts.bedside_text import (
 from bots.alerts.duty_desk import RefusedError, notice
 from bots.alerts.kept_state import present_state
 from bots.alerts.limits import Direction
-from bots.alerts.news2 import score
+from bots.alerts.news2 import missing, score
 from bots.alerts.open_alarms import AnyDecision, OpenAlarm, episode_of, open_alarms
 from bots.alerts.own_limits import BOUNDS, KEPT_AT_MOST, check_limit, with_fact
 from bots.alerts.profiles import age_unknown
 from bots.alerts.site_rules import SiteRules
 from bots.alerts.situation import is_answered, open_lines, outage_line, outage_text, words
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import clock_time, label_of, limits_in_force, number_of
+from bots.alerts.text import MAX_BED, clock_time, label_of, limits_in_force, number_of
 from fajma.bedside import Bedside
 from fajma.charts import ChartOrder
 from fajma.commands import Action, Command, same_name, usage, usage_in_ward
 from fajma.errors import BugError
 from fajma.events import ALARM, OUTAGE
 from fajma.facts import Acknowledged, Entered, Fact, LimitSet, Snoozed
-from fajma.language import Language, translator
+from fajma.language import Language, shown, translator
 from fajma.store import Records, to_ms
 from fajma.store.alarms import Delivery, SentBy
 from fajma.store.consultations import Consultation
@@ -241,10 +242,15 @@ class BedsideDesk:
             found = [one for one in here if one.key == replied_about]
         if len(found) == 1:
             return found[0]
-        code = "bed_missing" if about.bed is None else "bed_unknown"
+        code = "bed_missing"
         said = _("Nothing was done: say which bed, like this: {line}").format(
             line=usage_in_ward(asked.command.action, language)
         )
+        if about.bed is not None:
+            code = "bed_unknown"
+            said = _(
+                "Nothing was done: no patient of this ward is in that bed by our records. The beds:"
+            )
         if found:
             code = "bed_ambiguous"
             said = _(
@@ -292,10 +298,18 @@ class BedsideDesk:
         if sets and asked.person.role is not Role.DOCTOR:
             raise RefusedError(
                 _("Limits are set by doctors. Until then you can pause the alarm: {line}").format(
-                    line=usage(Action.SNOOZE, asked.command.language)
+                    line=self._line(Action.SNOOZE, asked, patient)
                 ),
                 code="not_doctor",
             )
+
+    @staticmethod
+    def _line(action: Action, asked: Asked, patient: Patient) -> str:
+        """What to type about a patient, where it was asked."""
+        language = asked.command.language
+        if asked.place.ward is None:
+            return usage(action, language)
+        return usage_in_ward(action, language, shown(patient.bed, MAX_BED))
 
     async def _answers_for(self, person: Staff, patient: Patient) -> bool:
         if not person.is_clinician:
@@ -766,15 +780,28 @@ class BedsideDesk:
         state = await present_state(self._records, patient.key, self._rules)
         standing = state.standing
         found = score(state.latest, (fact, *standing.entered), standing.profile, now)
+        lacks = missing(state.latest, (fact, *standing.entered), standing.profile, now)
+        no_age = age_unknown(standing.profile) and not standing.profile.pregnant
         who = named(asked.person, asked.account)
-        lines = [entered_line(fact, bed_of(patient, language), who, language)]
-        if found is not None:
-            lines.append(news2_line(found, language))
+
+        def say(language: Language, _zone: str) -> str:
+            lines = [entered_line(fact, bed_of(patient, language), who, language)]
+            if found is not None:
+                lines.append(news2_line(found, language))
+            elif lacks or no_age:
+                lines.append(news2_lacks(lacks, language, age_too=no_age))
+            return "\n".join(lines)
+
         stated = {"respiration", "consciousness", "oxygen"}
         detail = {
             "signs": " ".join(sorted(one for one in stated if getattr(fact, one) is not None))
         }
-        return Done("\n".join(lines), patient, detail)
+        return Done(
+            say(language, asked.place.zone),
+            patient,
+            detail,
+            await self._elsewhere(patient, say, asked.place.room_id, asked.mark),
+        )
 
     def _vitals(self, asked: Asked, about: Bedside, patient: Patient) -> Done:
         language = asked.command.language

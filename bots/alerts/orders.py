@@ -255,7 +255,9 @@ class Orders:
     def _right_line(error: CommandError, ward: Ward | None, language: Language) -> str:
         """What to type instead, where it was typed."""
         works_here = {action.verb for action in IN_CONSULTATION}
-        if ward is not None or error.verb in works_here:
+        if ward is not None:
+            return error.in_ward
+        if error.verb in works_here:
             return str(error)
         _ = translator(language).gettext
         sentence = _("This is no command in a consultation. What can be typed here:")

@@ -167,10 +167,58 @@ async def test_a_missing_or_unknown_bed_gets_the_list_of_beds(scene: Scene) -> N
     patient, _ = await ill(scene)
     await consultation(scene, AWA, number="2", ward=MEDICINE)
     await consultation(scene, IBOU, number="3", ward=SURGERY)
-    for line, code in (("!vu", "bed_missing"), ("!pause spo2 10m lit 9", "bed_unknown")):
+    for line, code, why in (
+        ("!vu", "bed_missing", "dites de quel lit, comme ceci\N{NO-BREAK SPACE}: !vu lit 4"),
+        ("!pause spo2 10m lit 99", "bed_unknown", "n'est dans ce lit"),
+    ):
         said = await refused(scene, AWA, line, code)
+        assert why in said
         assert "Lit 1 A.D. · Lit 2 A.D." in said
         assert "Lit 3" not in said
+    assert await facts(scene, patient) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "there", "in_ward"),
+    [
+        ("!constante 6h", "!constantes 6h", "!constantes 6h lit 4"),
+        ("!pause 10m", "!pause spo2 10m", "!pause spo2 10m lit 4"),
+        ("!seuils spo2 < raison", "!seuils spo2 < 88 raison", "!seuils spo2 < 88 raison lit 4"),
+        ("!alarme lit", "!alarmes", "!alarmes"),
+    ],
+)
+async def test_what_is_shown_for_a_line_that_is_none_can_be_typed_in_a_wards_room(
+    scene: Scene, line: str, there: str, in_ward: str
+) -> None:
+    _, opened = await consultation(scene, AWA, ward=MEDICINE)
+    [said] = await scene.types(AWA, line)
+    assert in_ward in said.splitlines()
+    [said] = await scene.types(AWA, line, room_id=str(opened.room_id))
+    assert there in said.splitlines()
+
+
+async def test_a_reply_to_an_alarm_is_about_its_patient_and_only_to_acknowledge(
+    scene: Scene,
+) -> None:
+    patient, _ = await ill(scene)
+    await consultation(scene, AWA, number="2", ward=MEDICINE)
+    replies = {"content": {"m.relates_to": {"m.in_reply_to": {"event_id": "$alarm"}}}}
+    [said] = await scene.types(AWA, "!pause spo2 10m", **replies)
+    assert "dites de quel lit" in said
+    [of_other_ward] = await scene.types(IBOU, "!vu", **replies)
+    assert "de ce service" in of_other_ward
+    assert await facts(scene, patient) == []
+
+    [answer] = await scene.types(MOUSSA, "!vu", **replies)
+    assert answer.startswith("✓ Vu par Moussa Ba")
+    assert len(await facts(scene, patient)) == 1
+
+
+@pytest.mark.parametrize("event_id", [None, 7, "$other", "$al\x00arm", {"a": 1}])
+async def test_a_reply_to_anything_else_names_nobody(scene: Scene, event_id: object) -> None:
+    patient, _ = await ill(scene)
+    relation = {"m.relates_to": {"m.in_reply_to": {"event_id": event_id}}}
+    await scene.types(MOUSSA, "!vu", content=relation)
     assert await facts(scene, patient) == []
 
 
@@ -456,6 +504,21 @@ async def test_the_open_alarms_of_a_ward_or_a_patient_are_shown(scene: Scene) ->
     assert none == "Alarmes ouvertes\N{NO-BREAK SPACE}: 0"
 
 
+async def test_what_nobody_has_answered_comes_first_then_beds_as_people_count(
+    scene: Scene,
+) -> None:
+    for number in ("11", "4", "10"):
+        patient, _ = await consultation(scene, AWA, number=number, ward=MEDICINE)
+        await falls(scene, patient)
+    await scene.types(MOUSSA, "!vu lit 4")
+    [shown] = await scene.types(AWA, "!alarmes")
+    assert [line.split("Lit ")[1].split()[0] for line in shown.splitlines()[1:]] == [
+        "10", "11", "4",
+    ]  # fmt: skip
+    [unknown] = await scene.types(AWA, "!vu lit 99")
+    assert unknown.endswith("Lit 4 A.D. · Lit 10 A.D. · Lit 11 A.D.")
+
+
 async def test_one_patient_whose_state_does_not_open_hides_no_other(scene: Scene) -> None:
     await ill(scene)
     broken, _ = await consultation(scene, AWA, number="2", ward=MEDICINE)
@@ -470,13 +533,19 @@ async def test_one_patient_whose_state_does_not_open_hides_no_other(scene: Scene
 
 
 async def test_signs_are_entered_and_complete_the_news2_score(scene: Scene) -> None:
-    patient, _ = await consultation(scene, AWA, ward=MEDICINE)
+    patient, opened = await consultation(scene, AWA, ward=MEDICINE)
+    [no_age] = await scene.types(MOUSSA, "!mesure o2 non lit 1")
+    assert no_age.endswith(", âge")
     async with scene.records.store.transaction() as connection:
         await scene.records.patients.change(
             connection, replace(patient, age_band=AgeBand.ADULT), now=NOON
         )
+    await judged(scene, patient)
     [without] = await scene.types(MOUSSA, "!mesure fr 18 lit 1")
-    assert "NEWS2" not in without
+    assert "NEWS2 incomplet, il manque" in without
+    assert without.endswith("SpO2, TA systolique, pouls, conscience, température")
+    *_, elsewhere = await scene.answers(str(opened.room_id))
+    assert elsewhere == without, "told in both rooms"
     scene.now += timedelta(seconds=5)
     await measures(
         scene,
