@@ -29,7 +29,7 @@ from bots.alerts.limits import Limit, Priority
 from bots.alerts.open_alarms import AnyDecision
 from bots.alerts.situation import beds_in_order, outage_text
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import Signal, Text, not_judged, place_of, render
+from bots.alerts.text import Called, Signal, Text, not_judged, place_of, render
 from bots.alerts.webhook import call
 from fajma.charts import ChartOrder
 from fajma.errors import BugError, FajmaError
@@ -105,6 +105,7 @@ class Announcer:
             zone=where.time_zone,
             signal=await self._signal(patient_key, decision),
             age_unknown=(patient.age_band is AgeBand.UNKNOWN and decision.reason is Reason.STARTED),
+            called=self._called(decision, ward, where),
         )
         delivery_id = self._delivery_id(patient_key, decision)
         content = self._content(patient_key, decision, delivery_id, text, where)
@@ -140,6 +141,14 @@ class Announcer:
         team = {one.account for one in await self._records.people.team(ward.id)}
         mute = {one.subject for one in await self._records.warnings.open(About.NO_RING)}
         return team <= mute
+
+    def _called(self, decision: AnyDecision, ward: Ward | None, where: _Where) -> Called:
+        """Whose phones ring."""
+        if ward is None or where.room_id != ward.room_id:
+            return Called.TREATING
+        if self._has_webhook and decision.step >= WEBHOOK_STEP:
+            return Called.OUTSIDE
+        return Called.WARD if where.everyone else Called.ON_DUTY
 
     async def _signal(self, patient: PatientKey, decision: AnyDecision) -> Signal | None:
         """What the monitor said of the signal when it measured the value."""

@@ -226,7 +226,7 @@ class BedsideDesk:
                 raise RefusedError(_("This consultation has no patient."), code="no_patient")
             if about.bed is not None and not _is_bed(patient, about.bed):
                 raise RefusedError(
-                    _("Nothing was done: this is the room of {where}.").format(
+                    _("Nothing was done: this is another patient's room, {where}").format(
                         where=bed_of(patient, language)
                     ),
                     code="other_bed",
@@ -695,16 +695,12 @@ class BedsideDesk:
 
         def say(language: Language, zone: str) -> str:
             _ = translator(language).gettext
-            lines = []
+            lines = [bed_of(patient, language)]
             for fact in facts:
                 if fact.threshold is None:
-                    usual = _("{who}: {side} has its usual limit again · {where}")
+                    usual = _("{who}: {side} has its usual limit again")
                     lines.append(
-                        usual.format(
-                            who=who,
-                            side=side(fact.kind, fact.direction, language),
-                            where=bed_of(patient, language),
-                        )
+                        usual.format(who=who, side=side(fact.kind, fact.direction, language))
                     )
                     continue
                 limit = OwnLimit(
@@ -713,7 +709,6 @@ class BedsideDesk:
                 lines.append(
                     own_limit_line(limit, language, zone, now=fact.at, who=who, reason=fact.reason)
                 )
-                lines.append(bed_of(patient, language))
             in_force = _("Limits in force: {limits}")
             lines.append(in_force.format(limits=limits_in_force(rules, language)))
             return "\n".join(lines)

@@ -142,9 +142,12 @@ class DutyDesk:
                 )
             case Action.DUTY_LEAVE:
                 left = duty.leave(roster, person.account, now=now)
-                said = _("{who} is off duty; alarms are silent on this person's phone.").format(
-                    who=me
-                )
+                all_ring = await self._records.warnings.is_open(About.NOBODY_REACHABLE, ward.id)
+                said = (
+                    _("{who} is off duty. No phone of who is on duty can ring: all of the ward do.")
+                    if all_ring
+                    else _("{who} is off duty; alarms are silent on this person's phone.")
+                ).format(who=me)
                 return Outcome(
                     f"{said}\n{await self._on_duty(left, ward, language)}", left, person.account
                 )

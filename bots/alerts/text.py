@@ -45,6 +45,16 @@ class Signal(StrEnum):
     POOR = "poor"
 
 
+class Called(StrEnum):
+    """Whom a step of the ladder calls."""
+
+    TREATING = "treating"
+    ON_DUTY = "on_duty"
+    WARD = "ward"
+    OUTSIDE = "outside"
+    """All of the ward, and somebody by the hospital's webhook."""
+
+
 @dataclass(frozen=True, slots=True)
 class Text:
     """A message in the two forms that Matrix carries.
@@ -111,6 +121,7 @@ def render(
     zone: str,
     signal: Signal | None = None,
     age_unknown: bool = False,
+    called: Called = Called.ON_DUTY,
 ) -> Text:
     """Put an announced decision into words.
 
@@ -123,6 +134,7 @@ def render(
             says so: a bad setting must not cost an alarm.
         signal: quality of the signal; left out of the text where unknown.
         age_unknown: whether an adult's limits are only a guess (``profiles.age_unknown``).
+        called: whose phones ring, for a step of the ladder that says so.
 
     Raises:
         BugError: ``decision_silent``, the decision is not one to announce.
@@ -132,16 +144,16 @@ def render(
     _ = translator(language).gettext
     where = place_of(bed, initials, language)
     if isinstance(decision, TechnicalDecision):
-        return _joined(_of_trouble(decision, where, language, zone))
+        return _joined(_of_trouble(decision, where, language, zone, called))
     if isinstance(decision, LateDecision):
-        return _joined(_of_late_breach(decision, where, language, zone))
+        return _joined(_of_late_breach(decision, where, language, zone, called))
     if not decision.rings:
         return _joined(_of_end(decision, where, language, zone))
     parts = [
         (_title(decision.priority, _), ""),
         ("", where),
         (_measured(decision, language), f" ({_broken_limit(decision, language)})"),
-        *_note(decision, language),
+        *_note(decision, language, called),
     ]
     if signal is not None:
         parts.append(("", _signal(signal, _)))
@@ -167,12 +179,20 @@ def _of_end(decision: Decision, where: str, language: Language, zone: str) -> _P
     return [(_("END OF ALARM"), ""), ("", where), ("", limit), ("", why), ("", time)]
 
 
-def _note(decision: AnyDecision, language: Language) -> _Parts:
+def _note(decision: AnyDecision, language: Language, called: Called) -> _Parts:
     """Why there is a message again, where it is not the first."""
     _ = translator(language).gettext
+    escalated = {
+        Called.TREATING: _("nobody has answered: who treats the patient is called again"),
+        Called.ON_DUTY: _("nobody has answered: everybody on duty is called"),
+        Called.WARD: _("nobody has answered: everybody of the ward is called"),
+        Called.OUTSIDE: _(
+            "nobody has answered: everybody of the ward is called, and by SMS or voice"
+        ),
+    }
     notes = {
         Reason.RENOTIFIED: _("reminder: nobody has answered"),
-        Reason.ESCALATED: _("nobody has answered: step {step}").format(step=decision.step + 1),
+        Reason.ESCALATED: escalated[called],
         Reason.SNOOZE_ENDED: _("the pause is over"),
         Reason.SNOOZE_BROKEN: _("worse during the pause"),
         Reason.WORSE_SINCE_TOLD: _("much worse since the last message"),
@@ -182,7 +202,9 @@ def _note(decision: AnyDecision, language: Language) -> _Parts:
     return [] if note is None else [("", note)]
 
 
-def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zone: str) -> _Parts:
+def _of_trouble(
+    decision: TechnicalDecision, where: str, language: Language, zone: str, called: Called
+) -> _Parts:
     _ = translator(language).gettext
     trouble = decision.trouble
     if decision.one_of_several:
@@ -215,7 +237,7 @@ def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zon
         ),
         ("", where),
         (what.format(duration=duration), ""),
-        *_note(decision, language),
+        *_note(decision, language, called),
     ]
     if trouble is Trouble.WRONG_CLOCK:
         return [*parts, ("", clock_time(decision.at, zone)), (_("Set the clock"), "")]
@@ -228,7 +250,9 @@ def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zon
     return [*parts, (_("See the patient and the sensor"), "")]
 
 
-def _of_late_breach(decision: LateDecision, where: str, language: Language, zone: str) -> _Parts:
+def _of_late_breach(
+    decision: LateDecision, where: str, language: Language, zone: str, called: Called
+) -> _Parts:
     _ = translator(language).gettext
     limit = _written(decision.limit, decision.kind, language)
     local = decision.last.astimezone(zone_of(zone))
@@ -242,7 +266,7 @@ def _of_late_breach(decision: LateDecision, where: str, language: Language, zone
         (_title(decision.priority, _), ""),
         ("", where),
         (_measured(decision, language), f" ({limit})"),
-        *_note(decision, language),
+        *_note(decision, language, called),
         ("", f"{span} {_offset(local)}"),
         (_("See the patient"), ""),
     ]

@@ -144,6 +144,7 @@ async def test_in_the_consultation_no_bed_is_needed_and_another_bed_is_refused(
 ) -> None:
     patient, opened = await ill(scene)
     said = await refused(scene, AWA, "!vu lit 2", "other_bed", str(opened.room_id))
+    assert said.endswith("celui d'un autre patient, Lit 1 A.D.")
     assert "Lit 1 A.D." in said
     assert await facts(scene, patient) == []
     await scene.types(AWA, "!vu", room_id=str(opened.room_id))
@@ -417,6 +418,7 @@ async def test_a_doctor_sets_a_limit_that_everybody_can_look_up(scene: Scene) ->
         LimitSet(scene.now, AWA, Kind.SPO2, "low", Decimal(85), "BPCO connue", until, kept=False)
     ]
     assert "SpO2 <\N{NO-BREAK SPACE}85" in answer
+    assert answer.startswith("Lit 1 A.D.\nPour ce patient")
     assert "jusqu'à la relève, au plus tard" in answer
     assert "Awa Diop (@awa:clinic.test)\N{NO-BREAK SPACE}: BPCO connue" in answer
     assert await scene.answers(str(opened.room_id)) == [answer]
@@ -576,6 +578,24 @@ async def test_values_are_promised_as_a_table_and_a_chart_that_name_no_value(sce
     entry = await last_act(scene)
     assert (entry.action, entry.subject) == ("vitals.show", patient.key)
     await refused(scene, AWA, "!constantes 25h lit 1", "vitals_too_long")
+
+
+@pytest.mark.parametrize(
+    ("on_duty", "words"),
+    [(True, "toute la garde est appelée"), (False, "tout le service est appelé")],
+)
+async def test_a_step_of_the_ladder_names_whose_phones_ring(
+    scene: Scene, words: str, *, on_duty: bool
+) -> None:
+    if on_duty:
+        await scene.types(MOUSSA, "!garde prendre")
+    await ill(scene)
+    scene.now = NOON + timedelta(seconds=140)
+    engine = AlarmEngine(Alarms(), scene.records, now=lambda: scene.now)
+    while await engine.advance() or await engine.look_at_time():
+        pass
+    *_, told = await scene.said(ROOM, SentBy.ALERTS)
+    assert f"personne n'a répondu\N{NO-BREAK SPACE}: {words} ·" in told.content["body"]
 
 
 async def test_a_high_priority_alarm_promises_a_chart_after_it_and_no_other_does(

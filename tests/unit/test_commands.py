@@ -181,6 +181,7 @@ def test_the_help_in_a_consultation_shows_only_what_works_there(language: Langua
         usage(action, language) for action in IN_CONSULTATION
     }
     assert Action.DUTY_TAKE not in IN_CONSULTATION
+    assert "✅" in "".join(lines), "the quickest answer on a phone"
 
 
 def test_whose_code_is_missing_is_told_where_it_stands_and_to_ask_by_voice() -> None:
