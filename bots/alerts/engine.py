@@ -360,7 +360,7 @@ class AlarmEngine:
                     of_ward[ward.id].add(patient)
         found = []
         for ward_id, patients in of_ward.items():
-            members = await self._records.monitored(ward_id) | patients
+            members = await self._records.wards.monitored(ward_id) | patients
             known = under_way.get(ward_id)
             if known is None:
                 silenced = await self._silent(members, now)

@@ -27,10 +27,9 @@ from fajma.store.pins import Audience, Pins
 from fajma.store.quarantine import Quarantine
 from fajma.store.readings import Readings
 from fajma.store.tally import Tally
-from fajma.store.wards import Ward, WardId, Wards
+from fajma.store.wards import Ward, Wards
 from fajma.store.warnings import About, Warnings
 from fajma.store.watching import Watching
-from fajma.vitals import PatientKey
 
 
 class Records:
@@ -94,11 +93,6 @@ class Records:
             if responsible is not None and responsible.id == ward.id:
                 found.append(patient)
         return found
-
-    async def monitored(self, ward: WardId) -> frozenset[PatientKey]:
-        """Who wears a monitor of those for whom a ward's team answers."""
-        responsible = {one: await self.wards.responsible(one) for one in await self.devices.worn()}
-        return frozenset(one for one, by in responsible.items() if by is not None and by.id == ward)
 
     async def _reachable(self, ward: Ward) -> Roster:
         nobody = await self.warnings.is_open(About.NOBODY_REACHABLE, ward.id)

@@ -24,7 +24,7 @@ from fajma.vitals import Clock, DeviceId, Kind, PatientKey, Reading
 from tests.integration.scene import Scene
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
-WARD = WardId("medecine-2")
+WARD, OTHER = WardId("medecine-2"), WardId("chirurgie")
 ROOM = "!ward:clinic.test"
 AWA, IBOU = "@awa:clinic.test", "@ibou:clinic.test"
 BEDS = ("10", "2", "3", "4", "11")
@@ -165,6 +165,29 @@ async def test_who_takes_care_of_an_outage_in_the_wards_room_ends_its_reminders(
     [act] = [one for one in await site.scene.audit() if one.action == "alarm.acknowledge"]
     assert (act.actor, act.subject) == (AWA, ROOM)
     assert act.detail == {"outage": "5", "by": "command"}
+
+
+async def test_a_ward_answers_for_its_own_patients_and_its_clinicians_ones(
+    records: Records,
+) -> None:
+    site = Site(records)
+    await site.open()
+    own, without, elsewhere, bare, *_ = site.worn.values()
+    await records.wards.add(Ward(OTHER, None, Language.FRENCH, "UTC", Roster()))
+    change = "UPDATE patient SET ward_id=$2 WHERE patient_key=$1"
+    for patient, ward in ((without, None), (elsewhere, OTHER), (bare, WARD)):
+        await records.store.db.execute(change, patient, ward)
+    await records.store.db.execute("DELETE FROM device_link WHERE patient_key=$1", bare)
+    await records.consultations.add(
+        patient=without, clinicians=[AWA], language=Language.FRENCH, time_zone="UTC", now=NOON
+    )
+    monitored = await records.wards.monitored(WARD)
+    assert {own, without} <= monitored
+    assert monitored.isdisjoint({elsewhere, bare})
+    for patient in monitored:
+        responsible = await records.wards.responsible(patient)
+        assert responsible is not None
+        assert responsible.id == WARD
 
 
 async def test_an_answer_holds_until_more_patients_are_concerned(records: Records) -> None:
