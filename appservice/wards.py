@@ -163,6 +163,6 @@ def greeting(language: Language, person: Staff | None, account: str) -> str:
     """The first message that somebody reads in a ward's room."""
     _ = translator(language).gettext
     return _(
-        "Welcome {who}. Oximeters overestimate SpO2 in dark skin and with poor perfusion. What can"
-        " be typed here: {help}"
+        "Welcome {who}. Whoever takes care of an alarm reacts with ✅ to its message. Oximeters"
+        " overestimate SpO2 in dark skin and with poor perfusion. What can be typed here: {help}"
     ).format(who=named(person, account), help=usage(Action.HELP, language))

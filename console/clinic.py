@@ -92,7 +92,8 @@ untouched until a person logs in with it."""
 
 WARD: Final = "medecine"
 SPARE_DEVICE: Final = "A4CF12F0FFFF"
-"""Worn by the first patient besides the monitor, for readings that a person sends by hand."""
+"""For readings that a person sends by hand: the first patient wears it meanwhile, and no longer,
+for a monitor that sends nothing is an alarm."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -373,8 +374,6 @@ class Clinic:
             }
             answer = await self.api("consultations", body)
             self.rooms[patient.number] = answer["room_id"]
-            if patient is PATIENTS[0]:
-                await self.api("consultations", body | {"device": SPARE_DEVICE})
 
     async def open_ward(self, names: Mapping[str, str]) -> None:
         """A ward with its team room, and these people in it; nothing if they exist.

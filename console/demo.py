@@ -307,25 +307,31 @@ def _where(clinic: Clinic, element: ElementServer | None) -> Panel:
 def _by_hand(clinic: Clinic) -> str:
     """A line to paste into another terminal; not in the panel, whose frame would be copied too.
 
-    The shell puts in the time, so that pasting it again is another reading and not the same one
-    delivered twice.
+    The patient wears the spare monitor only meanwhile, lest its silence be an alarm. The shell puts
+    in the time, so that pasting it again is another reading and not the same one delivered twice.
     """
     if shutil.which("mosquitto_pub") is None:
         return "To send a reading by hand: apt-get install mosquitto-clients, and start again."
     values = {"heart_rate": 88, "spo2": 97, "temperature": 36.9}
     payload = json.dumps({"device_id": SPARE_DEVICE, "timestamp": "NOW"} | values)
     line = clinic.publish_command(SPARE_DEVICE, payload).replace('"NOW"', "'$(date +%s%3N)'")
+    wears = f"fajma patient monitor {PATIENTS[0].number} {SPARE_DEVICE}"
+    line = f"({_exports(clinic)}; {wears} && {line}; {wears} --off)"
     return f"Send a reading for bed {PATIENTS[0].bed} by hand:\n{escape(line)}\n"
 
 
 def _commands(clinic: Clinic) -> str:
     """What makes the commands of docs/people.md work in another terminal."""
-    where = shlex.quote(str(Path(sys.executable).parent))
     return (
         "The commands of docs/people.md, in another terminal:\n"
-        + escape(f"export FAJMA_CONFIG={shlex.quote(str(clinic.config_path))} PATH={where}:$PATH\n")
+        + escape(f"{_exports(clinic)}\n")
         + "fajma staff check\n"
     )
+
+
+def _exports(clinic: Clinic) -> str:
+    where = shlex.quote(str(Path(sys.executable).parent))
+    return f"export FAJMA_CONFIG={shlex.quote(str(clinic.config_path))} PATH={where}:$PATH"
 
 
 class _Live:

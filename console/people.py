@@ -337,13 +337,15 @@ def _warn_of_bed(answer: Mapping[str, Any]) -> None:
 @config_option
 def patient_list(ward: str | None, config_path: Path) -> None:
     """Every patient, by bed."""
-    table = _table("number", "initials", "bed", "ward", "age", "account", "monitor")
+    table = _table("number", "initials", "bed", "ward", "age", "besides", "account", "monitor")
     path = "patients" if ward is None else f"patients?ward={quote(ward)}"
     found = _api(config_path).every(path, "patients")
     for one in sorted(found, key=lambda one: (one["bed"], one["number"])):
         _row(
             table,
-            *(one[key] for key in ("number", "initials", "bed", "ward", "age_band", "account")),
+            *(one[key] for key in ("number", "initials", "bed", "ward", "age_band")),
+            ", ".join(key for key in ("pregnant", "copd") if one[key]),
+            one["account"],
             ", ".join(one["monitors"]),
         )
     _show(table)

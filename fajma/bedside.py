@@ -4,8 +4,8 @@ The verb was read by ``fajma.commands``. The rules here are the same: strict in 
 in writing. A word that could mean something else makes the whole line an error, for a pause of the
 wrong alarm or a limit for the wrong patient is worse than a line typed twice.
 
-The bed stands first or last, as ``lit 4`` or ``bed 4``. The words of both languages are understood
-after either verb.
+The bed stands first or last, as ``lit 4``, ``bed 4`` or ``lit Réa 2``. The words of both languages
+are understood after either verb.
 """
 
 from __future__ import annotations
@@ -118,6 +118,8 @@ _YES_NO: Final[Mapping[str, bool]] = {
 }
 _UNITS: Final = frozenset({"%", "/min", "bpm", "c", "°c", "°", "mmhg"})
 
+_TWO_WORDS: Final = re.compile(r"[^\s0-9]+ [0-9]{1,4}|[0-9]{1,4} [^\W\d_]")
+"""A bed with a blank that takes no sign, side or time from the words after it."""
 _DURATION: Final = re.compile(r"([0-9]{1,4})(m|mn|min|mins|minutes?|h|heures?|hours?)?")
 _NUMBER: Final = re.compile(r"([0-9]{1,3})(?:[.,]([0-9]))?(%|/min|bpm|°?c|°|mmhg)?")
 _WHOLE: Final = re.compile(r"([0-9]{1,2})(/min)?")
@@ -280,16 +282,26 @@ def _with_bed(text: str) -> tuple[Bedside, list[str]]:
         for word in (one if _COMPARISON.fullmatch(one) else trimmed(one) for one in text.split())
         if word
     ]
-    named = 2  # the word and the bed
-    first = len(words) >= named and folded(words[0]) in _BED
-    last = len(words) >= named and folded(words[-2]) in _BED
-    if first and last and len(words) > named:
+    begin, end = _bed_at(words, 0), None
+    for back in (3, 2):
+        place = len(words) - back
+        if place >= 0 and _bed_at(words, place) == len(words):
+            end = place
+    if begin is not None and end:
         raise UnclearError(Problem.BED_TWICE)
-    if first:
-        return Bedside(bed=words[1]), words[named:]
-    if last:
-        return Bedside(bed=words[-1]), words[:-named]
+    if begin is not None:
+        return Bedside(bed=" ".join(words[1:begin])), words[begin:]
+    if end is not None:
+        return Bedside(bed=" ".join(words[end + 1 :])), words[:end]
     return Bedside(), words
+
+
+def _bed_at(words: Sequence[str], place: int) -> int | None:
+    """Where a bed ends whose word stands here: ``lit 4``, ``lit Réa 2``, ``lit 4 B``."""
+    if len(words) < place + 2 or folded(words[place]) not in _BED:
+        return None
+    two = _TWO_WORDS.fullmatch(" ".join(words[place + 1 : place + 3]))
+    return place + (2 if two is None else 3)
 
 
 def _direction(words: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -169,11 +169,17 @@ class CommandError(InputError):
 
     Attributes:
         verb: what was typed, or what it is near.
+        in_ward: the message for a ward's room, where the line to type names the bed.
     """
 
-    def __init__(self, message: str, *, code: str, verb: Verb) -> None:
-        super().__init__(message, code=code)
+    def __init__(
+        self, sentence: str, *actions: Action, language: Language, code: str, verb: Verb
+    ) -> None:
+        lines = [usage(action, language) for action in actions]
+        super().__init__("\n".join([sentence, *lines]), code=code)
         self.verb = verb
+        in_ward = [usage_in_ward(action, language) for action in actions]
+        self.in_ward = "\n".join([sentence, *in_ward])
 
 
 OWNERS: Final[Mapping[Verb, Owner]] = MappingProxyType(dict.fromkeys(Verb, Owner.ALERTS))
@@ -555,7 +561,9 @@ def usage(action: Action, language: Language) -> str:
 
 
 def usage_in_ward(action: Action, language: Language, bed: str = "4") -> str:
-    """The same for what is about a patient, where the bed must be named: ``!vu lit 4``."""
+    """The same in a ward's room, where the bed must be named: ``!vu lit 4``."""
+    if action not in AT_BEDSIDE or action is Action.ALARMS_SHOW:
+        return usage(action, language)
     word = "lit" if language is Language.FRENCH else "bed"
     return f"{usage(action, language)} {word} {bed}"
 
@@ -586,7 +594,10 @@ def help_text(language: Language, actions: Collection[Action] = tuple(Action)) -
         Action.IDENTITY_ACCEPT: _(
             "accept the new keys of somebody, after asking this person by voice"
         ),
-        Action.ACKNOWLEDGE: _("I take care: all open alarms of the patient, or !ack spo2"),
+        Action.ACKNOWLEDGE: _(
+            "I take care: all open alarms of the patient, or !ack spo2; quicker: react with ✅ to"
+            " the alarm, any other reaction does not count"
+        ),
         Action.SNOOZE: _("no message about one sign for at most 10 minutes, unless it gets worse"),
         Action.ALARMS_SHOW: _("open alarms"),
         Action.LIMITS_SHOW: _("the limits of the patient"),
@@ -860,8 +871,7 @@ class _Line:
     def _error(self, code: str, sentence: str, *actions: Action) -> CommandError:
         """A sentence, then the lines to type; all of the verb where none is chosen."""
         chosen = actions or [action for action in Action if action.verb is self.verb]
-        lines = [usage(action, self.language) for action in chosen]
-        return CommandError("\n".join([sentence, *lines]), code=code, verb=self.verb)
+        return CommandError(sentence, *chosen, language=self.language, code=code, verb=self.verb)
 
     def _near(self, second: str) -> str | None:
         """The word of the verb that was probably meant; short ones are too like names."""
@@ -884,7 +894,7 @@ def _unknown_verb(near: str, room: Language) -> CommandError:
     sentence = _("This is no command. Type {help} to see them all. Did you mean:").format(
         help=usage(Action.HELP, language)
     )
-    return CommandError(f"{sentence}\n{usage(meant, language)}", code="command_unknown", verb=verb)
+    return CommandError(sentence, meant, language=language, code="command_unknown", verb=verb)
 
 
 def _without_quote(body: str) -> tuple[str, bool]:

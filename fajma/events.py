@@ -34,6 +34,9 @@ so that a delivery is found in its room by a device that cannot decrypt what an 
 MONITORING: Final = "com.fajma.monitoring"
 """The same for messages about the monitoring itself, which concern no patient."""
 
+OUTAGE: Final = "com.fajma.outage"
+"""The same for a ward that went silent as a whole: since when, in ms since 1970, as its name."""
+
 ENCRYPTED: Final = "m.room.encrypted"
 MESSAGE: Final = "m.room.message"
 

@@ -61,6 +61,15 @@ def words_of(text: str) -> list[str]:
     return [word for word in map(trimmed, text.split()) if folded(word) or word == "@"]
 
 
+def in_order(text: str) -> tuple[tuple[int, int, str], ...]:
+    """By what names such as beds are sorted: their numbers by size, so that 4 precedes 10."""
+    parts = re.findall(r"[0-9]{1,9}|[^0-9]+", text)
+    return tuple(
+        (0, int(one), "") if one.isascii() and one.isdigit() else (1, 0, folded(one))
+        for one in parts
+    )
+
+
 def folded(word: str) -> str:
     """A word without case, accents, invisible characters and marks around it."""
     apart = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", word).casefold())

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from enum import Enum
@@ -29,15 +29,16 @@ from bots.alerts.alarm import Decision, Reason
 from bots.alerts.late import LateDecision
 from bots.alerts.limits import Limit, Priority
 from bots.alerts.open_alarms import AnyDecision
+from bots.alerts.situation import beds_in_order, outage_text
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import Signal, Text, not_judged, place_of, render
+from bots.alerts.text import Called, Signal, Text, not_judged, place_of, render
 from bots.alerts.webhook import call
 from fajma.charts import ChartOrder
 from fajma.errors import BugError, FajmaError
-from fajma.events import ALARM, EVERYONE, NOBODY, RING, AlarmBlock
+from fajma.events import ALARM, EVERYONE, NOBODY, OUTAGE, RING, AlarmBlock
 from fajma.facts import AgeBand
 from fajma.language import Language
-from fajma.store import Records
+from fajma.store import Records, to_ms
 from fajma.store.alarms import Delivery
 from fajma.store.outages import Outage
 from fajma.store.patients import Patient
@@ -120,6 +121,7 @@ class Announcer:
             zone=where.time_zone,
             signal=await self._signal(patient_key, decision),
             age_unknown=(patient.age_band is AgeBand.UNKNOWN and decision.reason is Reason.STARTED),
+            called=self._called(decision, ward, where),
         )
         delivery_id = self._delivery_id(patient_key, decision, place)
         content = self._content(patient_key, decision, delivery_id, text, where)
@@ -155,6 +157,14 @@ class Announcer:
         team = {one.account for one in await self._records.people.team(ward.id)}
         mute = {one.subject for one in await self._records.warnings.open(About.NO_RING)}
         return team <= mute
+
+    def _called(self, decision: AnyDecision, ward: Ward | None, where: _Where) -> Called:
+        """Whose phones ring."""
+        if ward is None or where.room_id != ward.room_id:
+            return Called.TREATING
+        if self._has_webhook and decision.step >= WEBHOOK_STEP:
+            return Called.OUTSIDE
+        return Called.WARD if where.everyone else Called.ON_DUTY
 
     async def _signal(self, patient: PatientKey, decision: AnyDecision) -> Signal | None:
         """What the monitor said of the signal when it measured the value."""
@@ -192,33 +202,25 @@ class Announcer:
 
     # --- outages of a ward -----------------------------------------------------------------------
 
-    async def outage_goes_on(self, one: Outage) -> Delivery:
-        """That a ward is not monitored, for the first time or again; it rings."""
+    async def outage_goes_on(self, one: Outage, silent: Collection[PatientKey]) -> Delivery:
+        """That a ward is not monitored, for the first time or again, or worse; it rings."""
         ward = await self._ward(one)
-        text = outage.began(
-            len(one.patients),
-            one.members,
-            since=one.began_at,
-            language=ward.language,
-            zone=ward.time_zone,
-        )
+        text = await outage_text(self._records, one, silent, ward, ward.language)
         called = sorted(await self._records.called(ward))
-        return self._of_ward(ward, text, f"outage told {one.told_at.isoformat()}", called)
+        made = self._of_ward(ward, text, f"outage told {one.told_at.isoformat()}", called)
+        return replace(made, content={**made.content, OUTAGE: to_ms(one.began_at)})
 
     async def outage_ended(
-        self, one: Outage, silent: Collection[PatientKey], now: datetime
+        self, one: Outage, silent: Collection[PatientKey], until: datetime
     ) -> Delivery:
         """That it is over, and who is not back; it does not ring, those alarms will."""
         ward = await self._ward(one)
-        beds = []
-        for patient_key in silent:
-            patient = await self._records.patients.get(patient_key)
-            beds += [patient.bed] if patient is not None else []
         text = outage.ended(
-            beds,
+            await beds_in_order(self._records, silent),
+            len(silent),
             len(one.patients),
             since=one.began_at,
-            now=now,
+            until=until,
             language=ward.language,
             zone=ward.time_zone,
         )

@@ -25,6 +25,7 @@ from bots.alerts.bedside_text import (
     bed_of,
     beds,
     entered_line,
+    news2_lacks,
     news2_line,
     own_limit_line,
     side,
@@ -32,27 +33,28 @@ from bots.alerts.bedside_text import (
 from bots.alerts.desk import Asked, Done, Place, RefusedError, is_bed, is_of, notice
 from bots.alerts.kept_state import present_state
 from bots.alerts.limits import Direction, Priority
-from bots.alerts.news2 import score
+from bots.alerts.news2 import missing, score
 from bots.alerts.open_alarms import AnyDecision, OpenAlarm, episode_of, open_alarms
 from bots.alerts.own_limits import BOUNDS, KEPT_AT_MOST, check_limit, with_fact
 from bots.alerts.profiles import age_unknown
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.situation import is_answered, open_lines, words
+from bots.alerts.situation import is_answered, open_lines, outage_line, outage_text, words
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import clock_time, label_of, limits_in_force, number_of
+from bots.alerts.text import MAX_BED, clock_time, label_of, limits_in_force, number_of
 from fajma.bedside import Bedside
 from fajma.charts import ChartOrder
 from fajma.commands import Action, usage, usage_in_ward
 from fajma.errors import BugError
-from fajma.events import ALARM
+from fajma.events import ALARM, OUTAGE
 from fajma.facts import Acknowledged, Entered, Fact, LimitSet, Snoozed
-from fajma.language import Language, translator
-from fajma.store import Records
+from fajma.language import Language, shown, translator
+from fajma.store import Records, to_ms
 from fajma.store.alarms import Delivery, SentBy
+from fajma.store.outages import Outage
 from fajma.store.patients import Patient
 from fajma.store.people import Role, Staff, named
 from fajma.store.wards import Ward
-from fajma.vitals import Kind
+from fajma.vitals import Kind, PatientKey
 
 log = structlog.get_logger()
 
@@ -105,9 +107,8 @@ class BedsideDesk:
         """
         command, about = asked.command, asked.command.about or Bedside()
         language = command.language
-        if command.action is Action.ALARMS_SHOW and about.bed is None and asked.place.ward:
-            await self._require_of_ward(asked)
-            return await self._alarms_of_ward(asked.place.ward, language)
+        if about.bed is None and (done := await self._of_whole_ward(connection, asked, about)):
+            return done
         patient = await self._whom(asked, about)
         await self._require_right(asked, patient)
         match command.action:
@@ -126,7 +127,18 @@ class BedsideDesk:
             case Action.VITALS_SHOW:
                 return self._vitals(asked, about, patient)
             case _:
-                return await self._alarms_of([patient], language, asked.place.zone)
+                return await self._alarms_of_patient(patient, language, asked.place.zone)
+
+    async def _of_whole_ward(
+        self, connection: Connection, asked: Asked, about: Bedside
+    ) -> Done | None:
+        """What is about no single patient: all open alarms, or the outage that somebody takes."""
+        if asked.command.action is Action.ALARMS_SHOW and asked.place.ward is not None:
+            await self._require_of_ward(asked)
+            return await self._alarms_of_ward(asked.place.ward, asked.command.language)
+        if asked.command.action is Action.ACKNOWLEDGE and about.kind is None:
+            return await self._acknowledge_outage(connection, asked)
+        return None
 
     async def is_own(self, room_id: str, account: str) -> bool:
         """Whether this is the consultation of the patient who has the account."""
@@ -151,7 +163,7 @@ class BedsideDesk:
                 raise RefusedError(_("This consultation has no patient."), code="no_patient")
             if about.bed is not None and not is_bed(patient, about.bed):
                 raise RefusedError(
-                    _("Nothing was done: this is the room of {where}.").format(
+                    _("Nothing was done: this is another patient's room, {where}").format(
                         where=bed_of(patient, language)
                     ),
                     code="other_bed",
@@ -160,13 +172,22 @@ class BedsideDesk:
         await self._require_of_ward(asked)
         ward = asked.place.ward
         here = await self._records.patients_of(ward) if ward is not None else []
-        found = [one for one in here if about.bed is not None and is_bed(one, about.bed)]
+        if about.bed is not None:
+            found = [one for one in here if is_bed(one, about.bed)]
+        else:
+            replied_about = await self._replied_about(asked)
+            found = [one for one in here if one.key == replied_about]
         if len(found) == 1:
             return found[0]
-        code = "bed_missing" if about.bed is None else "bed_unknown"
+        code = "bed_missing"
         said = _("Nothing was done: say which bed, like this: {line}").format(
             line=usage_in_ward(asked.command.action, language)
         )
+        if about.bed is not None:
+            code = "bed_unknown"
+            said = _(
+                "Nothing was done: no patient of this ward is in that bed by our records. The beds:"
+            )
         if found:
             code = "bed_ambiguous"
             said = _(
@@ -174,6 +195,23 @@ class BedsideDesk:
                 " patient's consultation, or have the bed corrected."
             )
         raise RefusedError(f"{said}\n{beds(here, language)}", code=code)
+
+    async def _replied_about(self, asked: Asked) -> PatientKey | None:
+        """Whose alarm the message answers.
+
+        Only to acknowledge: what is answered is known by the homeserver's word, which can forge a
+        tick too.
+        """
+        if asked.command.action is not Action.ACKNOWLEDGE:
+            return None
+        delivery = await self._alarm_at(asked.place.room_id, asked.replies_to)
+        return None if delivery is None else delivery.patient
+
+    async def _alarm_at(self, room_id: str, event_id: str | None) -> Delivery | None:
+        """The alarm that became an event of a room."""
+        found = await self._records.outbox.delivery_of(event_id) if event_id else None
+        is_alarm = found is not None and found.sender is SentBy.ALERTS
+        return found if found is not None and is_alarm and found.room_id == room_id else None
 
     async def _require_of_ward(self, asked: Asked) -> None:
         ward, person = asked.place.ward, asked.person
@@ -197,10 +235,18 @@ class BedsideDesk:
         if sets and asked.person.role is not Role.DOCTOR:
             raise RefusedError(
                 _("Limits are set by doctors. Until then you can pause the alarm: {line}").format(
-                    line=usage(Action.SNOOZE, asked.command.language)
+                    line=self._line(Action.SNOOZE, asked, patient)
                 ),
                 code="not_doctor",
             )
+
+    @staticmethod
+    def _line(action: Action, asked: Asked, patient: Patient) -> str:
+        """What to type about a patient, where it was asked."""
+        language = asked.command.language
+        if asked.place.ward is None:
+            return usage(action, language)
+        return usage_in_ward(action, language, shown(patient.bed, MAX_BED))
 
     async def _answers_for(self, person: Staff, patient: Patient) -> bool:
         if not person.is_clinician:
@@ -266,13 +312,11 @@ class BedsideDesk:
         if key.replace(_VARIATION, "") not in TICKS:
             return
         records = self._records
-        delivery = await records.outbox.delivery_of(reacts_to)
-        if (
-            delivery is None
-            or delivery.room_id != room_id
-            or delivery.sender is not SentBy.ALERTS
-            or delivery.patient is None
-        ):
+        delivery = await self._alarm_at(room_id, reacts_to)
+        if delivery is None:
+            return
+        if delivery.patient is None:
+            await self._tick_on_outage(delivery, sender, reacts_to, event_id)
             return
         told = delivery.content.get(ALARM) or {}
         alarm_id, seen = told.get("alarm_id"), told.get("priority")
@@ -326,6 +370,76 @@ class BedsideDesk:
         records.store.hints.notify("facts")
         records.store.hints.notify("outbox")
         log.info("alarm_acknowledged", by="reaction")
+
+    # --- outages of a ward -----------------------------------------------------------------------
+
+    async def _acknowledge_outage(self, connection: Connection, asked: Asked) -> Done | None:
+        """The outage of the ward, which concerns no single bed.
+
+        ``None`` if there is none, or if the message answers a patient's alarm.
+        """
+        records, language, ward = self._records, asked.command.language, asked.place.ward
+        one = None if ward is None else await records.outages.of(ward.id)
+        if ward is None or one is None or await self._replied_about(asked) is not None:
+            return None
+        await self._require_of_ward(asked)
+        _ = translator(language).gettext
+        taken = await records.outages.answer(connection, ward.id, self._now())
+        who = named(asked.person, asked.account)
+        if taken is None:
+            text = await outage_text(records, one, one.patients, ward, language)
+            return Done(_("Somebody takes care of it already: {where}").format(where=text.body))
+        said = await self._outage_seen(taken, ward, who, language)
+        return Done(said, None, {"outage": str(len(taken.patients)), "by": "command"})
+
+    async def _tick_on_outage(
+        self, delivery: Delivery, sender: str, reacts_to: str, event_id: str
+    ) -> None:
+        """A tick on the message of the outage that goes on; it may do no more than on an alarm."""
+        records, room_id = self._records, delivery.room_id
+        ward = await records.wards.in_room(room_id)
+        person = await records.people.get(sender)
+        if OUTAGE not in delivery.content or ward is None:
+            return
+        if person is None or not is_of(person, ward):
+            log.info("reaction_ignored", reason="not_of_ward")
+            return
+        now = self._now()
+        mark = records.site_key.fingerprint(b"tick", room_id.encode(), event_id.encode())
+        async with records.store.transaction() as connection:
+            if not await records.orders_seen.take(connection, mark, now=now):
+                return
+            one = await records.outages.of(ward.id)
+            if one is None or to_ms(one.began_at) != delivery.content[OUTAGE]:
+                log.info("reaction_ignored", reason="no_open_alarm")
+                return
+            if await records.outages.answer(connection, ward.id, now) is None:
+                log.info("reaction_ignored", reason="no_open_alarm")
+                return
+            await records.audit.note(
+                connection,
+                actor=sender,
+                action=Action.ACKNOWLEDGE.value,
+                subject=room_id,
+                now=now,
+                outage=str(len(one.patients)),
+                by="reaction",
+            )
+            answer = notice(
+                room_id,
+                await self._outage_seen(one, ward, named(person, sender), ward.language),
+                records.site_key.fingerprint(b"answer", mark).hex(),
+                now=now,
+                more={"m.relates_to": {"m.in_reply_to": {"event_id": reacts_to}}},
+            )
+            await records.outbox.add(connection, answer)
+        records.store.hints.notify("outbox")
+        log.info("outage_acknowledged", by="reaction")
+
+    async def _outage_seen(self, one: Outage, ward: Ward, who: str, language: Language) -> str:
+        head = acknowledged_line(who, clock_time(self._now(), ward.time_zone), language)
+        text = await outage_text(self._records, one, one.patients, ward, language)
+        return f"{head}\n{text.body}"
 
     async def _place(self, room_id: str) -> Place:
         ward = await self._records.wards.in_room(room_id)
@@ -411,25 +525,29 @@ class BedsideDesk:
         )
 
     async def _alarms_of_ward(self, ward: Ward, language: Language) -> Done:
-        return await self._alarms_of(
-            await self._records.patients_of(ward), language, ward.time_zone
-        )
+        patients = await self._records.patients_of(ward)
+        said = await self._alarms_of(patients, ward, language, ward.time_zone)
+        return Done(said, patients[0] if len(patients) == 1 else None)
+
+    async def _alarms_of_patient(self, patient: Patient, language: Language, zone: str) -> Done:
+        ward = await self._records.wards.responsible(patient.key)
+        return Done(await self._alarms_of([patient], ward, language, zone), patient)
 
     async def _alarms_of(
-        self, patients: Collection[Patient], language: Language, zone: str
-    ) -> Done:
+        self, patients: Collection[Patient], ward: Ward | None, language: Language, zone: str
+    ) -> str:
+        """The open alarms of patients of a ward, and its outage if it concerns one of them."""
         _ = translator(language).gettext
-        now = self._now()
-        lines = [
-            line
-            for patient in patients
-            for line in await open_lines(
-                self._records, patient, self._rules, language=language, zone=zone, now=now
-            )
-        ]
+        records, now = self._records, self._now()
+        lines = await open_lines(
+            records, patients, self._rules, language=language, zone=zone, now=now
+        )
+        one = None if ward is None else await records.outages.of(ward.id)
+        if ward is not None and one is not None and one.patients & {each.key for each in patients}:
+            line = await outage_line(records, one, self._rules, ward, language=language, now=now)
+            lines = [*([] if line is None else [line]), *lines]
         head = _("Open alarms: {count}").format(count=len(lines))
-        only = next(iter(patients)) if len(patients) == 1 else None
-        return Done("\n".join([head, *lines[:MAX_LINES]]), only)
+        return "\n".join([head, *lines[:MAX_LINES]])
 
     # --- limits ----------------------------------------------------------------------------------
 
@@ -519,16 +637,12 @@ class BedsideDesk:
 
         def say(language: Language, zone: str) -> str:
             _ = translator(language).gettext
-            lines = []
+            lines = [bed_of(patient, language)]
             for fact in facts:
                 if fact.threshold is None:
-                    usual = _("{who}: {side} has its usual limit again · {where}")
+                    usual = _("{who}: {side} has its usual limit again")
                     lines.append(
-                        usual.format(
-                            who=who,
-                            side=side(fact.kind, fact.direction, language),
-                            where=bed_of(patient, language),
-                        )
+                        usual.format(who=who, side=side(fact.kind, fact.direction, language))
                     )
                     continue
                 limit = OwnLimit(
@@ -537,7 +651,6 @@ class BedsideDesk:
                 lines.append(
                     own_limit_line(limit, language, zone, now=fact.at, who=who, reason=fact.reason)
                 )
-                lines.append(bed_of(patient, language))
             in_force = _("Limits in force: {limits}")
             lines.append(in_force.format(limits=limits_in_force(rules, language)))
             return "\n".join(lines)
@@ -604,15 +717,28 @@ class BedsideDesk:
         state = await present_state(self._records, patient.key, self._rules)
         standing = state.standing
         found = score(state.latest, (fact, *standing.entered), standing.profile, now)
+        lacks = missing(state.latest, (fact, *standing.entered), standing.profile, now)
+        no_age = age_unknown(standing.profile) and not standing.profile.pregnant
         who = named(asked.person, asked.account)
-        lines = [entered_line(fact, bed_of(patient, language), who, language)]
-        if found is not None:
-            lines.append(news2_line(found, language))
+
+        def say(language: Language, _zone: str) -> str:
+            lines = [entered_line(fact, bed_of(patient, language), who, language)]
+            if found is not None:
+                lines.append(news2_line(found, language))
+            elif lacks or no_age:
+                lines.append(news2_lacks(lacks, language, age_too=no_age))
+            return "\n".join(lines)
+
         stated = {"respiration", "consciousness", "oxygen"}
         detail = {
             "signs": " ".join(sorted(one for one in stated if getattr(fact, one) is not None))
         }
-        return Done("\n".join(lines), patient, detail)
+        return Done(
+            say(language, asked.place.zone),
+            patient,
+            detail,
+            await self._elsewhere(patient, say, asked.place.room_id, asked.mark),
+        )
 
     def _vitals(self, asked: Asked, about: Bedside, patient: Patient) -> Done:
         language = asked.command.language

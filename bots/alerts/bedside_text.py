@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from datetime import datetime
 from typing import Final
 
@@ -91,7 +91,27 @@ def entered_line(entered: Entered, where: str, who: str, language: Language) -> 
 def news2_line(score: News2, language: Language) -> str:
     """A complete score; a sign with 3 points alone is named."""
     _ = translator(language).gettext
-    signs = {
+    signs = _signs(language)
+    parts = [_("NEWS2 {total}").format(total=score.total)]
+    if score.scale_2:
+        parts.append(_("SpO2 scale 2"))
+    if score.red:
+        red = ", ".join(signs[one] for one in score.red)
+        parts.append(_("3 points alone: {signs}").format(signs=red))
+    return SEPARATOR.join(parts)
+
+
+def news2_lacks(signs: Collection[Sign], language: Language, *, age_too: bool) -> str:
+    """What a score needs that is not known, or not of now."""
+    _ = translator(language).gettext
+    names = _signs(language)
+    lacks = [*(names[one] for one in signs), *([_("age")] if age_too else [])]
+    return _("NEWS2 incomplete, not known: {signs}").format(signs=", ".join(lacks))
+
+
+def _signs(language: Language) -> Mapping[Sign, str]:
+    _ = translator(language).gettext
+    return {
         Sign.RESPIRATION: _("respiration"),
         Sign.SPO2: _("SpO2"),
         Sign.OXYGEN: _("oxygen"),
@@ -100,13 +120,6 @@ def news2_line(score: News2, language: Language) -> str:
         Sign.CONSCIOUSNESS: _("consciousness"),
         Sign.TEMPERATURE: _("temperature"),
     }
-    parts = [_("NEWS2 {total}").format(total=score.total)]
-    if score.scale_2:
-        parts.append(_("SpO2 scale 2"))
-    if score.red:
-        red = ", ".join(signs[one] for one in score.red)
-        parts.append(_("3 points alone: {signs}").format(signs=red))
-    return SEPARATOR.join(parts)
 
 
 def oximeter_line(language: Language) -> str:

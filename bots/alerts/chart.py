@@ -2,7 +2,8 @@
 
 One strip for each sign, all with the same time: values as lines, limits as shaded regions that are
 darker where the alarm is urgent, grey where nothing was measured, a triangle where an alarm began,
-the newest value at the right. What was received late is drawn lighter, for nobody saw it then.
+the newest value at the right, with a mark where
+what came after it cannot be used. What was received late is drawn lighter, for nobody saw it then.
 Nothing rests on colour alone: regions differ in lightness and border, lines in width; the colours
 are near those of Okabe and Ito (2008), which the colour-blind tell apart.
 """
@@ -121,6 +122,7 @@ class Plot:
         points: by kind, in the order of time.
         bands: the limits.
         marks: alarms.
+        unusable: kinds of which nothing that can be used came after their newest value.
     """
 
     title: str
@@ -131,6 +133,7 @@ class Plot:
     points: Mapping[Kind, Sequence[Point]]
     bands: Sequence[Bands] = ()
     marks: Sequence[Mark] = field(default=())
+    unusable: frozenset[Kind] = frozenset()
 
 
 def draw(plot: Plot) -> bytes:
@@ -345,10 +348,13 @@ class _Canvas:
         said = "/".join(f"{one.value:.{decimals}f}" for one in newest)
         if self._plot.language is Language.FRENCH:
             said = said.replace(".", ",")
-        old = self._plot.until - newest[0].at > _FRESH
-        size = 34 if len(newest) == 1 else 24
+        lost = not self._plot.unusable.isdisjoint(kinds)
+        old = lost or self._plot.until - newest[0].at > _FRESH
+        size = 24 if lost or len(newest) > 1 else 34
         middle = (top + bottom) / 2
         self._text(WIDTH - _RIGHT + 8, middle, said, size, ink=_FAINT if old else _INK, anchor="lm")
+        if lost:  # the dying look so: what was measured last is not how the patient is
+            self._text(WIDTH - _RIGHT + 10, middle - 32, "?", 34, ink=_ALARM, anchor="lm")
         if old:
             self._text(WIDTH - _RIGHT + 8, middle + 20, self._clock(newest[0].at), 18, ink=_FAINT)
 

@@ -531,7 +531,7 @@ class ConsultationDesk:
 
     async def _not_taken(self, patient: Patient, language: Language, zone: str) -> list[str]:
         """The words of the open alarms of high priority that nobody took."""
-        state = await readable_state(self._records, patient, self._rules)
+        state = await readable_state(self._records, patient.key, self._rules)
         if state is None:  # who cannot be judged may be in danger
             return [unreadable(patient.bed, patient.initials, language)]
         now = self._now()

@@ -54,6 +54,7 @@ class Asked:
         person: the same, of the staff; ``None`` for the patient.
         event_id: of the message.
         mark: fingerprint of the message, for delivery ids.
+        replies_to: the event that the message answers, by the homeserver's word.
     """
 
     command: Command
@@ -62,6 +63,7 @@ class Asked:
     person: Staff | None
     event_id: str
     mark: bytes
+    replies_to: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

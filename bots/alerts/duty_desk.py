@@ -124,9 +124,12 @@ class DutyDesk:
                 )
             case Action.DUTY_LEAVE:
                 left = duty.leave(roster, person.account, now=now)
-                said = _("{who} is off duty; alarms are silent on this person's phone.").format(
-                    who=me
-                )
+                all_ring = await self._records.warnings.is_open(About.NOBODY_REACHABLE, ward.id)
+                said = (
+                    _("{who} is off duty. No phone of who is on duty can ring: all of the ward do.")
+                    if all_ring
+                    else _("{who} is off duty; alarms are silent on this person's phone.")
+                ).format(who=me)
                 return Outcome(
                     f"{said}\n{await self._on_duty(left, ward, language)}", left, person.account
                 )
@@ -347,12 +350,12 @@ class DutyDesk:
         """Open alarms and the limits in force, for who takes over."""
         _ = translator(language).gettext
         records, now, zone = self._records, self._now(), ward.time_zone
-        alarms: list[str] = []
+        patients = await records.patients_of(ward)
+        alarms = await open_lines(
+            records, patients, self._rules, language=language, zone=zone, now=now
+        )
         own: list[str] = []
-        for patient in await records.patients_of(ward):
-            alarms += await open_lines(
-                records, patient, self._rules, language=language, zone=zone, now=now
-            )
+        for patient in patients:
             own += await lasting_limits(
                 records, patient, self._rules, language=language, zone=zone, now=now
             )

@@ -121,6 +121,36 @@ class _Judged:
     was_behind: bool
 
 
+@dataclass(frozen=True, slots=True)
+class _Worse:
+    """An outage that begins or concerns more patients.
+
+    Attributes:
+        outage: as it is now.
+        new: who was not concerned before.
+        silent: who of all of them is not heard.
+    """
+
+    outage: Outage
+    new: frozenset[PatientKey]
+    silent: frozenset[PatientKey]
+
+
+@dataclass(frozen=True, slots=True)
+class _Over:
+    """An outage that is over.
+
+    Attributes:
+        outage: as it was.
+        silent: who is still not heard.
+        until: when at least half of its patients were heard again.
+    """
+
+    outage: Outage
+    silent: frozenset[PatientKey]
+    until: datetime
+
+
 class AlarmEngine:
     """Judges every reading and every fact, in order, once."""
 
@@ -212,23 +242,23 @@ class AlarmEngine:
         """
         records, now = self._records, self._now()
         async with records.store.session():
-            under_way = await records.outages.all()
+            under_way = {one.ward: one for one in await records.outages.all()}
             due_now, later = await self._due(now)
+            over = await self._outages_end(under_way.values(), now)
+            lasting = under_way.keys() - {one.outage.ward for one in over}
             loud = [patient for patient, quiet in due_now.items() if not quiet]
-            begun = await self._outages_begin(loud, {one.ward for one in under_way}, now)
-            over = await self._outages_end(under_way, now)
+            worse = await self._outages_grow(loud, under_way, lasting, now)
             noted: list[tuple[PatientKey, Fact]] = [
-                *((patient, OutageStarted(now)) for one in begun for patient in one.patients),
+                *((patient, OutageStarted(now)) for one in worse for patient in one.new),
                 *((patient, TimePassed(now, quiet)) for patient, quiet in due_now.items()),
-                *((patient, OutageEnded(now)) for one, _ in over for patient in one.patients),
+                *((one, OutageEnded(now)) for each in over for one in each.outage.patients),
             ]
-            ended = {one.ward for one, _ in over}
             again = [
-                replace(one, told_at=now)
-                for one in under_way
-                if now - one.told_at >= self._rules.schedules_of(one.ward)[Priority.MEDIUM].again
-                and one.ward not in ended
+                replace(under_way[ward], told_at=now)
+                for ward in sorted(lasting - {one.outage.ward for one in worse})
+                if self._is_told_again(under_way[ward], now)
             ]
+            still = {one.ward: await self._silent(one.patients, now) for one in again}
             # Nothing can be sealed for whoever has no key: the others must not wait for that.
             locked = await records.readings.locked({patient for patient, _ in noted})
             noted = [(patient, fact) for patient, fact in noted if patient not in locked]
@@ -238,17 +268,23 @@ class AlarmEngine:
             async with records.store.transaction() as connection:
                 await records.facts.append_of(connection, noted)
                 await records.alarm_states.put_off(connection, later)
-                for one in [*begun, *again]:
-                    await records.outages.keep(connection, one)
-                    message = await self._announcer.outage_goes_on(one)
+                for one in worse:
+                    await records.outages.keep(connection, one.outage)
+                    message = await self._announcer.outage_goes_on(one.outage, one.silent)
                     await records.outbox.add(connection, message)
-                for one, silenced in over:
-                    await records.outages.end(connection, one.ward)
-                    message = await self._announcer.outage_ended(one, silenced, now)
+                for lasts in again:
+                    if await records.outages.told_again(connection, lasts.ward, now):
+                        message = await self._announcer.outage_goes_on(lasts, still[lasts.ward])
+                        await records.outbox.add(connection, message)
+                for ends in over:
+                    await records.outages.end(connection, ends.outage.ward)
+                    message = await self._announcer.outage_ended(
+                        ends.outage, ends.silent, ends.until
+                    )
                     await records.outbox.add(connection, message)
                 told = await self._tell_of(connection, sorted(locked))
         self._have_told(told)
-        if begun or over or again or told:
+        if worse or over or again or told:
             records.store.hints.notify("outbox")
         for patient in sorted(locked):
             log.critical("patient_key_missing", patient=patient)
@@ -309,10 +345,18 @@ class AlarmEngine:
         held = {one: self._states[one] for one in patients if one in self._states}
         return frozenset(one for one in held if self._is_silent(held[one].state, now))
 
-    async def _outages_begin(
-        self, due_now: Collection[PatientKey], under_way: Collection[WardId], now: datetime
-    ) -> list[Outage]:
-        """Outages that begin with those whose silence is due; those of before are left alone."""
+    def _is_told_again(self, one: Outage, now: datetime) -> bool:
+        again = self._rules.schedules_of(one.ward)[Priority.MEDIUM].again
+        return one.answered_at is None and now - one.told_at >= again
+
+    async def _outages_grow(
+        self,
+        due_now: Collection[PatientKey],
+        under_way: Mapping[WardId, Outage],
+        lasting: Collection[WardId],
+        now: datetime,
+    ) -> list[_Worse]:
+        """Outages that begin with those whose silence is due, or that they join."""
         of_ward: dict[WardId, set[PatientKey]] = defaultdict(set)
         for patient in due_now:
             held = self._states.get(patient)
@@ -320,19 +364,31 @@ class AlarmEngine:
                 ward = await self._records.wards.responsible(patient)
                 if ward is not None and ward.room_id is not None:
                     of_ward[ward.id].add(patient)
-        begun = []
+        found = []
         for ward_id, patients in of_ward.items():
-            if ward_id in under_way:
-                continue
-            members = await self._records.outages.members(ward_id, patients)
-            silenced = await self._silent(members, now)
-            if outage.is_outage(silenced, members):
-                begun.append(Outage(ward_id, now, now, silenced, len(members)))
-        return begun
+            members = await self._records.wards.monitored(ward_id) | patients
+            known = under_way.get(ward_id)
+            if known is None:
+                silenced = await self._silent(members, now)
+                if outage.is_outage(silenced, members):
+                    heard = [outage.heard_at(self._states[one].state) for one in silenced]
+                    since = max((at for at in heard if at is not None), default=now)
+                    begun = Outage(ward_id, since, now, silenced, len(members))
+                    found.append(_Worse(begun, silenced, silenced))
+            elif ward_id in lasting and (new := self._joining(patients - known.patients, now)):
+                concerned = known.patients | new
+                grown = replace(known, told_at=now, patients=concerned, members=len(members))
+                found.append(_Worse(grown, new, await self._silent(concerned, now)))
+        return found
 
-    async def _outages_end(
-        self, under_way: Sequence[Outage], now: datetime
-    ) -> list[tuple[Outage, frozenset[PatientKey]]]:
+    def _joining(self, patients: Collection[PatientKey], now: datetime) -> frozenset[PatientKey]:
+        """Whose silence itself is due, and not only a reminder of something else."""
+        silent_after = self._rules.silent_after
+        return frozenset(
+            one for one in patients if outage.is_due(self._states[one].state, now, silent_after)
+        )
+
+    async def _outages_end(self, under_way: Iterable[Outage], now: datetime) -> list[_Over]:
         """Outages that are over, and who of them is still silent."""
         over = []
         for one in under_way:
@@ -343,7 +399,7 @@ class AlarmEngine:
             since = self._half_back.setdefault(one.ward, now)
             if not silenced or now - since >= outage.STEADY:
                 del self._half_back[one.ward]
-                over.append((one, silenced))
+                over.append(_Over(one, silenced, since))
         return over
 
     # --- a pass ----------------------------------------------------------------------------------

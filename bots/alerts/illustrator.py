@@ -15,7 +15,7 @@ from bots.alerts.kept_state import kept_state
 from bots.alerts.limits import Priority
 from bots.alerts.news2 import score
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.text import clock_time
+from bots.alerts.text import duty_time
 from bots.alerts.vitals_table import table
 from fajma.charts import Chart, ChartOrder
 from fajma.errors import BugError
@@ -28,6 +28,7 @@ from fajma.vitals import Age, Kind, PatientKey
 PAGE: Final = 500
 """Readings opened at a time, between which others have their turn."""
 
+_DASH: Final = "\N{EN DASH}"
 _BEGAN: Final = frozenset({Reason.STARTED.value, Reason.WORSENED.value})
 
 
@@ -55,7 +56,7 @@ class Illustrator:
         if patient is None:
             raise BugError("a chart of nobody", code="chart_without_patient")
         state = await kept_state(self._records, patient.key)
-        points = await self._points(patient.key, order.since, order.until)
+        points, unusable = await self._points(patient.key, order.since, order.until)
         plot = Plot(
             title=bed_of(patient, order.language),
             since=order.since,
@@ -63,12 +64,17 @@ class Illustrator:
             zone=order.zone,
             language=order.language,
             points=points,
+            unusable=unusable,
             bands=self._rules.of(state.standing).bands,
             marks=await self._marks(patient.key, order.since),
         )
         png = await asyncio.to_thread(draw, plot)
         has_spo2 = bool(points[Kind.SPO2])
-        span = f"{clock_time(order.since, order.zone)}, {clock_time(order.until, order.zone)}"
+        since, until = (
+            duty_time(one, order.zone, order.language, now=order.until)
+            for one in (order.since, order.until)
+        )
+        span = f"{since} {_DASH} {until}"
         notes = [oximeter_line(order.language)] if has_spo2 else []
         said = SEPARATOR.join([bed_of(patient, order.language), span, *notes])
         shown = self._table(order, patient, state, points, notes) if order.table else None
@@ -102,12 +108,13 @@ class Illustrator:
 
     async def _points(
         self, patient: PatientKey, since: datetime, until: datetime
-    ) -> dict[Kind, list[Point]]:
-        """What was measured in a span, by kind, in the order of time.
+    ) -> tuple[dict[Kind, list[Point]], frozenset[Kind]]:
+        """What was measured in a span, by kind, in the order of time; which kinds are unusable now.
 
         A row that does not open leaves a gap; others count and tell it.
         """
         found: dict[Kind, list[Point]] = {kind: [] for kind in Kind}
+        lost: dict[Kind, datetime] = {}
         readings = self._records.readings
         last: int | None = None
         while True:
@@ -120,11 +127,16 @@ class Illustrator:
                     late = reading.age is not Age.LIVE
                     for kind, value in reading.values.items():
                         found[kind].append(Point(at, float(value), late))
+                    lost |= {one: max(at, lost.get(one, at)) for one in reading.unusable}
             earliest = min((one.reading.received_at for one in opened), default=until)
             if len(page) < PAGE or earliest < since:
                 break
             last = page[0].position - 1
-        return {kind: sorted(points, key=lambda one: one.at) for kind, points in found.items()}
+        points = {kind: sorted(each, key=lambda one: one.at) for kind, each in found.items()}
+        unusable = {
+            kind for kind, at in lost.items() if not points[kind] or at > points[kind][-1].at
+        }
+        return points, frozenset(unusable)
 
     async def _marks(self, patient: PatientKey, since: datetime) -> list[Mark]:
         marks = []

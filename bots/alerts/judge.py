@@ -298,7 +298,7 @@ def _sense(
     for one in ended:
         told = attention.was_told(state.care.get(one.alarm_id))
         reason = Reason.RECOVERED if told else Reason.ENDED_UNTOLD
-        out.append(technical.decide(reason, one, state.latest, at))
+        out.append(technical.decide(reason, one, state, at))
         state = replace(state, care=without(state.care, one.alarm_id))
     for one in began:
         state = begin_trouble(state, one, at, out)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from bots.alerts.alarm_state import Latest, Profile
 from fajma.facts import AgeBand, Consciousness, Entered
@@ -102,14 +102,8 @@ def score(
     """
     if profile.age_band is not AgeBand.ADULT or profile.pregnant:
         return None
-    pulse = _measured(latest, Kind.HEART_RATE, now - MONITOR_FRESH)
-    spo2 = _measured(latest, Kind.SPO2, now - MONITOR_FRESH)
-    temperature = _measured(latest, Kind.TEMPERATURE, now - MONITOR_FRESH)
-    systolic = _measured(latest, Kind.SYSTOLIC, now - CUFF_FRESH)
-    stated = [one for one in entered if one.at >= now - ENTERED_FRESH]
-    respiration = _first([(one.respiration, one.at) for one in stated])
-    consciousness = _first([(one.consciousness, one.at) for one in stated])
-    oxygen = _first([(one.oxygen, one.at) for one in stated])
+    known = _known(latest, entered, now)
+    respiration, spo2, oxygen, systolic, pulse, consciousness, temperature = known
     if (
         pulse is None
         or spo2 is None
@@ -140,6 +134,49 @@ def score(
             consciousness[1],
             oxygen[1],
         ),
+    )
+
+
+def missing(
+    latest: Sequence[Latest], entered: Sequence[Entered], profile: Profile, now: datetime
+) -> tuple[Sign, ...]:
+    """The signs that a score would need and that are missing or too old.
+
+    Args:
+        latest: as for ``score``, as all others.
+        entered: what clinicians typed.
+        profile: of the patient; none is missing for whom the score is not made. Of unknown age it
+            may be.
+        now: aware time.
+    """
+    if profile.age_band not in (AgeBand.ADULT, AgeBand.UNKNOWN) or profile.pregnant:
+        return ()
+    known = _known(latest, entered, now)
+    return tuple(sign for sign in Sign if getattr(known, sign.value) is None)
+
+
+class _Known(NamedTuple):
+    """Each sign with its time, as it is named in ``Sign``; ``None``: missing or too old."""
+
+    respiration: tuple[int, datetime] | None
+    spo2: tuple[Decimal, datetime] | None
+    oxygen: tuple[bool, datetime] | None
+    systolic: tuple[Decimal, datetime] | None
+    pulse: tuple[Decimal, datetime] | None
+    consciousness: tuple[Consciousness, datetime] | None
+    temperature: tuple[Decimal, datetime] | None
+
+
+def _known(latest: Sequence[Latest], entered: Sequence[Entered], now: datetime) -> _Known:
+    stated = [one for one in entered if one.at >= now - ENTERED_FRESH]
+    return _Known(
+        respiration=_first([(one.respiration, one.at) for one in stated]),
+        spo2=_measured(latest, Kind.SPO2, now - MONITOR_FRESH),
+        oxygen=_first([(one.oxygen, one.at) for one in stated]),
+        systolic=_measured(latest, Kind.SYSTOLIC, now - CUFF_FRESH),
+        pulse=_measured(latest, Kind.HEART_RATE, now - MONITOR_FRESH),
+        consciousness=_first([(one.consciousness, one.at) for one in stated]),
+        temperature=_measured(latest, Kind.TEMPERATURE, now - MONITOR_FRESH),
     )
 
 

@@ -253,7 +253,7 @@ def _take_off(state: PatientState, fact: TakenOff) -> _Taken:
     care = dict(state.care)
     for one in state.troubles:
         if one.device == fact.device:
-            out.append(technical.decide(Reason.TAKEN_OFF, one, state.latest, fact.at))
+            out.append(technical.decide(Reason.TAKEN_OFF, one, state, fact.at))
             care.pop(one.alarm_id, None)
     state = replace(
         state,
@@ -285,7 +285,7 @@ def _end_outage(state: PatientState, at: datetime) -> _Taken:
         care = state.care.get(one.alarm_id)
         silent = one.trouble is Trouble.NO_READINGS
         if silent and not attention.was_told(care):
-            out.append(technical.decide(Reason.ENDED_UNTOLD, one, state.latest, at))
+            out.append(technical.decide(Reason.ENDED_UNTOLD, one, state, at))
             state = replace(state, care=without(state.care, one.alarm_id))
             continue
         left.append(one)

@@ -132,7 +132,7 @@ def vital(
 def _technical(
     state: PatientState, episode: TroubleEpisode, reason: Reason, at: datetime, *, step: int = 0
 ) -> TechnicalDecision:
-    return technical.decide(reason, episode, state.latest, at, step=step)
+    return technical.decide(reason, episode, state, at, step=step)
 
 
 def _folded(state: PatientState, episode: TroubleEpisode) -> bool:
@@ -186,7 +186,7 @@ def begin_trouble(
             reason, care = Reason.TOLD_TODAY, replace(care, told_at=state.clock_told)
         else:
             state = replace(state, clock_told=at)
-    out.append(technical.decide(reason, episode, state.latest, at))
+    out.append(technical.decide(reason, episode, state, at))
     return caring(state, episode.alarm_id, care)
 
 

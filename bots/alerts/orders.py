@@ -75,6 +75,7 @@ class _Heard:
     body: str
     sent_at: datetime
     mentions: tuple[str, ...]
+    replies_to: str | None
     is_reply: bool
     is_edit: bool
     event: nio.Event
@@ -265,12 +266,13 @@ class Orders:
     def _right_line(error: CommandError, ward: Ward | None, language: Language) -> str:
         """What to type instead, where it was typed."""
         works_here = {action.verb for action in (IN_CONSULTATION if ward is None else IN_WARD)}
+        said = str(error) if ward is None else error.in_ward
         if error.verb in works_here:
-            return str(error)
+            return said
         _ = translator(language).gettext
         if ward is not None:
             elsewhere = _("This is typed in the consultation's room, not in the ward's.")
-            return f"{error}\n{elsewhere}"
+            return f"{said}\n{elsewhere}"
         sentence = _("This is no command in a consultation. What can be typed here:")
         return f"{sentence}\n{here(language)}"
 
@@ -437,7 +439,7 @@ class Orders:
         consultation = await self._records.consultations.in_room(heard.room_id)
         place = Place(ward, consultation if ward is None else None, heard.room_id)
         mark = self._envelope(heard)
-        asked = Asked(command, place, heard.sender, giver, heard.event_id, mark)
+        asked = Asked(command, place, heard.sender, giver, heard.event_id, mark, heard.replies_to)
         desk = self._bedside if command.action in AT_BEDSIDE else self._reception
         done: Done = await desk.done(connection, asked)
         patient = done.patient.key if done.patient is not None else None
@@ -571,6 +573,8 @@ def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:
     body = said.get("body")
     if not isinstance(body, str):
         return None
+    reply = relates.get("m.in_reply_to")
+    replies_to = reply.get("event_id") if isinstance(reply, dict) else None
     mentions = said.get("m.mentions")
     users = mentions.get("user_ids") if isinstance(mentions, dict) else None
     return _Heard(
@@ -582,6 +586,7 @@ def _heard(room_id: str, event: nio.RoomMessageText) -> _Heard | None:
         mentions=tuple(one for one in users or () if isinstance(one, str))
         if isinstance(users, list)
         else (),
+        replies_to=replies_to if isinstance(replies_to, str) and replies_to.isprintable() else None,
         is_reply="m.in_reply_to" in relates,
         is_edit=is_edit,
         event=event,

@@ -6,21 +6,23 @@ one patient who matters, so:
 1. When somebody's silence is due to be told, and at least ``LEAST`` patients of the ward and at
    least half of those who wear a monitor there are silent, it is an outage. Silent is who was not
    heard for half of the usual time: the others would follow one by one within the next minute.
-2. The ward is told once for all of them, and again while it lasts and nobody sees to it.
+2. The ward is told once for all of them, and again while it lasts and nobody sees to it. Whose
+   silence is due later joins it: that is told at once, whoever has answered before.
 3. It is over when at least half of them were heard again for ``STEADY``, or all of them were.
    The ward is told who is not back; their silence counts for itself from then on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
 from html import escape
 from typing import Final
 
 from bots.alerts.alarm_state import PatientState
-from bots.alerts.text import MAX_BED, Text, clock_time
-from fajma.language import SEPARATOR, Language, shown, translator
+from bots.alerts.technical import silences
+from bots.alerts.text import Text, clock_time
+from fajma.language import SEPARATOR, Language, translator
 from fajma.vitals import PatientKey
 
 # FAJMA defaults, not from a guideline.
@@ -51,6 +53,12 @@ def is_silent(state: PatientState, now: datetime, silent_after: timedelta) -> bo
     return heard is not None and now - heard >= silent_after / 2
 
 
+def is_due(state: PatientState, now: datetime, silent_after: timedelta) -> bool:
+    """Whether the silence of a patient's monitor is due to be told."""
+    due = silences(state.standing, state.heard, state.troubles, silent_after)
+    return any(at <= now for at, _, _ in due)
+
+
 def is_outage(silenced: Collection[PatientKey], members: Collection[PatientKey]) -> bool:
     """Whether so many of a ward's patients with a monitor are silent that it is one matter."""
     return len(silenced) >= LEAST and 2 * len(silenced) >= len(members)
@@ -64,42 +72,82 @@ def half_back(silenced: Collection[PatientKey], concerned: Collection[PatientKey
 # The words
 
 
-def began(count: int, members: int, *, since: datetime, language: Language, zone: str) -> Text:
-    """That a ward is not monitored."""
+def told(
+    silent: Sequence[str],
+    count: int,
+    members: int,
+    *,
+    since: datetime,
+    language: Language,
+    zone: str,
+) -> Text:
+    """That a ward is not monitored.
+
+    Args:
+        silent: beds and initials of those from whom nothing is heard, in order.
+        count: how many they are; more than that where a record does not open.
+        members: how many of the ward wear a monitor.
+        since: of the outage.
+        language: of the reader.
+        zone: of the reader.
+    """
+    ngettext = translator(language).ngettext
     _ = translator(language).gettext
     return _told(
         _("TECHNICAL ALARM"),
-        _("no readings from {count} of {all} patients since {time}").format(
-            count=count, all=members, time=clock_time(since, zone)
-        ),
+        ngettext(
+            "no readings from {count} of {all} patients",
+            "no readings from {count} of {all} patients",
+            count,
+        ).format(count=count, all=members),
+        ngettext("bed {beds}", "beds {beds}", count).format(beds=_listed(silent, count)),
+        _("outage since {time}").format(time=clock_time(since, zone)),
         _("See the patients, then network and power of the monitors"),
     )
 
 
 def ended(
-    missing: Collection[str],
+    missing: Sequence[str],
+    count: int,
     concerned: int,
     *,
     since: datetime,
-    now: datetime,
+    until: datetime,
     language: Language,
     zone: str,
 ) -> Text:
-    """That it is over, and in which beds nothing was heard yet."""
-    _ = translator(language).gettext
-    back = _("{count} of {all} patients are monitored again").format(
-        count=concerned - len(missing), all=concerned
-    )
+    """That it is over, and in which beds nothing was heard yet.
+
+    Args:
+        missing: beds and initials of those, in order.
+        count: how many they are.
+        concerned: how many went silent.
+        since: last reading before it.
+        until: when at least half of them were heard again.
+        language: of the reader.
+        zone: of the reader.
+    """
+    _, ngettext = translator(language).gettext, translator(language).ngettext
+    back = ngettext(
+        "{count} of {all} patients is monitored again",
+        "{count} of {all} patients are monitored again",
+        concerned - count,
+    ).format(count=concerned - count, all=concerned)
     times = _("readings were missing from {start} to {end}").format(
-        start=clock_time(since, zone), end=clock_time(now, zone)
+        start=clock_time(since, zone), end=clock_time(until, zone)
     )
     parts = [back, times]
-    if missing:
-        beds = ", ".join(shown(bed, MAX_BED) for bed in sorted(missing)[:BEDS_SHOWN])
-        more = len(missing) - BEDS_SHOWN
-        beds = f"{beds} + {more}" if more > 0 else beds
-        parts.append(_("still no readings: beds {beds}").format(beds=beds))
+    if count:
+        still = ngettext("still no readings: bed {beds}", "still no readings: beds {beds}", count)
+        parts.append(still.format(beds=_listed(missing, count)))
     return _told(_("END OF OUTAGE"), *parts)
+
+
+def _listed(beds: Sequence[str], count: int) -> str:
+    """The first of them, and how many more there are."""
+    shown = beds[:BEDS_SHOWN]
+    more = count - len(shown)
+    return ", ".join([*shown, *([f"+ {more}"] if more else [])])
 
 
 def _told(title: str, *parts: str) -> Text:

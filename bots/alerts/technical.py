@@ -18,7 +18,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Final
@@ -27,7 +27,7 @@ from bots.alerts.alarm import Reason, Reasoned
 from bots.alerts.alarm_state import (
     AlarmId,
     Heard,
-    Latest,
+    PatientState,
     Standing,
     Trouble,
     TroubleEpisode,
@@ -97,10 +97,12 @@ class TechnicalDecision(Reasoned):
         priority: of the alarm.
         alarm_id: the technical alarm.
         since: when the trouble began, by our clock.
-        last_good_at: when the last value that could be judged was measured; ``None`` if there was
-            none since the patient wears a monitor.
+        last_good_at: when the last value that could be judged was measured, or of silence, when
+            something was last heard of this monitor; ``None`` if there was none since the patient
+            wears it.
         at: when this was decided, by our clock.
         step: of the escalation ladder that is reached, from 0; all up to it are told.
+        one_of_several: whether the patient wears other monitors too.
     """
 
     reason: Reason
@@ -112,6 +114,7 @@ class TechnicalDecision(Reasoned):
     last_good_at: datetime | None
     at: datetime
     step: int = 0
+    one_of_several: bool = False
 
     @property
     def key(self) -> tuple[str, ...]:
@@ -122,7 +125,7 @@ class TechnicalDecision(Reasoned):
 def decide(
     reason: Reason,
     episode: TroubleEpisode,
-    latest: Sequence[Latest],
+    state: PatientState,
     at: datetime,
     *,
     step: int = 0,
@@ -135,16 +138,22 @@ def decide(
         priority=PRIORITIES[episode.trouble],
         alarm_id=episode.alarm_id,
         since=episode.since,
-        last_good_at=_last_good(episode.trouble, latest),
+        last_good_at=_last_good(episode, state),
         at=at,
         step=step,
+        one_of_several=len(state.standing.worn.keys() | {episode.device}) > 1,
     )
 
 
-def _last_good(trouble: Trouble, latest: Sequence[Latest]) -> datetime | None:
+def _last_good(episode: TroubleEpisode, state: PatientState) -> datetime | None:
     """When the last value was measured that the trouble is about: of the pulse, or any."""
-    of_pulse = trouble is Trouble.PROBE_OFF or trouble is Trouble.NO_USABLE_PULSE
-    times = [one.measured_at for one in latest if not of_pulse or not PULSE.isdisjoint(one.values)]
+    if episode.trouble is Trouble.NO_READINGS:  # another monitor's values say nothing about it
+        heard = state.heard.get(episode.device)
+        return None if heard is None else heard.at
+    of_pulse = episode.trouble in (Trouble.PROBE_OFF, Trouble.NO_USABLE_PULSE)
+    times = [
+        one.measured_at for one in state.latest if not of_pulse or not PULSE.isdisjoint(one.values)
+    ]
     return max(times, default=None)
 
 

@@ -33,6 +33,7 @@ MAX_BED: Final = 32
 MAX_INITIALS: Final = 12
 """Longest initials that are shown whole, in characters."""
 
+_DEVICE_END: Final = 4  # digits by which a monitor is known: they stand on its label
 _NO_BREAK: Final = "\N{NO-BREAK SPACE}"  # at the end of a line a number keeps its unit and sign
 _TENTH: Final = Decimal("0.1")
 
@@ -42,6 +43,16 @@ class Signal(StrEnum):
 
     GOOD = "good"
     POOR = "poor"
+
+
+class Called(StrEnum):
+    """Whom a step of the ladder calls."""
+
+    TREATING = "treating"
+    ON_DUTY = "on_duty"
+    WARD = "ward"
+    OUTSIDE = "outside"
+    """All of the ward, and somebody by the hospital's webhook."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +80,12 @@ class Text:
 def place_of(bed: str, initials: str, language: Language) -> str:
     """Where to go, as an alarm begins: ``Lit 4 A.D.``; neither is trusted."""
     _ = translator(language).gettext
-    where = _("Bed {bed}").format(bed=shown(bed, MAX_BED))
-    return f"{where} {shown(initials, MAX_INITIALS)}"
+    return _("Bed {bed}").format(bed=bed_and_initials(bed, initials))
+
+
+def bed_and_initials(bed: str, initials: str) -> str:
+    """``4 A.D.``; neither is trusted."""
+    return f"{shown(bed, MAX_BED)} {shown(initials, MAX_INITIALS)}"
 
 
 def unreadable(bed: str, initials: str, language: Language) -> str:
@@ -106,6 +121,7 @@ def render(
     zone: str,
     signal: Signal | None = None,
     age_unknown: bool = False,
+    called: Called = Called.ON_DUTY,
 ) -> Text:
     """Put an announced decision into words.
 
@@ -118,6 +134,7 @@ def render(
             says so: a bad setting must not cost an alarm.
         signal: quality of the signal; left out of the text where unknown.
         age_unknown: whether an adult's limits are only a guess (``profiles.age_unknown``).
+        called: whose phones ring, for a step of the ladder that says so.
 
     Raises:
         BugError: ``decision_silent``, the decision is not one to announce.
@@ -127,16 +144,16 @@ def render(
     _ = translator(language).gettext
     where = place_of(bed, initials, language)
     if isinstance(decision, TechnicalDecision):
-        return _joined(_of_trouble(decision, where, language, zone))
+        return _joined(_of_trouble(decision, where, language, zone, called))
     if isinstance(decision, LateDecision):
-        return _joined(_of_late_breach(decision, where, language, zone))
+        return _joined(_of_late_breach(decision, where, language, zone, called))
     if not decision.rings:
         return _joined(_of_end(decision, where, language, zone))
     parts = [
         (_title(decision.priority, _), ""),
         ("", where),
         (_measured(decision, language), f" ({_broken_limit(decision, language)})"),
-        *_note(decision, language),
+        *_note(decision, language, called),
     ]
     if signal is not None:
         parts.append(("", _signal(signal, _)))
@@ -162,12 +179,20 @@ def _of_end(decision: Decision, where: str, language: Language, zone: str) -> _P
     return [(_("END OF ALARM"), ""), ("", where), ("", limit), ("", why), ("", time)]
 
 
-def _note(decision: AnyDecision, language: Language) -> _Parts:
+def _note(decision: AnyDecision, language: Language, called: Called) -> _Parts:
     """Why there is a message again, where it is not the first."""
     _ = translator(language).gettext
+    escalated = {
+        Called.TREATING: _("nobody has answered: who treats the patient is called again"),
+        Called.ON_DUTY: _("nobody has answered: everybody on duty is called"),
+        Called.WARD: _("nobody has answered: everybody of the ward is called"),
+        Called.OUTSIDE: _(
+            "nobody has answered: everybody of the ward is called, and by SMS or voice"
+        ),
+    }
     notes = {
         Reason.RENOTIFIED: _("reminder: nobody has answered"),
-        Reason.ESCALATED: _("nobody has answered: step {step}").format(step=decision.step + 1),
+        Reason.ESCALATED: escalated[called],
         Reason.SNOOZE_ENDED: _("the pause is over"),
         Reason.SNOOZE_BROKEN: _("worse during the pause"),
         Reason.AGAIN_SINCE_ANSWERED: _("again since it was answered"),
@@ -179,9 +204,13 @@ def _note(decision: AnyDecision, language: Language) -> _Parts:
     return [] if note is None else [("", note)]
 
 
-def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zone: str) -> _Parts:
+def _of_trouble(
+    decision: TechnicalDecision, where: str, language: Language, zone: str, called: Called
+) -> _Parts:
     _ = translator(language).gettext
     trouble = decision.trouble
+    if decision.one_of_several:
+        where += SEPARATOR + _("monitor {end}").format(end=decision.device[-_DEVICE_END:])
     if not decision.rings:
         over = {
             Trouble.NO_READINGS: _("measurements come again"),
@@ -210,7 +239,7 @@ def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zon
         ),
         ("", where),
         (what.format(duration=duration), ""),
-        *_note(decision, language),
+        *_note(decision, language, called),
     ]
     if trouble is Trouble.WRONG_CLOCK:
         return [*parts, ("", clock_time(decision.at, zone)), (_("Set the clock"), "")]
@@ -223,7 +252,9 @@ def _of_trouble(decision: TechnicalDecision, where: str, language: Language, zon
     return [*parts, (_("See the patient and the sensor"), "")]
 
 
-def _of_late_breach(decision: LateDecision, where: str, language: Language, zone: str) -> _Parts:
+def _of_late_breach(
+    decision: LateDecision, where: str, language: Language, zone: str, called: Called
+) -> _Parts:
     _ = translator(language).gettext
     limit = _written(decision.limit, decision.kind, language)
     local = decision.last.astimezone(zone_of(zone))
@@ -237,7 +268,7 @@ def _of_late_breach(decision: LateDecision, where: str, language: Language, zone
         (_title(decision.priority, _), ""),
         ("", where),
         (_measured(decision, language), f" ({limit})"),
-        *_note(decision, language),
+        *_note(decision, language, called),
         ("", f"{span} {_offset(local)}"),
         (_("See the patient"), ""),
     ]

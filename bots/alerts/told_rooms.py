@@ -146,7 +146,7 @@ class ToldRooms:
         worn = await self._records.devices.worn()
         lines: list[str] = []
         for patient in await self._patients(room):
-            state = await readable_state(self._records, patient, self._rules)
+            state = await readable_state(self._records, patient.key, self._rules)
             if state is None:
                 lines.append(unreadable(patient.bed, patient.initials, room.language))
                 continue

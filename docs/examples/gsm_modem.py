@@ -24,6 +24,7 @@ from typing import BinaryIO
 MAX_BODY = 4096
 MAX_AGE_S = 300
 MODEM_WAIT_S = 20
+PRIORITIES = {"high": "haute", "medium": "moyenne", "low": "basse"}
 SENT: set[str] = set()
 """Calls that were sent: FAJMA repeats one whose answer it did not hear."""
 
@@ -46,9 +47,8 @@ def words(call: dict) -> str:
     """The SMS: where to look, nothing about a patient."""
     data = call["data"]
     ward = data.get("ward") or "?"
-    return (
-        f"FAJMA: alarme sans reponse, service {ward}, priorite {data['priority']}. Ouvrez Element."
-    )
+    priority = PRIORITIES.get(data["priority"], data["priority"])
+    return f"FAJMA: alarme sans reponse, service {ward}, priorite {priority}. Ouvrez Element."
 
 
 def say(modem: BinaryIO, command: bytes, answer: bytes) -> None:

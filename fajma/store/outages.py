@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
 from mautrix.util.async_db import Connection
 
-from fajma.store.database import Store, from_ms, to_ms
+from fajma.store.database import Row, Store, from_ms, to_ms
 from fajma.store.wards import WardId
 from fajma.vitals import PatientKey
 
@@ -20,10 +19,11 @@ class Outage:
 
     Attributes:
         ward: whose patients.
-        began_at: aware UTC time at which it was noticed.
+        began_at: aware UTC time of the last reading of those who went silent first.
         told_at: when the ward was last told of it.
         patients: who went silent.
-        members: how many of the ward wore a monitor then.
+        members: how many of the ward wore a monitor when the last of them did.
+        answered_at: when somebody took care; ``None`` again once more patients are concerned.
     """
 
     ward: WardId
@@ -31,6 +31,7 @@ class Outage:
     told_at: datetime
     patients: frozenset[PatientKey]
     members: int
+    answered_at: datetime | None = None
 
 
 class Outages:
@@ -42,23 +43,20 @@ class Outages:
     async def all(self) -> list[Outage]:
         """Those that are not over."""
         rows = await self._store.db.fetch("SELECT * FROM outage ORDER BY ward_id")
-        return [
-            Outage(
-                WardId(row["ward_id"]),
-                from_ms(row["began_at"]),
-                from_ms(row["told_at"]),
-                frozenset(map(PatientKey, json.loads(row["patients"]))),
-                row["members"],
-            )
-            for row in rows
-        ]
+        return [_outage(row) for row in rows]
+
+    async def of(self, ward: WardId) -> Outage | None:
+        """The one of a ward that is not over."""
+        row = await self._store.db.fetchrow("SELECT * FROM outage WHERE ward_id=$1", ward)
+        return _outage(row) if row else None
 
     async def keep(self, connection: Connection, outage: Outage) -> None:
-        """Keep one, or what changed of it."""
+        """Keep one that began, or that concerns more patients: it waits for an answer."""
         await connection.execute(
             "INSERT INTO outage (ward_id, began_at, told_at, patients, members)"
             " VALUES ($1, $2, $3, $4, $5)"
-            " ON CONFLICT (ward_id) DO UPDATE SET told_at=$3, patients=$4",
+            " ON CONFLICT (ward_id) DO UPDATE"
+            " SET told_at=$3, patients=$4, members=$5, answered_at=NULL",
             outage.ward,
             to_ms(outage.began_at),
             to_ms(outage.told_at),
@@ -66,16 +64,36 @@ class Outages:
             outage.members,
         )
 
+    async def told_again(self, connection: Connection, ward: WardId, now: datetime) -> bool:
+        """Note a reminder; False if somebody has answered, perhaps just now."""
+        row = await connection.fetchrow(
+            "UPDATE outage SET told_at=$2 WHERE ward_id=$1 AND answered_at IS NULL"
+            " RETURNING ward_id",
+            ward,
+            to_ms(now),
+        )
+        return row is not None
+
+    async def answer(self, connection: Connection, ward: WardId, now: datetime) -> Outage | None:
+        """Somebody takes care; ``None`` if there is no outage, or somebody did before."""
+        row = await connection.fetchrow(
+            "UPDATE outage SET answered_at=$2 WHERE ward_id=$1 AND answered_at IS NULL RETURNING *",
+            ward,
+            to_ms(now),
+        )
+        return _outage(row) if row else None
+
     async def end(self, connection: Connection, ward: WardId) -> None:
         """It is over."""
         await connection.execute("DELETE FROM outage WHERE ward_id=$1", ward)
 
-    async def members(self, ward: WardId, also: Collection[PatientKey]) -> frozenset[PatientKey]:
-        """Who of a ward wears a monitor now, and these."""
-        rows = await self._store.db.fetch(
-            "SELECT DISTINCT patient.patient_key FROM patient JOIN device_link"
-            " ON device_link.patient_key=patient.patient_key AND device_link.linked_to IS NULL"
-            " WHERE patient.ward_id=$1",
-            ward,
-        )
-        return frozenset(PatientKey(row["patient_key"]) for row in rows) | frozenset(also)
+
+def _outage(row: Row) -> Outage:
+    return Outage(
+        WardId(row["ward_id"]),
+        from_ms(row["began_at"]),
+        from_ms(row["told_at"]),
+        frozenset(map(PatientKey, json.loads(row["patients"]))),
+        row["members"],
+        None if row["answered_at"] is None else from_ms(row["answered_at"]),
+    )

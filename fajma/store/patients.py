@@ -18,6 +18,7 @@ from fajma.store.database import Row, Store
 from fajma.store.facts import Facts
 from fajma.store.keys import PatientKeys
 from fajma.store.wards import WardId
+from fajma.typed import in_order
 from fajma.vitals import PatientKey
 
 
@@ -141,7 +142,7 @@ class Patients:
         """Every patient, or those of one ward; by bed."""
         rows = await self._store.db.fetch("SELECT * FROM patient")
         found = [await self._patient(row) for row in rows if ward is None or row["ward_id"] == ward]
-        return sorted(found, key=lambda one: (one.bed, one.number))
+        return sorted(found, key=lambda one: (in_order(one.bed), one.number))
 
     async def page(
         self,

@@ -542,3 +542,10 @@ _V12 = (
 )
 
 _register(_V12, "REST API: keys, sessions, answers; consents")
+
+_V13 = (
+    # When somebody took care of an outage, as far as it reached then.
+    "ALTER TABLE outage ADD COLUMN answered_at BIGINT",
+)
+
+_register(_V13, "Answers to outages")

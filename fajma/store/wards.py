@@ -116,6 +116,22 @@ class Wards:
                 found.setdefault(WardId(row["ward_id"]), []).append(row["room_id"])
         return found
 
+    async def monitored(self, ward: WardId) -> frozenset[PatientKey]:
+        """Who wears a monitor of those for whom a ward's team answers."""
+        rows = await self._store.db.fetch(
+            "SELECT DISTINCT patient.patient_key, patient.ward_id FROM patient JOIN device_link"
+            " ON device_link.patient_key=patient.patient_key AND device_link.linked_to IS NULL"
+            " WHERE patient.ward_id=$1 OR patient.ward_id IS NULL",
+            ward,
+        )
+        found = {PatientKey(row["patient_key"]) for row in rows if row["ward_id"] == ward}
+        for row in rows:
+            if row["ward_id"] is None:
+                responsible = await self.responsible(PatientKey(row["patient_key"]))
+                if responsible is not None and responsible.id == ward:
+                    found.add(PatientKey(row["patient_key"]))
+        return frozenset(found)
+
     async def all(self) -> list[Ward]:
         """Every ward, by short name."""
         return [_ward(row) for row in await self._store.db.fetch("SELECT * FROM ward ORDER BY 1")]

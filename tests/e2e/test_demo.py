@@ -279,7 +279,7 @@ def accounts(terminal: Terminal) -> dict[str, str]:
 
 async def paste(terminal: Terminal) -> None:
     """The line for sending a reading by hand, into a shell."""
-    line = await terminal.shows(r"^mosquitto_pub .*$", 5)
+    line = await terminal.shows(r"^.*mosquitto_pub .*$", 5)
     shell = await asyncio.create_subprocess_shell(line[0], stderr=asyncio.subprocess.PIPE)
     _, complaints = await shell.communicate()
     assert shell.returncode == 0, complaints

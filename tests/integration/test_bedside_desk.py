@@ -144,6 +144,7 @@ async def test_in_the_consultation_no_bed_is_needed_and_another_bed_is_refused(
 ) -> None:
     patient, opened = await ill(scene)
     said = await refused(scene, AWA, "!vu lit 2", "other_bed", str(opened.room_id))
+    assert said.endswith("celui d'un autre patient, Lit 1 A.D.")
     assert "Lit 1 A.D." in said
     assert await facts(scene, patient) == []
     await scene.types(AWA, "!vu", room_id=str(opened.room_id))
@@ -167,10 +168,58 @@ async def test_a_missing_or_unknown_bed_gets_the_list_of_beds(scene: Scene) -> N
     patient, _ = await ill(scene)
     await consultation(scene, AWA, number="2", ward=MEDICINE)
     await consultation(scene, IBOU, number="3", ward=SURGERY)
-    for line, code in (("!vu", "bed_missing"), ("!pause spo2 10m lit 9", "bed_unknown")):
+    for line, code, why in (
+        ("!vu", "bed_missing", "dites de quel lit, comme ceci\N{NO-BREAK SPACE}: !vu lit 4"),
+        ("!pause spo2 10m lit 99", "bed_unknown", "n'est dans ce lit"),
+    ):
         said = await refused(scene, AWA, line, code)
+        assert why in said
         assert "Lit 1 A.D. · Lit 2 A.D." in said
         assert "Lit 3" not in said
+    assert await facts(scene, patient) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "there", "in_ward"),
+    [
+        ("!constante 6h", "!constantes 6h", "!constantes 6h lit 4"),
+        ("!pause 10m", "!pause spo2 10m", "!pause spo2 10m lit 4"),
+        ("!seuils spo2 < raison", "!seuils spo2 < 88 raison", "!seuils spo2 < 88 raison lit 4"),
+        ("!alarme lit", "!alarmes", "!alarmes"),
+    ],
+)
+async def test_what_is_shown_for_a_line_that_is_none_can_be_typed_in_a_wards_room(
+    scene: Scene, line: str, there: str, in_ward: str
+) -> None:
+    _, opened = await consultation(scene, AWA, ward=MEDICINE)
+    [said] = await scene.types(AWA, line)
+    assert in_ward in said.splitlines()
+    [said] = await scene.types(AWA, line, room_id=str(opened.room_id))
+    assert there in said.splitlines()
+
+
+async def test_a_reply_to_an_alarm_is_about_its_patient_and_only_to_acknowledge(
+    scene: Scene,
+) -> None:
+    patient, _ = await ill(scene)
+    await consultation(scene, AWA, number="2", ward=MEDICINE)
+    replies = {"content": {"m.relates_to": {"m.in_reply_to": {"event_id": "$alarm"}}}}
+    [said] = await scene.types(AWA, "!pause spo2 10m", **replies)
+    assert "dites de quel lit" in said
+    [of_other_ward] = await scene.types(IBOU, "!vu", **replies)
+    assert "de ce service" in of_other_ward
+    assert await facts(scene, patient) == []
+
+    [answer] = await scene.types(MOUSSA, "!vu", **replies)
+    assert answer.startswith("✓ Vu par Moussa Ba")
+    assert len(await facts(scene, patient)) == 1
+
+
+@pytest.mark.parametrize("event_id", [None, 7, "$other", "$al\x00arm", {"a": 1}])
+async def test_a_reply_to_anything_else_names_nobody(scene: Scene, event_id: object) -> None:
+    patient, _ = await ill(scene)
+    relation = {"m.relates_to": {"m.in_reply_to": {"event_id": event_id}}}
+    await scene.types(MOUSSA, "!vu", content=relation)
     assert await facts(scene, patient) == []
 
 
@@ -183,7 +232,16 @@ async def test_a_bed_with_two_patients_means_neither(scene: Scene) -> None:
     assert await facts(scene, patient) == []
 
 
-@pytest.mark.parametrize(("bed", "typed"), [("Réa 2", "rea2"), ("4 B", "4b"), ("12", "12.")])
+@pytest.mark.parametrize(
+    ("bed", "typed"),
+    [
+        ("Réa 2", "rea2"),
+        ("Réa 2", "Réa 2"),
+        ("4 B", "4b"),
+        ("4 B", "4 B"),
+        ("12", "12."),
+    ],
+)
 async def test_a_bed_is_found_whatever_its_spelling(scene: Scene, bed: str, typed: str) -> None:
     patient, _ = await ill(scene)
     async with scene.records.store.transaction() as connection:
@@ -360,6 +418,7 @@ async def test_a_doctor_sets_a_limit_that_everybody_can_look_up(scene: Scene) ->
         LimitSet(scene.now, AWA, Kind.SPO2, "low", Decimal(85), "BPCO connue", until, kept=False)
     ]
     assert "SpO2 <\N{NO-BREAK SPACE}85" in answer
+    assert answer.startswith("Lit 1 A.D.\nPour ce patient")
     assert "jusqu'à la relève, au plus tard" in answer
     assert "Awa Diop (@awa:clinic.test)\N{NO-BREAK SPACE}: BPCO connue" in answer
     assert await scene.answers(str(opened.room_id)) == [answer]
@@ -447,6 +506,21 @@ async def test_the_open_alarms_of_a_ward_or_a_patient_are_shown(scene: Scene) ->
     assert none == "Alarmes ouvertes\N{NO-BREAK SPACE}: 0"
 
 
+async def test_what_nobody_has_answered_comes_first_then_beds_as_people_count(
+    scene: Scene,
+) -> None:
+    for number in ("11", "4", "10"):
+        patient, _ = await consultation(scene, AWA, number=number, ward=MEDICINE)
+        await falls(scene, patient)
+    await scene.types(MOUSSA, "!vu lit 4")
+    [shown] = await scene.types(AWA, "!alarmes")
+    assert [line.split("Lit ")[1].split()[0] for line in shown.splitlines()[1:]] == [
+        "10", "11", "4",
+    ]  # fmt: skip
+    [unknown] = await scene.types(AWA, "!vu lit 99")
+    assert unknown.endswith("Lit 4 A.D. · Lit 10 A.D. · Lit 11 A.D.")
+
+
 async def test_one_patient_whose_state_does_not_open_hides_no_other(scene: Scene) -> None:
     await ill(scene)
     broken, _ = await consultation(scene, AWA, number="2", ward=MEDICINE)
@@ -461,13 +535,19 @@ async def test_one_patient_whose_state_does_not_open_hides_no_other(scene: Scene
 
 
 async def test_signs_are_entered_and_complete_the_news2_score(scene: Scene) -> None:
-    patient, _ = await consultation(scene, AWA, ward=MEDICINE)
+    patient, opened = await consultation(scene, AWA, ward=MEDICINE)
+    [no_age] = await scene.types(MOUSSA, "!mesure o2 non lit 1")
+    assert no_age.endswith(", âge")
     async with scene.records.store.transaction() as connection:
         await scene.records.patients.change(
             connection, replace(patient, age_band=AgeBand.ADULT), now=NOON
         )
+    await judged(scene, patient)
     [without] = await scene.types(MOUSSA, "!mesure fr 18 lit 1")
-    assert "NEWS2" not in without
+    assert "NEWS2 incomplet, il manque" in without
+    assert without.endswith("SpO2, TA systolique, pouls, conscience, température")
+    *_, elsewhere = await scene.answers(str(opened.room_id))
+    assert elsewhere == without, "told in both rooms"
     scene.now += timedelta(seconds=5)
     await measures(
         scene,
@@ -498,6 +578,24 @@ async def test_values_are_promised_as_a_table_and_a_chart_that_name_no_value(sce
     entry = await last_act(scene)
     assert (entry.action, entry.subject) == ("vitals.show", patient.key)
     await refused(scene, AWA, "!constantes 25h lit 1", "vitals_too_long")
+
+
+@pytest.mark.parametrize(
+    ("on_duty", "words"),
+    [(True, "toute la garde est appelée"), (False, "tout le service est appelé")],
+)
+async def test_a_step_of_the_ladder_names_whose_phones_ring(
+    scene: Scene, words: str, *, on_duty: bool
+) -> None:
+    if on_duty:
+        await scene.types(MOUSSA, "!garde prendre")
+    await ill(scene)
+    scene.now = NOON + timedelta(seconds=140)
+    engine = AlarmEngine(Alarms(), scene.records, now=lambda: scene.now)
+    while await engine.advance() or await engine.look_at_time():
+        pass
+    *_, told = await scene.said(ROOM, SentBy.ALERTS)
+    assert f"personne n'a répondu\N{NO-BREAK SPACE}: {words} ·" in told.content["body"]
 
 
 async def test_a_high_priority_alarm_promises_a_chart_after_it_and_no_other_does(

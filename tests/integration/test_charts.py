@@ -186,7 +186,7 @@ async def test_a_day_is_read_page_by_page_each_value_once(studio: Studio, admit:
     await measure(studio.records, consultation, 1300)
     studio.now = NOON + timedelta(hours=2)
     illustrator = Illustrator(studio.records, SiteRules())
-    points = await illustrator._points(
+    points, _ = await illustrator._points(
         consultation.patient, NOON + timedelta(minutes=10), studio.now
     )
     times = [point.at for point in points[next(iter(points))]]
@@ -199,7 +199,7 @@ async def test_what_came_late_is_drawn_as_late(studio: Studio, admit: Admit) -> 
     await measure(studio.records, consultation, 10, age=Age.LATE)
     await measure(studio.records, consultation, 10)
     illustrator = Illustrator(studio.records, SiteRules())
-    points = await illustrator._points(consultation.patient, NOON, studio.now)
+    points, _ = await illustrator._points(consultation.patient, NOON, studio.now)
     assert [point.late for point in next(iter(points.values()))] == [True] * 10 + [False] * 10
 
 
@@ -215,7 +215,7 @@ async def test_a_reading_whose_clock_is_ahead_is_drawn_when_it_came(
             connection, [NewReading(bytes(16), consultation.patient, reading)]
         )
     illustrator = Illustrator(studio.records, SiteRules())
-    points = await illustrator._points(consultation.patient, NOON - timedelta(hours=1), NOON)
+    points, _ = await illustrator._points(consultation.patient, NOON - timedelta(hours=1), NOON)
     assert [point.at for point in points[Kind.SPO2]] == [NOON]
 
 
@@ -228,6 +228,49 @@ async def test_a_row_that_does_not_open_leaves_a_gap_and_costs_no_chart(
     await studio.promise(consultation)
     await studio.sender.deliver()
     assert len(studio.host.media) == 1
+
+
+async def test_the_chart_of_an_unusable_pulse_says_so_of_what_was_measured_before_it(
+    studio: Studio, admit: Admit
+) -> None:
+    consultation = await admit(studio.records, MINE)
+    values = {Kind.SPO2: Decimal(97), Kind.HEART_RATE: Decimal(80)}
+    both = frozenset({Kind.SPO2, Kind.HEART_RATE})
+    moments = [NOON + timedelta(seconds=5 * number) for number in range(3)]
+    sent = [
+        Reading(DeviceId(MINE), moments[0], moments[0], Clock.DEVICE, values),
+        Reading(DeviceId(MINE), moments[1], moments[1], Clock.DEVICE, {}, unusable=both),
+        Reading(
+            DeviceId(MINE),
+            moments[2],
+            moments[2],
+            Clock.DEVICE,
+            {Kind.HEART_RATE: Decimal(81)},
+            unusable=frozenset({Kind.SPO2}),
+        ),
+    ]
+    async with studio.records.store.transaction() as connection:
+        await studio.records.readings.append(
+            connection,
+            [
+                NewReading(number.to_bytes(16, "big"), consultation.patient, one)
+                for number, one in enumerate(sent)
+            ],
+        )
+    illustrator = Illustrator(studio.records, SiteRules())
+    _, unusable = await illustrator._points(consultation.patient, NOON, studio.now)
+    assert unusable == {Kind.SPO2}
+
+
+async def test_the_caption_of_a_chart_names_its_span_by_the_wards_clock(
+    studio: Studio, admit: Admit
+) -> None:
+    consultation = await admit(studio.records, MINE)
+    await measure(studio.records, consultation, 2)
+    await studio.promise(consultation)
+    await studio.sender.deliver()
+    [content] = studio.host.contents()
+    assert " · 12:00 \N{EN DASH} 13:00 · " in content["body"]
 
 
 async def test_a_homeserver_that_is_away_gets_it_later_and_not_every_second(

@@ -276,6 +276,16 @@ async def test_nothing_said_or_named_is_logged(scene: Scene) -> None:
         assert secret not in str(logs)
 
 
+async def test_who_leaves_duty_while_all_phones_ring_is_not_told_of_silence(scene: Scene) -> None:
+    for account in (MOUSSA, AWA):
+        await scene.types(account, "!garde prendre")
+    warnings = scene.records.warnings
+    await warnings.set(About.NOBODY_REACHABLE, MEDICINE, ["all"], now=NOON)
+    [said] = await scene.types(AWA, "!garde quitter")
+    assert "tous ceux du service sonnent" in said
+    assert "muettes" not in said
+
+
 # --- replays and crashes -------------------------------------------------------------------------
 
 

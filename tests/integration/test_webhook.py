@@ -216,7 +216,7 @@ async def test_the_example_sends_an_sms_for_what_is_signed_and_for_nothing_else(
             async with asyncio.timeout(30):
                 while await waits(records):
                     await records.store.hints.wait(asyncio.Event(), 0.1)
-        assert b"service medecine-2" in heard
+        assert b"service medecine-2, priorite haute" in heard
         sent = bytes(heard)
         async with (
             aiohttp.ClientSession() as session,

@@ -5,7 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from bots.alerts import attention, late, news2, own_limits, technical
+from bots.alerts import (
+    announcer,
+    attention,
+    engine,
+    late,
+    news2,
+    outage,
+    own_limits,
+    technical,
+    webhook,
+)
 from bots.alerts.alarm_state import UNKNOWN_PROFILE, Profile, Trouble
 from bots.alerts.limits import DEFAULT_LIMITS, EXTREMES, Direction, Limits
 from bots.alerts.profiles import extremes_of, limits_of
@@ -114,6 +124,41 @@ def test_the_constants_of_technical_alarms_stand_there() -> None:
     }
     assert f"was in {technical.REGULAR} readings in a row" in TEXT
     assert f"gone for {in_seconds(technical.TROUBLE_DWELL)}" in TEXT
+
+
+def test_the_constants_of_outages_and_of_our_start_stand_there() -> None:
+    documented = {row[0]: row[1] for row in ROWS if len(row) == 2}
+
+    assert documented["begins, when somebody's silence is due, with at least"] == (
+        f"{outage.LEAST} patients who are silent"
+    )
+    assert documented["silent is who was not heard for"] == (
+        f"half of the usual silence ({in_seconds(SILENT_AFTER / 2)})"
+    )
+    assert documented["ends when at least half are heard again for"] == (
+        f"{in_seconds(outage.STEADY)}, or all are"
+    )
+    assert documented["beds that a message names at most"] == f"{outage.BEDS_SHOWN}"
+    assert f"For {in_seconds(engine.START_GRACE)} after FAJMA's start" in TEXT
+
+
+def test_the_steps_of_the_ladder_and_the_quality_of_a_good_signal_stand_there() -> None:
+    steps = {row[0]: row[1] for row in ROWS if len(row) == 3 and row[0].isdecimal()}
+
+    assert len(steps) == max(len(one.ladder) for one in SCHEDULES.values())
+    assert steps[str(announcer.WARD_STEP + 1)] == "everybody on duty"
+    assert steps[str(announcer.EVERYONE_STEP + 1)] == "everybody of the ward"
+    assert steps[str(announcer.WEBHOOK_STEP + 1)] == "somebody outside of Matrix"
+    assert f"a quality of {announcer.GOOD_FROM} % or more" in TEXT
+
+
+def test_how_often_the_webhook_is_tried_stands_there() -> None:
+    *first, last = (f"{pause:g}" for pause in webhook.RETRY_S)
+
+    assert (
+        f"within {webhook.TIMEOUT_S:g} s; after {', '.join(first)} s, then every {last} s" in TEXT
+    )
+    assert f"base64 of {webhook.MIN_KEY_BYTES} bytes or more" in TEXT
 
 
 def test_the_constants_of_late_breaches_stand_there() -> None:

@@ -52,6 +52,11 @@ def problem(reader: object, line: str) -> Problem:
         ("SpO\N{SUBSCRIPT TWO} lit 4", Bedside(bed="4", kind=Kind.SPO2)),
         ("lit 4 pouls", Bedside(bed="4", kind=Kind.HEART_RATE)),
         ("capteur", Bedside(sensor=True)),
+        ("lit Réa 2", Bedside(bed="Réa 2")),
+        ("lit Réa 2 spo2", Bedside(bed="Réa 2", kind=Kind.SPO2)),
+        ("spo2 lit Réa 2.", Bedside(bed="Réa 2", kind=Kind.SPO2)),
+        ("lit 4 B spo2", Bedside(bed="4 B", kind=Kind.SPO2)),
+        ("lit A spo2", Bedside(bed="A", kind=Kind.SPO2)),
     ],
 )
 def test_an_answer_is_about_all_alarms_or_one_sign_or_the_sensor(line: str, said: Bedside) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from io import BytesIO
 
@@ -118,6 +119,25 @@ def test_an_alarm_is_marked_where_it_began() -> None:
     assert abs(tallest - (138 + 708) / 2) < 4
     assert columns.count(tallest) > 60
     assert len(before) > 100, "the limits are dashed"
+
+
+def test_a_value_after_which_nothing_usable_came_is_small_and_marked() -> None:
+    values = {Kind.SPO2: points(720), Kind.HEART_RATE: points(720, 80)}
+    lost = replace(plot(values), unusable=frozenset({Kind.SPO2}))
+    right = (WIDTH - 92, 0, WIDTH, HEIGHT)
+    usual, marked = (opened(draw(one)).crop(right) for one in (plot(values), lost))
+
+    def inked(image: Image.Image, colour: str) -> int:
+        wanted = tuple(bytes.fromhex(colour))
+        return sum(
+            count
+            for count, pixel in image.getcolors(WIDTH * HEIGHT)
+            if max(abs(a - b) for a, b in zip(pixel, wanted, strict=True)) < 12
+        )
+
+    assert inked(usual, ALARM) == 0
+    assert inked(marked, ALARM) > 20
+    assert inked(marked, "000000") < inked(usual, "000000")
 
 
 def test_a_mark_before_the_span_is_not_drawn() -> None:

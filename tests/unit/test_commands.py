@@ -205,6 +205,7 @@ def test_the_help_in_a_consultation_shows_only_what_works_there(language: Langua
         usage(action, language) for action in IN_CONSULTATION
     }
     assert Action.DUTY_TAKE not in IN_CONSULTATION
+    assert "✅" in "".join(lines), "the quickest answer on a phone"
 
 
 def test_every_action_has_its_room() -> None:

@@ -6,7 +6,9 @@ from bots.alerts.alarm import Reason
 from bots.alerts.alarm_state import Trouble
 from bots.alerts.limits import Priority
 from bots.alerts.technical import PRIORITIES, TechnicalDecision
+from bots.alerts.text import render
 from fajma import facts
+from fajma.language import Language
 from fajma.vitals import Age, Clock, DeviceId, Kind
 from tests.bedside import DEVICE, START, WELL, Bedside, loud, reasons, seconds, spo2, told
 
@@ -46,6 +48,33 @@ def test_a_monitor_that_never_sent_anything_is_missed_too() -> None:
     (alarm,) = bedside.wait(90)
     assert isinstance(alarm, TechnicalDecision)
     assert (alarm.trouble, alarm.last_good_at) == (Trouble.NO_READINGS, None)
+
+
+def test_of_two_monitors_the_silent_one_is_named_with_its_own_last_time() -> None:
+    bedside = Bedside()
+    bedside.note(facts.Worn(bedside.now, OTHER))
+    bedside.send(WELL, times=40)
+    (never,) = technical(bedside)
+    assert (never.device, never.last_good_at, never.one_of_several) == (OTHER, None, True)
+    words = render(never, bed="4", initials="A.D.", language=Language.FRENCH, zone="UTC").body
+    assert "Lit 4 A.D. · moniteur FFFF · " in words
+    assert "aucune" in words
+
+    bedside = Bedside()
+    bedside.note(facts.Worn(bedside.now, OTHER))
+    bedside.send(WELL, device=OTHER)
+    last = bedside.now
+    bedside.send(WELL, times=40)
+    (silent,) = technical(bedside)
+    assert (silent.device, silent.last_good_at) == (OTHER, last)
+
+
+def test_the_only_monitor_is_not_named() -> None:
+    bedside = Bedside()
+    (alarm,) = bedside.wait(90)
+    assert isinstance(alarm, TechnicalDecision)
+    words = render(alarm, bed="4", initials="A.D.", language=Language.FRENCH, zone="UTC").body
+    assert "moniteur" not in words
 
 
 def test_a_monitor_that_nobody_wears_is_not_missed() -> None:

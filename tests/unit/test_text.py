@@ -23,7 +23,7 @@ from bots.alerts.late import LateDecision
 from bots.alerts.limits import DEFAULT_LIMITS, Comparison, Limit, Priority
 from bots.alerts.open_alarms import AnyDecision
 from bots.alerts.technical import TechnicalDecision
-from bots.alerts.text import MAX_BED, MAX_INITIALS, Signal, Text, duty_time, render
+from bots.alerts.text import MAX_BED, MAX_INITIALS, Called, Signal, Text, duty_time, render
 from fajma.errors import BugError
 from fajma.language import DEFAULT_LANGUAGE, Language, translator
 from fajma.vitals import DeviceId, Kind
@@ -250,8 +250,8 @@ def test_a_decision_that_is_not_announced_has_no_words(reason: Reason) -> None:
         (
             Reason.ESCALATED,
             1,
-            f"personne n'a répondu{NB}: palier 2",
-            "nobody has answered: step 2",
+            f"personne n'a répondu{NB}: toute la garde est appelée",
+            "nobody has answered: everybody on duty is called",
         ),
         (Reason.SNOOZE_ENDED, 0, "fin de la pause", "the pause is over"),
         (Reason.SNOOZE_BROKEN, 0, "aggravation pendant la pause", "worse during the pause"),
@@ -269,6 +269,23 @@ def test_a_message_that_comes_again_says_why_after_what_is_wrong(
     assert f" · {english} · 14:02" in say(told, language=ENGLISH).body
 
 
+@pytest.mark.parametrize(
+    ("called", "words"),
+    [
+        (Called.TREATING, "les soignants du patient sont rappelés"),
+        (Called.WARD, "tout le service est appelé ·"),
+        (Called.OUTSIDE, "tout le service est appelé, et par SMS ou par téléphone ·"),
+    ],
+)
+def test_a_step_of_the_ladder_says_who_is_called(called: Called, words: str) -> None:
+    told = replace(decision(reason=Reason.ESCALATED), step=2)
+    said = render(
+        told, bed="4", initials="A.D.", language=FRENCH, zone="Africa/Abidjan", called=called
+    )
+
+    assert f"personne n'a répondu{NB}: {words}" in said.body
+
+
 def test_a_reminder_does_not_say_that_a_value_breaks_a_limit_it_does_not_break() -> None:
     told = decision(value="93.04", reason=Reason.RENOTIFIED, lasted=300)
 
@@ -281,7 +298,7 @@ def test_an_age_that_nobody_entered_is_named() -> None:
         decision(), bed="4", initials="A.D.", language=FRENCH, zone="UTC", age_unknown=True
     )
 
-    assert f" · âge inconnu{NB}: limites d'un adulte · 14:02" in told.body
+    assert f" · âge inconnu{NB}: seuils d'un adulte · 14:02" in told.body
 
 
 def test_the_end_of_monitoring_names_the_limit_of_the_alarm_that_was_open() -> None:
@@ -297,7 +314,7 @@ def test_an_end_by_other_limits_says_so() -> None:
     end = decision(reason=Reason.RULES_CHANGED)
 
     assert say(end).body == (
-        f"FIN D'ALARME · Lit 4 A.D. · SpO2 <{NB}90{NB}% · les limites ont changé · 14:02 UTC+0"
+        f"FIN D'ALARME · Lit 4 A.D. · SpO2 <{NB}90{NB}% · les seuils ont changé · 14:02 UTC+0"
     )
 
 
@@ -428,7 +445,9 @@ def test_a_late_breach_of_another_day_has_its_date_and_a_short_one_a_single_time
 
     assert " · 27 févr. 14:02 UTC+0 · " in say(late(two_days, two_days)).body
     reminder = say(late(two_days, two_days, Reason.ESCALATED)).body
-    assert f"(<{NB}90) · personne n'a répondu{NB}: palier 2 · 27 févr." in reminder
+    assert (
+        f"(<{NB}90) · personne n'a répondu{NB}: toute la garde est appelée · 27 févr." in reminder
+    )
 
 
 # What staff typed is not trusted
