@@ -82,4 +82,6 @@ build/uv/bin/uv: requirements-uv.lock
 # What the tests need besides Python: real servers and a real browser.
 packages:
 	@deploy/debian-packages mosquitto:mosquitto mosquitto_pub:mosquitto-clients \
-	  /usr/lib/postgresql/*/bin/postgres:postgresql chromium:chromium node:nodejs npm:npm setpriv:util-linux
+	  /usr/lib/postgresql/*/bin/postgres:postgresql chromium:chromium node:nodejs npm:npm setpriv:util-linux \
+	  g++:g++ /usr/include/doctest/doctest.h:doctest-dev /usr/include/nlohmann/json.hpp:nlohmann-json3-dev \
+	  /usr/include/mbedtls/gcm.h:libmbedtls-dev /usr/include/sodium.h:libsodium-dev
