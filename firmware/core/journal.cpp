@@ -32,6 +32,26 @@ std::uint32_t check_sum(const std::uint8_t* data, std::size_t size, std::uint64_
     return crc32({data, size - 4}, crc32({number, sizeof number}));
 }
 
+constexpr std::size_t config_bytes = 18;
+
+void put_config(std::uint8_t* at, const Config& config) {
+    put_big(at, config.counter, 8);
+    put_big(at + 8, config.period_ms, 4);
+    put_big(at + 12, config.heart_rate_low, 2);
+    put_big(at + 14, config.heart_rate_high, 2);
+    put_big(at + 16, config.spo2_low, 2);
+}
+
+Config get_config(const std::uint8_t* at) {
+    Config config;
+    config.counter = get_big(at, 8);
+    config.period_ms = static_cast<std::uint32_t>(get_big(at + 8, 4));
+    config.heart_rate_low = static_cast<std::uint16_t>(get_big(at + 12, 2));
+    config.heart_rate_high = static_cast<std::uint16_t>(get_big(at + 14, 2));
+    config.spo2_low = static_cast<std::uint16_t>(get_big(at + 16, 2));
+    return config;
+}
+
 bool fits(const std::uint8_t* data, std::size_t size, std::uint64_t sequence) {
     return get_big(data + size - 4, 4) == check_sum(data, size, sequence);
 }
@@ -95,6 +115,7 @@ bool Journal::read_header(std::size_t sector, std::uint64_t& sequence, State& st
         }
         room -= state.gaps[index].count;
     }
+    state.config = get_config(raw + header_bytes - 4 - config_bytes);
     return true;
 }
 
@@ -117,6 +138,7 @@ Journal::Slot Journal::read_slot(Place place) const {
         slot.oldest = get_big(raw + 16, 8);
         slot.gap_first = get_big(raw + 24, 8);
         slot.gap_count = get_big(raw + 32, 8);
+        slot.config = get_config(raw + 40);
         if (slot.reserved_to <= max_number && slot.oldest <= slot.reserved_to && slot.gap_first <= slot.reserved_to &&
             slot.gap_count <= slot.reserved_to - slot.gap_first) {
             slot.kind = Slot::Kind::mark;
@@ -160,13 +182,14 @@ bool Journal::entry_at(Place place, Entry& entry) const {
 
 // --- starting ----------------------------------------------------------------------------------------------
 
-bool Journal::format(std::uint64_t first) {
+bool Journal::format(std::uint64_t first, const Config& config) {
     for (std::size_t sector = 0; sector < flash_.sectors(); ++sector) {
         if (!flash_.erase(sector)) {
             return false;
         }
     }
     state_ = State();
+    state_.config = config;
     state_.oldest = state_.next = state_.reserved_to = first;
     head_ = tail_ = Place();
     return write_header(0);
@@ -215,6 +238,7 @@ void Journal::replay_head() {
         if (slot.kind == Slot::Kind::mark) {
             const std::uint64_t gap_end = slot.gap_first + slot.gap_count;
             state_.boot = slot.boot;
+            state_.config = slot.config;
             if (slot.reserved_to > state_.reserved_to) {
                 state_.reserved_to = slot.reserved_to;
             }
@@ -257,6 +281,16 @@ bool Journal::add(Reading& reading) {
     return stored;
 }
 
+bool Journal::obey(const Config& config) {
+    const Config before = state_.config;
+    state_.config = config;
+    const bool kept = mark(state_.reserved_to, 0, 0);
+    if (!kept) {
+        state_.config = before;
+    }
+    return kept;
+}
+
 bool Journal::mark(std::uint64_t reserved_to, std::uint64_t gap_first, std::uint64_t gap_count) {
     std::uint8_t raw[slot_bytes] = {};
     raw[0] = kind_mark;
@@ -265,6 +299,7 @@ bool Journal::mark(std::uint64_t reserved_to, std::uint64_t gap_first, std::uint
     put_big(raw + 16, state_.oldest, 8);
     put_big(raw + 24, gap_first, 8);
     put_big(raw + 32, gap_count, 8);
+    put_config(raw + 40, state_.config);
     if (reserved_to > max_number || !append(raw)) {
         return false;
     }
@@ -321,6 +356,7 @@ bool Journal::write_header(std::uint64_t sequence) {
         const std::uint64_t flag = state_.gaps[index].overwritten ? overwritten_bit : 0;
         put_big(raw + 44 + 8 * index, state_.gaps[index].count | flag, 8);
     }
+    put_config(raw + header_bytes - 4 - config_bytes, state_.config);
     put_big(raw + header_bytes - 4, check_sum(raw, header_bytes, sequence), 4);
     const std::size_t at = static_cast<std::size_t>(sequence % flash_.sectors()) * flash_.sector_bytes();
     std::uint8_t back[header_bytes];

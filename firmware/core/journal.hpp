@@ -19,6 +19,7 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "config.hpp"
 #include "pack.hpp"
 #include "ports.hpp"
 
@@ -47,9 +48,10 @@ class Journal {
 
     explicit Journal(Flash& flash) : flash_(flash) {}
 
-    /// Erases everything and begins at `first`. If it is cut short it must be done again, so whoever enrols a
-    /// device notes that it is enrolled when this has returned true.
-    bool format(std::uint64_t first);
+    /// Erases everything and begins at `first`, with a configuration that may be of before (its counter never
+    /// starts again). If it is cut short it must be done again, so whoever enrols a device notes that it is
+    /// enrolled when this has returned true.
+    bool format(std::uint64_t first, const Config& config);
 
     /// Finds out what is there, and counts this start.
     Opened open();
@@ -60,13 +62,17 @@ class Journal {
     /// Gives every record up to this one away; whether the acknowledgement was a new one of what was measured.
     bool acknowledge(std::uint64_t record);
 
+    /// What is in force, and stays so over a restart once `obey` has returned true.
+    const Config& config() const { return state_.config; }
+    bool obey(const Config& config);
+
     std::uint32_t boot() const { return state_.boot; }
     std::uint64_t oldest() const { return state_.oldest; }
     std::uint64_t next() const { return state_.next; }
     bool empty() const { return state_.oldest == state_.next; }
 
  private:
-    static constexpr std::size_t max_gaps = 8;
+    static constexpr std::size_t max_gaps = 6;
 
     struct State {
         std::uint32_t boot = 0;
@@ -79,6 +85,7 @@ class Journal {
             bool overwritten;
         } gaps[max_gaps] = {};
         std::size_t gap_count = 0;
+        Config config;
     };
 
     struct Place {
@@ -95,6 +102,7 @@ class Journal {
         std::uint64_t oldest = 0;
         std::uint64_t gap_first = 0;
         std::uint64_t gap_count = 0;
+        Config config;
     };
 
     std::size_t slots() const { return (flash_.sector_bytes() - header_bytes) / slot_bytes; }

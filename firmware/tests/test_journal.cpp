@@ -51,7 +51,7 @@ class Bench {
         : flash(sectors, sector_bytes), slots_(sector_bytes / 64 - 2), sectors_(sectors) {
         Journal journal(flash);
         REQUIRE(journal.open() == Journal::Opened::blank);
-        REQUIRE(journal.format(first_number));
+        REQUIRE(journal.format(first_number, Config()));
         start();
     }
 
@@ -306,11 +306,11 @@ TEST_CASE("a format that was cut short is done again, and never yields old recor
         }
         bench.flash.cut_after(cut, static_cast<std::uint32_t>(cut));
         const std::uint64_t again = first_number + Journal::numbers_per_enrolment;
-        const bool formatted = Journal(bench.flash).format(again);
+        const bool formatted = Journal(bench.flash).format(again, Config());
         CHECK(formatted == (cut >= 5));
         bench.flash.restore();
         Journal journal(bench.flash);
-        REQUIRE(journal.format(again));
+        REQUIRE(journal.format(again, Config()));
         REQUIRE(journal.open() == Journal::Opened::sound);
         CHECK(journal.oldest() == again);
         CHECK(journal.boot() == 1);
@@ -356,4 +356,30 @@ TEST_CASE("flash that takes nothing any more is told at once") {
     const auto entries = all(*bench.journal);
     CHECK(entries[0].reading.number == first_number);
     CHECK(entries.back().reading.number == reading.number);
+}
+
+TEST_CASE("a configuration that is obeyed stays so over restarts, whatever is written behind it") {
+    Bench bench(4, 512);
+    Config config;
+    config.counter = 12;
+    config.period_ms = 2000;
+    config.heart_rate_low = 45;
+    config.heart_rate_high = 140;
+    config.spo2_low = 88;
+    REQUIRE(bench.journal->obey(config));
+    for (std::uint32_t seed = 0; seed < 100; ++seed) {
+        bench.add(seed);
+        if (seed % 7 == 0) {
+            bench.start();
+        }
+        CHECK(bench.journal->config().counter == 12);
+        CHECK(bench.journal->config().period_ms == 2000);
+        CHECK(bench.journal->config().heart_rate_low == 45);
+        CHECK(bench.journal->config().heart_rate_high == 140);
+        CHECK(bench.journal->config().spo2_low == 88);
+    }
+    bench.flash.cut_after(0, 3);
+    config.counter = 13;
+    CHECK(!bench.journal->obey(config));
+    CHECK(bench.journal->config().counter == 12);
 }
