@@ -10,6 +10,7 @@ from benchmarks.alarm_quality import alarm_quality
 from benchmarks.alarm_quality_real import alarm_quality_real
 from benchmarks.alternative import ingest_alternative
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
+from benchmarks.firmware_size import firmware_size, wire_bytes
 from benchmarks.fleet import fleet_10k
 from benchmarks.ingest import ingest
 from benchmarks.publish import patient_day_bytes, publish_100
@@ -29,6 +30,8 @@ ALL = {
         alarm_engine,
         alarm_quality,
         alarm_quality_real,
+        firmware_size,
+        wire_bytes,
     )
 }
 

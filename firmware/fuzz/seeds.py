@@ -1,6 +1,7 @@
+# ruff: noqa: INP001 - a program beside C++, no package
 """Where the fuzzers begin: the golden samples, one file for each reader, and flash of many kinds.
 
-``python3 seeds.py SAMPLES OUT``; the standard library alone, since the firmware is built without ours.
+``python3 seeds.py SAMPLES OUT``; it needs the standard library alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,10 @@ from pathlib import Path
 
 SECTORS = 4
 SECTOR_BYTES = 512
+LONGEST = 2047
+"""With the first byte, what the fuzzer takes (``-max_len``)."""
+
+READINGS_SHARE = 0.7
 
 
 def parsers(samples: Path, out: Path) -> None:
@@ -19,13 +24,16 @@ def parsers(samples: Path, out: Path) -> None:
     for path in sorted(samples.glob("*.json")):
         sample = json.loads(path.read_text(encoding="utf-8"))
         plaintext = bytes.fromhex(sample.get("plaintext", ""))
-        if 0 < len(plaintext) < 1024:
+        if 0 < len(plaintext) <= LONGEST:
             for reader in (0, 1, 2):
                 (out / f"{path.stem}-{reader}").write_bytes(bytes([reader]) + plaintext)
-        if isinstance(sample["payload"], str) and len(sample["payload"]) < 2048:
-            (out / f"{path.stem}-3").write_bytes(b"\x03" + bytes.fromhex(sample["payload"]))
+        payload = sample["payload"]
+        if isinstance(payload, str) and len(payload) // 2 <= LONGEST:
+            (out / f"{path.stem}-3").write_bytes(b"\x03" + bytes.fromhex(payload))
     (out / "probe").write_bytes(b"\x04" + bytes.fromhex("53024b467fff0c1000"))
-    (out / "cuff").write_bytes(b"\x05" + bytes.fromhex("1e76004c005a00ea0703020e0200480001" + "0400"))
+    (out / "cuff").write_bytes(
+        b"\x05" + bytes.fromhex("1e76004c005a00ea0703020e0200480001" + "0400")
+    )
     (out / "topic").write_bytes(b"\x07fajma/v2/A4CF12F03B7E/ack")
 
 
@@ -40,7 +48,9 @@ def journal(out: Path) -> None:
             oldest = source.randrange(50)
             after = oldest + source.randrange(50)
             header = b"FJ01" + sequence.to_bytes(8) + source.randrange(9).to_bytes(4)
-            header += (after + source.randrange(300)).to_bytes(8) + oldest.to_bytes(8) + after.to_bytes(8)
+            header += (
+                (after + source.randrange(300)).to_bytes(8) + oldest.to_bytes(8) + after.to_bytes(8)
+            )
             slots = b"".join(slot(source, after) for _ in range(source.randrange(7)))
             flash += (header.ljust(128, b"\0") + slots).ljust(SECTOR_BYTES, b"\xff")
         mended = bytes(0x40 | source.randrange(64) for _ in range(SECTORS))
@@ -50,7 +60,7 @@ def journal(out: Path) -> None:
 def slot(source: random.Random, number: int) -> bytes:
     """A reading, or a mark."""
     number += source.randrange(8)
-    if source.random() < 0.7:  # noqa: PLR2004
+    if source.random() < READINGS_SHARE:
         return (b"R\x03\x64\x02" + number.to_bytes(8)).ljust(64, b"\0")
     mark = b"M\0\0\0" + (number + 256).to_bytes(8) + b"\0\0\0\x05" + (number // 2).to_bytes(8)
     return (mark + number.to_bytes(8) + source.randrange(256).to_bytes(8)).ljust(64, b"\0")

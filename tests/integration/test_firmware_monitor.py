@@ -1,0 +1,202 @@
+"""The monitor's core as a Linux process, at a real broker and with the real ingest."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import random
+import subprocess
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridges.mqtt_vitals.ingest import Ingest
+from bridges.mqtt_vitals.subscriber import Subscriber
+from console.device_keys import as_text
+from console.mosquitto import Mosquitto
+from fajma.config import Mqtt
+from fajma.store import Records, to_ms
+from fajma.store.consultations import Consultation
+from fajma.tasks import end
+from fajma.vitals import Age, DeviceId, Kind
+
+Admit = Callable[..., Awaitable[Consultation]]
+
+ROOT = Path(__file__).parents[2]
+DEVICE = DeviceId("A4CF12F0BB02")
+FIRST = 1 << 32
+WITHIN_S = 30.0
+KILLS = 12
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """The virtual monitor, built in a folder of its own: other tests build the firmware meanwhile."""
+    built_in = ROOT / "build/firmware-host"
+    built = subprocess.run(
+        ["make", "-j2", "-C", str(ROOT / "firmware"), "-s", "host", f"OUT={built_in}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr[-4000:]
+    return built_in / "fajma-monitor"
+
+
+class Twin:
+    """A virtual monitor with its flash, started again and again; remembers all it said."""
+
+    def __init__(self, program: Path, mosquitto: Mosquitto, keys: Path, flash: Path) -> None:
+        issued = mosquitto.issue_device(DEVICE)
+        self._command = [
+            *(str(program), "--port", str(mosquitto.port), "--ca", str(mosquitto.ca_file)),
+            *("--cert", str(issued.cert_file), "--key", str(issued.key_file)),
+            *("--keys", str(keys), "--flash", str(flash)),
+        ]
+        self.told: list[dict[str, Any]] = []
+
+    @contextlib.asynccontextmanager
+    async def running(self, *more: str) -> AsyncIterator[asyncio.subprocess.Process]:
+        process = await asyncio.create_subprocess_exec(
+            *self._command, *more, stdout=subprocess.PIPE
+        )
+        assert process.stdout is not None
+        try:
+            yield process
+        finally:
+            if process.returncode is None:
+                process.kill()
+            rest = await process.stdout.read()
+            self._hear(rest.splitlines())
+            await process.wait()
+
+    async def says(self, process: asyncio.subprocess.Process, count: int) -> None:
+        """Wait for so many readings more."""
+        assert process.stdout is not None
+        async with asyncio.timeout(WITHIN_S):
+            for _ in range(count):
+                self._hear([await process.stdout.readline()])
+
+    async def plays(self, *more: str) -> None:
+        """Run it to its end: everything is acknowledged then."""
+        async with self.running(*more) as process, asyncio.timeout(WITHIN_S):
+            assert process.stdout is not None
+            self._hear((await process.stdout.read()).splitlines())
+            assert await process.wait() == 0
+
+    def _hear(self, lines: list[bytes]) -> None:
+        self.told += [json.loads(line) for line in lines if line]
+
+
+@pytest.fixture
+async def twin(
+    program: Path, mosquitto: Mosquitto, sqlite_records: Records, admit: Admit, tmp_path: Path
+) -> Twin:
+    await admit(sqlite_records, DEVICE)
+    raw = os.urandom(64)
+    pair = await sqlite_records.devices.new_keys(DEVICE, now=datetime.now(UTC), raw=raw)
+    keys = tmp_path / "keys.json"
+    keys.touch(mode=0o600)
+    keys.write_text(as_text(DEVICE, pair.version, raw), encoding="ascii")
+    return Twin(program, mosquitto, keys, tmp_path / "flash")
+
+
+@contextlib.asynccontextmanager
+async def ingesting(mosquitto: Mosquitto, records: Records) -> AsyncIterator[None]:
+    issued = mosquitto.issue_bridge()
+    settings = Mqtt(
+        host=mosquitto.host,
+        port=mosquitto.port,
+        ca_file=mosquitto.ca_file,
+        cert_file=issued.cert_file,
+        key_file=issued.key_file,
+    )
+    subscriber = Subscriber(settings, Ingest(records))
+    task = asyncio.create_task(subscriber.run())
+    async with asyncio.timeout(WITHIN_S):
+        await subscriber.subscribed.wait()
+    yield
+    await end([task])
+
+
+async def numbers_of(records: Records) -> list[int]:
+    rows = await records.store.db.fetch("SELECT record FROM reading ORDER BY position")
+    return [int.from_bytes(bytes(row["record"])) for row in rows]
+
+
+async def test_a_monitor_killed_again_and_again_has_each_sample_in_the_log_once_in_order(
+    twin: Twin, mosquitto: Mosquitto, sqlite_records: Records
+) -> None:
+    records = sqlite_records
+    dice = random.Random(20)
+    async with contextlib.AsyncExitStack() as stack:
+        for killed in range(KILLS):
+            if killed == KILLS // 3:  # until then nobody was there to acknowledge anything
+                await stack.enter_async_context(ingesting(mosquitto, records))
+            async with twin.running("--every-ms", "4") as process:
+                await twin.says(process, dice.randrange(1, 40))
+                process.kill()
+        await twin.plays("--every-ms", "4", "--count", "10")
+    stored = await numbers_of(records)
+    assert stored == sorted(set(stored))
+    at_ms = {
+        number: to_ms(one.reading.measured_at)
+        for number, one in zip(stored, await records.readings.after(0, limit=10_000), strict=True)
+    }
+    told = {one["seq"]: one["at_ms"] for one in twin.told}
+    assert len(told) == len(twin.told) > KILLS
+    assert {number: at_ms.get(number) for number in told} == told
+    # What was in flash, but not told any more when the process was killed.
+    assert len(stored) - len(told) <= KILLS
+    assert {one["boot"] for one in twin.told} == set(range(1, KILLS + 2))
+    settled = await records.store.db.fetchrow("SELECT * FROM device_sequence")
+    assert settled["contiguous"] == stored[-1]
+    counted = await records.store.db.fetchrow("SELECT COUNT(*) AS refused FROM quarantine")
+    assert counted["refused"] == 0
+
+
+async def test_what_it_measures_arrives_as_it_was_measured(
+    twin: Twin, mosquitto: Mosquitto, sqlite_records: Records
+) -> None:
+    async with ingesting(mosquitto, sqlite_records):
+        await twin.plays("--every-ms", "20", "--count", "8")
+    stored = [one.reading for one in await sqlite_records.readings.after(0, limit=100)]
+    assert [int(one.values[Kind.HEART_RATE]) for one in stored] == [
+        one["heart_rate"] for one in twin.told
+    ]
+    assert [to_ms(one.measured_at) for one in stored] == [one["at_ms"] for one in twin.told]
+    assert [one["seq"] for one in twin.told] == list(range(FIRST, FIRST + 8))
+    assert {one.quality for one in stored} == {95}
+
+
+async def test_a_clock_two_hours_wrong_is_set_by_our_first_answer_and_what_it_said_before_is_marked(
+    twin: Twin, mosquitto: Mosquitto, sqlite_records: Records
+) -> None:
+    def behind_ms() -> int:
+        return to_ms(datetime.now(UTC)) - int(twin.told[-1]["at_ms"])
+
+    async with ingesting(mosquitto, sqlite_records):
+        wrong = ("--every-ms", "50", "--clock-offset-ms", "-7200000")
+        async with twin.running(*wrong) as process:
+            await twin.says(process, 1)
+            assert behind_ms() >= 7_200_000
+            while behind_ms() > 60_000:
+                await twin.says(process, 1)
+            process.terminate()
+        await twin.plays("--count", "1")
+    stored = [one.reading for one in await sqlite_records.readings.after(0, limit=10_000)]
+    assert [one["seq"] for one in twin.told] == await numbers_of(sqlite_records)
+    assert (stored[0].age, stored[-1].age) == (Age.LATE, Age.LIVE)
+
+
+async def test_a_second_process_does_not_take_the_flash_of_the_first(twin: Twin) -> None:
+    async with twin.running("--every-ms", "10") as process:
+        await twin.says(process, 1)
+        async with twin.running() as second, asyncio.timeout(WITHIN_S):
+            assert await second.wait() == 1
