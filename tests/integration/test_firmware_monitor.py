@@ -36,7 +36,7 @@ KILLS = 12
 
 @pytest.fixture(scope="module")
 def program() -> Path:
-    """The virtual monitor, built in a folder of its own: other tests build the firmware meanwhile."""
+    """The virtual monitor, built in its own folder: other tests build the firmware meanwhile."""
     built_in = ROOT / "build/firmware-host"
     built = subprocess.run(
         ["make", "-j2", "-C", str(ROOT / "firmware"), "-s", "host", f"OUT={built_in}"],
