@@ -55,6 +55,7 @@ class Reason(StrEnum):
     """Announced: the snooze is over and the episode is not."""
     SNOOZE_BROKEN = "snooze_broken"
     """Announced: within its band the episode got so much worse that the snooze ends early."""
+    WORSE_SINCE_TOLD = "worse_since_told"
     WORSE_SINCE_ANSWERED = "worse_since_answered"
     """Announced: within its band the episode got so much worse that the answer no longer holds."""
     RECOVERED = "recovered"
@@ -107,6 +108,7 @@ _RINGING: Final = frozenset(
         Reason.ESCALATED,
         Reason.SNOOZE_ENDED,
         Reason.SNOOZE_BROKEN,
+        Reason.WORSE_SINCE_TOLD,
         Reason.WORSE_SINCE_ANSWERED,
     }
 )
@@ -275,10 +277,10 @@ def _judge(
         since = next(s.measured_at for s in window if limit.broken_by(s.value))
         if episode is None:
             reason = Reason.STARTED
-            episode = Episode(AlarmId(f"{bands.key}-{fact.position}"), since, limit)
+            episode = Episode(AlarmId(f"{bands.key}-{fact.position}"), since, limit, since)
         else:
             reason = Reason.WORSENED
-            episode = Episode(episode.alarm_id, episode.since, limit)
+            episode = Episode(episode.alarm_id, episode.since, limit, since)
         window = _from_first_broken(window, _not_announced(bands, episode))
         decision = _decision(
             reason, bands, limit, sample, fact, alarm_id=episode.alarm_id, since=since
@@ -311,11 +313,12 @@ def _judge_open(
     milder = [limit for limit in bands.limits if limit.priority < episode.limit.priority]
     eased = _extend(episode.eased, episode.limit, bands, sample) if milder else None
     if _lasted(eased, bands):
-        episode = Episode(episode.alarm_id, episode.since, milder[-1], cleared=cleared)
+        since = episode.since
+        episode = Episode(episode.alarm_id, since, milder[-1], since, cleared=cleared)
         return Track((), episode), _about(Reason.IMPROVED, episode, bands, sample, fact)
 
     if eased is not episode.eased or cleared is not episode.cleared:
-        episode = Episode(episode.alarm_id, episode.since, episode.limit, eased, cleared)
+        episode = replace(episode, eased=eased, cleared=cleared)
     unchanged = episode is track.episode and window is track.window
     after = track if unchanged else Track(window, episode)
 

@@ -55,6 +55,7 @@ class Episode:
         alarm_id: its identity.
         since: when its first breaching sample was measured.
         limit: the limit of the band it is in.
+        limit_since: when the first sample that breaks that limit was measured.
         eased: the run outside its band, if one is under way and a milder band exists.
         cleared: the run inside every limit, if one is under way.
     """
@@ -62,6 +63,7 @@ class Episode:
     alarm_id: AlarmId
     since: datetime
     limit: Limit
+    limit_since: datetime
     eased: Calm | None = None
     cleared: Calm | None = None
 
@@ -125,7 +127,7 @@ class Care:
         told_at: when the last message that rings was decided on; ``None`` if there was none, since
             the alarm began during a snooze or an outage.
         acknowledged: whether somebody takes care of it.
-        value: the last one before the answer, in the unit of the kind; ``None`` if none counts.
+        value: the one that people were told last, in the unit of the kind; ``None`` if none was.
         drops: samples in a row that lie so far below ``value`` that the answer no longer holds.
     """
 
@@ -375,6 +377,7 @@ def _track_to_json(track: Track) -> object:
             "alarm_id": episode.alarm_id,
             "since": episode.since.isoformat(),
             "limit": [limit.comparison, str(limit.threshold), limit.priority.name],
+            "limit_since": episode.limit_since.isoformat(),
             "eased": _calm_to_json(episode.eased),
             "cleared": _calm_to_json(episode.cleared),
         },
@@ -413,7 +416,9 @@ def _track_from_json(key: str, raw: object) -> Track:
 
 
 def _episode(key: str, raw: object) -> Episode:
-    content = _fields(raw, "alarm_id", "since", "limit", "eased", "cleared")
+    if isinstance(raw, dict) and "since" in raw:  # older states do not know since when
+        raw = {"limit_since": raw["since"]} | raw
+    content = _fields(raw, "alarm_id", "since", "limit", "limit_since", "eased", "cleared")
     alarm_id = _text(content["alarm_id"])
     start = alarm_id.removeprefix(f"{key}-")
     if start == alarm_id or not (start.isascii() and start.isdigit()):
@@ -429,6 +434,7 @@ def _episode(key: str, raw: object) -> Episode:
         alarm_id=AlarmId(alarm_id),
         since=_time(content["since"]),
         limit=limit,
+        limit_since=_time(content["limit_since"]),
         eased=_calm(content["eased"]),
         cleared=_calm(content["cleared"]),
     )

@@ -9,7 +9,7 @@ alarm that reached a step goes where that step goes:
 3. besides, the hospital's webhook.
 
 When nobody is on duty, or nobody on duty can be reached, the first message already goes where the
-third would.
+third would; when no phone of the team can ring at all, an alarm of high priority calls at once.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from fajma.store.alarms import Delivery
 from fajma.store.outages import Outage
 from fajma.store.patients import Patient
 from fajma.store.wards import Ward
+from fajma.store.warnings import About
 from fajma.vitals import PatientKey
 
 _LOOK_BACK: Final = 8  # readings, among which is the one that decided
@@ -117,8 +118,7 @@ class Announcer:
                 after=delivery_id,
             )
             made.append(order.delivery(f"{delivery_id}-chart", where.room_id, patient_key, now=now))
-        escalated = decision.reason is Reason.ESCALATED and decision.step >= WEBHOOK_STEP
-        if self._has_webhook and escalated:
+        if self._has_webhook and decision.rings and await self._must_call(ward, decision):
             made.append(
                 call(
                     f"{delivery_id}-call",
@@ -129,6 +129,16 @@ class Announcer:
                 )
             )
         return made
+
+    async def _must_call(self, ward: Ward | None, decision: AnyDecision) -> bool:
+        """Whether the webhook is called: at its step, or when no phone of the team can ring."""
+        if decision.step >= WEBHOOK_STEP:
+            return True
+        if ward is None or decision.priority is not Priority.HIGH:
+            return False
+        team = {one.account for one in await self._records.people.team(ward.id)}
+        mute = {one.subject for one in await self._records.warnings.open(About.NO_RING)}
+        return team <= mute
 
     async def _signal(self, patient: PatientKey, decision: AnyDecision) -> Signal | None:
         """What the monitor said of the signal when it measured the value."""

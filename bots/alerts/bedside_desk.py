@@ -30,7 +30,7 @@ from bots.alerts.bedside_text import (
     side,
 )
 from bots.alerts.duty_desk import RefusedError, notice
-from bots.alerts.kept_state import kept_state
+from bots.alerts.kept_state import present_state
 from bots.alerts.limits import Direction
 from bots.alerts.news2 import score
 from bots.alerts.open_alarms import AnyDecision, OpenAlarm, episode_of, open_alarms
@@ -280,7 +280,7 @@ class BedsideDesk:
         language = asked.command.language
         _ = translator(language).gettext
         now = self._now()
-        state = await kept_state(self._records, patient.key)
+        state = await present_state(self._records, patient.key, self._rules)
         open_ones = [
             (alarm, decision)
             for alarm, decision in self._open(state)
@@ -346,7 +346,7 @@ class BedsideDesk:
         async with records.store.transaction() as connection:
             if not await records.orders_seen.take(connection, mark, now=now):
                 return
-            state = await kept_state(self._records, patient.key)
+            state = await present_state(self._records, patient.key, self._rules)
             said_of = [
                 decision
                 for alarm, decision in self._open(state)
@@ -423,7 +423,7 @@ class BedsideDesk:
                 ),
                 code="snooze_too_long",
             )
-        state = await kept_state(self._records, patient.key)
+        state = await present_state(self._records, patient.key, self._rules)
         sides = [bands.key for bands in self._rules.of(state.standing).by_kind.get(kind, ())]
         if about.direction is not None:
             sides = [key for key in sides if key.endswith(f"-{about.direction}")]
@@ -543,7 +543,7 @@ class BedsideDesk:
         language = asked.command.language
         _ = translator(language).gettext
         now, kind = self._now(), _required(about.kind)
-        state = await kept_state(self._records, patient.key)
+        state = await present_state(self._records, patient.key, self._rules)
         own = [
             one
             for one in state.standing.own_limits
@@ -566,7 +566,7 @@ class BedsideDesk:
         self, connection: Connection, asked: Asked, patient: Patient, facts: list[LimitSet]
     ) -> Done:
         await self._records.facts.append(connection, patient.key, *facts)
-        state = await kept_state(self._records, patient.key)
+        state = await present_state(self._records, patient.key, self._rules)
         own = state.standing.own_limits
         for fact in facts:
             own = with_fact(own, fact)
@@ -614,7 +614,7 @@ class BedsideDesk:
         """The limits in force, and who set those of this patient alone, and why."""
         language, zone, now = asked.command.language, asked.place.zone, self._now()
         _ = translator(language).gettext
-        standing = (await kept_state(self._records, patient.key)).standing
+        standing = (await present_state(self._records, patient.key, self._rules)).standing
         limits = limits_in_force(self._rules.of(standing), language)
         lines = [
             bed_of(patient, language),
@@ -657,7 +657,7 @@ class BedsideDesk:
             now, asked.account, about.respiration, about.consciousness, about.oxygen
         )  # fmt: skip
         await self._records.facts.append(connection, patient.key, fact)
-        state = await kept_state(self._records, patient.key)
+        state = await present_state(self._records, patient.key, self._rules)
         standing = state.standing
         found = score(state.latest, (fact, *standing.entered), standing.profile, now)
         who = named(asked.person, asked.account)

@@ -417,7 +417,9 @@ class DutyDesk:
             alarms += await open_lines(
                 records, patient, self._rules, language=language, zone=zone, now=now
             )
-            own += await lasting_limits(records, patient, language=language, zone=zone, now=now)
+            own += await lasting_limits(
+                records, patient, self._rules, language=language, zone=zone, now=now
+            )
         head = _("Open alarms: {count}").format(count=len(alarms))
         limits = _("Limits in force: {limits}").format(
             limits=limits_in_force(self._rules.of(FIRST_STANDING), language)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -30,7 +30,8 @@ from mautrix.util.async_db import Connection
 from bots.alerts import outage
 from bots.alerts.alarm import ReadingFact
 from bots.alerts.alarm_state import PatientState
-from bots.alerts.announcer import Announcer, to_json
+from bots.alerts.announcer import WEBHOOK_STEP, Announcer, to_json
+from bots.alerts.both_logs import New, merged, opened
 from bots.alerts.judge import NotedFact, due, take
 from bots.alerts.limits import Confirmation, Priority
 from bots.alerts.site_rules import Schedule, SiteRules
@@ -120,9 +121,6 @@ class _Judged:
     was_behind: bool
 
 
-_New = tuple[PatientKey, SealedReading | SealedFact]
-
-
 class AlarmEngine:
     """Judges every reading and every fact, in order, once."""
 
@@ -197,7 +195,7 @@ class AlarmEngine:
                 return 0
             end = _Place(until, facts[-1].position if facts else start.fact)
             try:
-                announced = await self._pass(_merged(readings, facts), start, end)
+                announced = await self._pass(merged(readings, facts), start, end)
             except BaseException:
                 self._forget()
                 raise
@@ -344,7 +342,7 @@ class AlarmEngine:
 
     # --- a pass ----------------------------------------------------------------------------------
 
-    async def _pass(self, new: Sequence[_New], start: _Place, end: _Place) -> int:
+    async def _pass(self, new: Sequence[New], start: _Place, end: _Place) -> int:
         """Judge what follows ``start`` and commit it; returns how many decisions are announced.
 
         One patient's trouble must not stop the others: who cannot be judged is left behind, and
@@ -376,7 +374,7 @@ class AlarmEngine:
         return len(told) + sum(len(one.deliveries) for one in judged)
 
     async def _judge_all(
-        self, new: Sequence[_New], start: _Place, end: _Place
+        self, new: Sequence[New], start: _Place, end: _Place
     ) -> tuple[list[_Judged], dict[PatientKey, str]]:
         """Judge each patient; returns also who could not be judged, with the kind of error."""
         of_patient: dict[PatientKey, list[SealedReading | SealedFact]] = defaultdict(list)
@@ -412,7 +410,7 @@ class AlarmEngine:
         decisions: list[KeptDecision] = []
         deliveries: list[Delivery] = []
         calmed = False
-        async for fact in self._opened(new):
+        async for fact in opened(self._records, new):
             state, decided = take(state, fact, self._rules)
             at = fact.reading.received_at if isinstance(fact, ReadingFact) else fact.fact.at
             calmed |= isinstance(fact, NotedFact) and isinstance(fact.fact, Acknowledged)
@@ -426,6 +424,9 @@ class AlarmEngine:
                     )
                 if one.announce:
                     deliveries += await self._announcer.deliveries(patient, one)
+        # An answer to the sensor's alarm does not call off what calls about the pulse.
+        waits = any(c.step >= WEBHOOK_STEP and not c.acknowledged for c in state.care.values())
+        calmed = calmed and not waits
         due_at = due(state, self._rules)
         keep = (
             before.kept is None
@@ -439,16 +440,6 @@ class AlarmEngine:
             else _Held(state, before.kept, before.due_at, said)
         )
         return _Judged(patient, held, keep, decisions, deliveries, calmed, was_behind)
-
-    async def _opened(
-        self, new: Iterable[SealedReading | SealedFact]
-    ) -> AsyncIterator[ReadingFact | NotedFact]:
-        for one in new:
-            if isinstance(one, SealedReading):
-                logged = await self._records.readings.open(one)
-                yield ReadingFact(logged.position, logged.reading)
-            else:
-                yield NotedFact(one.position, await self._records.facts.open(one))
 
     # --- states ----------------------------------------------------------------------------------
 
@@ -487,7 +478,7 @@ class AlarmEngine:
         for patient, state in states.items():
             try:
                 again = state
-                async for fact in self._opened(since.get(patient, ())):
+                async for fact in opened(self._records, since.get(patient, ())):
                     again, _ = take(again, fact, self._rules)
             except Exception as error:  # noqa: BLE001 - see _pass
                 troubles[patient] = type(error).__name__
@@ -514,7 +505,7 @@ class AlarmEngine:
         facts = await records.facts.sealed_between(
             list(stale), min(one.noted for one in stale.values()), place.fact
         )
-        for patient, one in _merged(readings, facts):
+        for patient, one in merged(readings, facts):
             found[patient].append(one)
         return found
 
@@ -528,7 +519,7 @@ class AlarmEngine:
         records = self._records
         readings = await records.readings.sealed_between([patient], behind.reading, end.reading)
         facts = await records.facts.sealed_between([patient], behind.fact, end.fact)
-        return self._states[patient], [one for _, one in _merged(readings, facts)]
+        return self._states[patient], [one for _, one in merged(readings, facts)]
 
     async def _all_behind(self) -> dict[PatientKey, _Place]:
         if self._behind is None:
@@ -642,15 +633,6 @@ class AlarmEngine:
 
 class BehindError(Exception):
     """A patient who was left behind cannot be judged yet; says the kind of error."""
-
-
-def _merged(readings: Iterable[SealedReading], facts: Iterable[SealedFact]) -> list[_New]:
-    """Readings and facts in their one order: a fact comes after the reading that it names."""
-    placed: list[tuple[tuple[int, int, int], PatientKey, SealedReading | SealedFact]] = [
-        *(((one.position, 0, 0), one.patient, one) for one in readings),
-        *(((one.after, 1, one.position), one.patient, one) for one in facts),
-    ]
-    return [(patient, one) for _, patient, one in sorted(placed, key=lambda each: each[0])]
 
 
 def _earlier(one: datetime | None, other: datetime | None) -> bool:

@@ -146,7 +146,7 @@ def _take_reading(
     for decision in of_values:
         after = _attend(after, decision, decisions)
     if after.care and reading.age is Age.LIVE:
-        after = _watch_answered(after, fact, rules, decisions)
+        after = _watch_told(after, fact, rules, decisions)
     if after.snoozes and reading.age is Age.LIVE:
         after = _sample_snoozes(after, fact, rules, decisions)
     if in_trouble:
@@ -186,6 +186,10 @@ def _attend(state: PatientState, decision: Decision, out: list[AnyDecision]) -> 
     if reason is Reason.RECOVERED:
         told = attention.was_told(care)
         out.append(decision if told else replace(decision, reason=Reason.ENDED_UNTOLD))
+        snooze = state.snoozes.get(decision.track)
+        if snooze is not None:
+            outlived = attention.outlives(snooze)
+            state = replace(state, snoozes={**state.snoozes, decision.track: outlived})
         return replace(state, care=without(state.care, alarm_id))
     if reason is Reason.IMPROVED:
         out.append(decision)
@@ -194,7 +198,9 @@ def _attend(state: PatientState, decision: Decision, out: list[AnyDecision]) -> 
         return caring(state, alarm_id, replace(care, priority=decision.priority))
     snooze = state.snoozes.get(decision.track)
     covered = attention.covers(snooze, decision.priority, decision.at)
-    care = attention.worsened(care, decision.priority, decision.at, told=not covered)
+    care = attention.worsened(
+        care, decision.priority, decision.at, told=not covered, value=decision.value
+    )
     out.append(
         replace(decision, reason=Reason.SNOOZED) if covered else replace(decision, step=care.step)
     )
@@ -206,15 +212,15 @@ def _attend(state: PatientState, decision: Decision, out: list[AnyDecision]) -> 
 _CHANGES: Final = frozenset({Reason.STARTED, Reason.WORSENED, Reason.RECOVERED, Reason.IMPROVED})
 
 
-def _watch_answered(
+def _watch_told(
     state: PatientState, fact: ReadingFact, rules: SiteRules, out: list[AnyDecision]
 ) -> PatientState:
-    """Tell again of what fell too far since somebody answered."""
+    """Tell again of what has gone much further since people were told."""
     reading = fact.reading
-    for key in attention.DROP:
+    for key in attention.FURTHER:
         episode = episode_of(state, key)
         care = None if episode is None else state.care.get(episode.alarm_id)
-        if episode is None or care is None or not care.acknowledged or key in state.snoozes:
+        if episode is None or care is None or key in state.snoozes:
             continue
         value = reading.values.get(Kind(key.removesuffix(f"-{episode.limit.direction}")))
         if value is None:
@@ -228,9 +234,9 @@ def _watch_answered(
         if after is not None:
             state = caring(state, episode.alarm_id, after)
             continue
-        care = attention.told_again(care, reading.received_at)
+        reason = Reason.WORSE_SINCE_ANSWERED if care.acknowledged else Reason.WORSE_SINCE_TOLD
+        care = attention.told_again(care, reading.received_at, value)
         state = caring(state, episode.alarm_id, care)
-        reason = Reason.WORSE_SINCE_ANSWERED
         out.append(vital(state, key, episode, reason, reading.received_at, step=care.step))
     return state
 
@@ -255,7 +261,7 @@ def _sample_snoozes(
         episode = episode_of(state, bands.key)
         care = None if episode is None else state.care.get(episode.alarm_id)
         if episode is not None and care is not None:
-            care = attention.told_again(care, reading.received_at)
+            care = attention.told_again(care, reading.received_at, value)
             state = caring(state, episode.alarm_id, care)
             out.append(
                 vital(

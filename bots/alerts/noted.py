@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime
+from decimal import Decimal
 
 from bots.alerts import attention, technical
 from bots.alerts.alarm import Reason
@@ -11,6 +12,7 @@ from bots.alerts.alarm_state import PatientState, Profile, Standing, Trouble
 from bots.alerts.limits import Direction, TrackKey
 from bots.alerts.open_alarms import (
     AnyDecision,
+    OpenAlarm,
     begin_trouble,
     caring,
     end_late_runs,
@@ -146,7 +148,7 @@ def _pass_time(state: PatientState, at: datetime, number: str, rules: SiteRules)
         care = state.care.get(alarm.alarm_id)
         if care is None or alarm.folded or alarm.snooze is not None:
             continue
-        prompted = attention.prompt(care, alarm.schedule, at)
+        prompted = attention.prompt(care, alarm.schedule, at, _value_of(state, alarm))
         if prompted is not None:
             care, reason = prompted
             state = caring(state, alarm.alarm_id, care)
@@ -166,9 +168,10 @@ def _end_snoozes(state: PatientState, at: datetime, out: list[AnyDecision]) -> P
         if episode is None or care is None or care.acknowledged:
             continue
         if care.told_at is None or care.told_at < snooze.until:
-            care = attention.told_again(care, at)
+            said = vital(state, key, episode, Reason.SNOOZE_ENDED, at, step=care.step)
+            care = attention.told_again(care, at, said.value)
             state = caring(state, episode.alarm_id, care)
-            out.append(vital(state, key, episode, Reason.SNOOZE_ENDED, at, step=care.step))
+            out.append(said)
     return state
 
 
@@ -177,15 +180,13 @@ def _acknowledge(state: PatientState, fact: Acknowledged, rules: SiteRules) -> _
     for alarm in tuple(open_alarms(state, rules)):
         care = state.care.get(alarm.alarm_id)
         meant = fact.alarm_id is None or fact.alarm_id == alarm.alarm_id
-        if not meant or care is None or care.acknowledged:
+        if not meant or care is None or care.acknowledged or alarm.folded:
             continue
-        if care.told_at is None:
-            continue  # nobody answers what nobody was told: it is told when its snooze ends
         out.append(alarm.say(Reason.ACKNOWLEDGED, fact.at, step=care.step))
         if alarm.late is None:
-            last = None if alarm.kind is None else last_value(state, alarm.kind)
-            care = attention.answered(care, None if last is None else last[0])
-            state = caring(state, alarm.alarm_id, care)
+            if care.value is None:  # a snooze kept it from being told: the answer tells of it
+                care = replace(care, value=_value_of(state, alarm))
+            state = caring(state, alarm.alarm_id, attention.answered(care, fact.at))
         else:  # an answer is all that it waits for
             state = replace(
                 state,
@@ -193,6 +194,11 @@ def _acknowledge(state: PatientState, fact: Acknowledged, rules: SiteRules) -> _
                 care=without(state.care, alarm.alarm_id),
             )
     return state, out
+
+
+def _value_of(state: PatientState, alarm: OpenAlarm) -> Decimal | None:
+    last = None if alarm.kind is None else last_value(state, alarm.kind)
+    return None if last is None else last[0]
 
 
 def _snooze(state: PatientState, fact: Snoozed) -> _Taken:
@@ -261,5 +267,5 @@ def _end_outage(state: PatientState, at: datetime) -> _Taken:
         left.append(one)
         if silent and care is not None and not care.acknowledged:
             # As if it were told now, lest all reminders come at once.
-            state = caring(state, one.alarm_id, attention.told_again(care, at))
+            state = caring(state, one.alarm_id, attention.told_again(care, at, None))
     return replace(state, standing=standing, troubles=tuple(left)), out

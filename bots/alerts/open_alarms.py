@@ -122,7 +122,7 @@ def vital(
         value=value,
         limit=episode.limit,
         alarm_id=episode.alarm_id,
-        since=episode.since,
+        since=episode.limit_since,
         measured_at=measured_at,
         at=at,
         step=step,

@@ -8,7 +8,7 @@ import structlog
 
 from bots.alerts.alarm import Reason
 from bots.alerts.alarm_state import PatientState
-from bots.alerts.kept_state import kept_state
+from bots.alerts.kept_state import present_state
 from bots.alerts.limits import Priority
 from bots.alerts.open_alarms import AnyDecision, OpenAlarm, open_alarms
 from bots.alerts.own_limits import lasting, limit_of
@@ -22,13 +22,15 @@ from fajma.store.patients import Patient
 log = structlog.get_logger()
 
 
-async def readable_state(records: Records, patient: Patient) -> PatientState | None:
+async def readable_state(
+    records: Records, patient: Patient, rules: SiteRules
+) -> PatientState | None:
     """What is remembered of a patient; ``None`` if it does not open, which is logged.
 
     One bad record must not stop an answer about all beds: there say ``unreadable``.
     """
     try:
-        return await kept_state(records, patient.key)
+        return await present_state(records, patient.key, rules)
     except FajmaError as error:
         log.critical("alarm_state_unreadable", patient=patient.key, code=error.code)
         return None
@@ -44,15 +46,28 @@ async def open_lines(
     now: datetime,
 ) -> list[str]:
     """The open alarms that somebody was told of, with a tick where somebody takes care."""
-    state = await readable_state(records, patient)
+    state = await readable_state(records, patient, rules)
     if state is None:
         return [unreadable(patient.bed, patient.initials, language)]
     return [
-        ("✓ " if is_answered(state, alarm) else "")
+        _mark(state, alarm, zone, language, now)
         + words(alarm.say(Reason.STARTED, now), patient, language, zone)
         for alarm in open_alarms(state, rules)
         if not alarm.folded
     ]
+
+
+def _mark(
+    state: PatientState, alarm: OpenAlarm, zone: str, language: Language, now: datetime
+) -> str:
+    """That somebody takes care, or that the alarm is paused."""
+    if is_answered(state, alarm):
+        return "✓ "
+    if alarm.snooze is None or alarm.snooze.until <= now:
+        return ""
+    _ = translator(language).gettext
+    until = duty_time(alarm.snooze.until, zone, language, now=now)
+    return _("paused until {time}").format(time=until) + SEPARATOR
 
 
 def words(decision: AnyDecision, patient: Patient, language: Language, zone: str) -> str:
@@ -69,11 +84,17 @@ def is_answered(state: PatientState, alarm: OpenAlarm) -> bool:
 
 
 async def lasting_limits(
-    records: Records, patient: Patient, *, language: Language, zone: str, now: datetime
+    records: Records,
+    patient: Patient,
+    rules: SiteRules,
+    *,
+    language: Language,
+    zone: str,
+    now: datetime,
 ) -> list[str]:
     """The patient's own limits that outlive a handover."""
     _ = translator(language).gettext
-    state = await readable_state(records, patient)
+    state = await readable_state(records, patient, rules)
     own_limits = () if state is None else state.standing.own_limits
     return [
         SEPARATOR.join(

@@ -170,6 +170,7 @@ def _note(decision: AnyDecision, language: Language) -> _Parts:
         Reason.ESCALATED: _("nobody has answered: step {step}").format(step=decision.step + 1),
         Reason.SNOOZE_ENDED: _("the pause is over"),
         Reason.SNOOZE_BROKEN: _("worse during the pause"),
+        Reason.WORSE_SINCE_TOLD: _("much worse since the last message"),
         Reason.WORSE_SINCE_ANSWERED: _("much worse since it was answered"),
     }
     note = notes.get(decision.reason)
@@ -355,9 +356,13 @@ def _offset(local: datetime) -> str:
 
 
 def duty_time(moment: datetime, zone: str, language: Language, *, now: datetime) -> str:
-    """Time of day in the ward, whose clock everybody there goes by; with the date after a day."""
+    """Time of day in the ward, whose clock everybody there goes by.
+
+    With the date of what is more than a day ago, or not to come today.
+    """
     local = moment.astimezone(zone_of(zone))
-    if now - moment < timedelta(days=1):
+    is_today = local.date() == now.astimezone(zone_of(zone)).date()
+    if is_today or timedelta(0) <= now - moment < timedelta(days=1):
         return f"{local:%H:%M}"
     return format_datetime(local, "d MMM HH:mm", locale=language.value)
 

@@ -144,7 +144,7 @@ class ToldRooms:
         worn = await self._records.devices.worn()
         lines: list[str] = []
         for patient in await self._patients(room):
-            state = await readable_state(self._records, patient)
+            state = await readable_state(self._records, patient, self._rules)
             if state is None:
                 lines.append(unreadable(patient.bed, patient.initials, room.language))
                 continue

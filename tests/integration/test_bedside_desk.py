@@ -541,3 +541,12 @@ async def test_what_is_half_done_when_the_plug_is_pulled_is_not_done(
     monkeypatch.setattr(scene.records.audit, "note", note)
     await scene.client.deliver(ROOM, event)
     assert len(await facts(scene, patient)) == 1
+
+
+async def test_what_came_since_the_state_was_written_is_in_answers(scene: Scene) -> None:
+    """A state is written once a minute where nothing changes: an answer must not be older."""
+    patient, _ = await ill(scene)
+    await judged(scene, patient)
+    await measures(scene, patient, {Kind.SPO2: "87"})  # the engine, too, has yet to judge it
+    [shown] = await scene.types(AWA, "!alarmes")
+    assert "SpO2 87" in shown

@@ -468,7 +468,7 @@ async def test_a_room_in_which_an_alarm_is_open_has_one_too_until_it_is_over(
     consultation: Consultation = await admit(records, "A4CF12F03B7E")
     assert consultation.room_id is not None
     limit = Limit(Comparison.BELOW, 90, Priority.HIGH)  # type: ignore[arg-type]
-    episode = Episode(AlarmId("spo2-low-1"), NOON, limit)
+    episode = Episode(AlarmId("spo2-low-1"), NOON, limit, NOON)
     for state, expected in (
         (PatientState(1, {TrackKey("spo2-low"): Track(episode=episode)}), 1),
         (PatientState(2), 0),
@@ -496,7 +496,7 @@ async def test_who_has_an_open_alarm_or_sent_nothing_is_named_when_monitoring_is
         "UPDATE patient SET ward_id='medecine' WHERE patient_key=$1", consultation.patient
     )
     limit = Limit(Comparison.BELOW, 90, Priority.HIGH)  # type: ignore[arg-type]
-    episode = Episode(AlarmId("spo2-low-1"), NOON, limit)
+    episode = Episode(AlarmId("spo2-low-1"), NOON, limit, NOON)
     state = PatientState(
         1,
         {TrackKey("spo2-low"): Track(episode=episode)},

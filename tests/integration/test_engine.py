@@ -23,18 +23,23 @@ from mautrix.util.logging import SILLY
 from structlog.testing import capture_logs
 
 from bots.alerts import engine as engine_module
-from bots.alerts.alarm import Decision, ReadingFact, step
-from bots.alerts.alarm_state import FIRST_STANDING, PatientState
+from bots.alerts.alarm import ReadingFact
+from bots.alerts.alarm_state import PatientState
 from bots.alerts.announcer import Announcer
 from bots.alerts.engine import FOLLOWER, AlarmEngine, rules_from
+from bots.alerts.judge import take
+from bots.alerts.open_alarms import AnyDecision
 from fajma.config import Alarms, DatabaseSettings
+from fajma.duty import Roster
 from fajma.events import ALARM, RING, AlarmBlock
+from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store import Records, Store, from_ms
-from fajma.store.alarms import AlarmStates, Delivery, NewState
+from fajma.store.alarms import WEBHOOK_ROOM, AlarmStates, Delivery, NewState, SentBy
 from fajma.store.consultations import Consultation
 from fajma.store.leases import Lease, LeaseLostError
 from fajma.store.readings import NewReading
+from fajma.store.wards import Ward, WardId
 from fajma.vitals import Age, Clock, DeviceId, Kind, PatientKey, Reading
 
 Admit = Callable[..., Awaitable[Consultation]]
@@ -44,7 +49,7 @@ MINE = DeviceId("A4CF12F03B7E")
 OTHER = DeviceId("A4CF12F03B7F")
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 SETTINGS = Alarms()
-RULES = rules_from(SETTINGS).of(FIRST_STANDING)
+RULES = rules_from(SETTINGS)
 
 EPISODE = (97, *(88,) * 4, *(97,) * 8)
 """Falls under 90 % long enough to be confirmed, and recovers long enough to be over."""
@@ -79,12 +84,13 @@ async def judge_all(
     return judged
 
 
-async def expected(records: Records, patient: PatientKey) -> list[Decision]:
+async def expected(records: Records, patient: PatientKey) -> list[AnyDecision]:
     """What the pure rules announce about a patient's part of the log."""
-    state, announced = PatientState(), []
+    state = PatientState()
+    announced: list[AnyDecision] = []
     for logged in await records.readings.after(0, limit=100_000, patient=patient):
         fact = ReadingFact(logged.position, logged.reading)
-        state, decisions = step(state, fact, RULES)
+        state, decisions = take(state, fact, RULES)
         announced += [one for one in decisions if one.announce]
     return announced
 
@@ -154,7 +160,7 @@ async def test_where_the_log_is_cut_changes_nothing(records: Records, admit: Adm
     for patient in patients:
         await agrees_with_the_rules(records, patient)
     states = {one.content[ALARM]["state"] for one in await promised(records, patients[0])}
-    assert states == {"started", "worsened", "recovered"}
+    assert states == {"started", "worsened", "worse_since_told", "recovered"}
     assert len(await promised(records, patients[1])) == 30
 
 
@@ -338,10 +344,10 @@ async def test_delivery_ids_cannot_be_guessed_without_the_site_key(
     assert len(ids) == 2
 
 
-async def expected_of(spo2: Sequence[int]) -> list[Decision]:
+async def expected_of(spo2: Sequence[int]) -> list[AnyDecision]:
     state, announced = PatientState(), []
     for position, reading in enumerate(readings(MINE, spo2), 1):
-        state, decisions = step(state, ReadingFact(position, reading), RULES)
+        state, decisions = take(state, ReadingFact(position, reading), RULES)
         announced += [one for one in decisions if one.announce]
     return announced
 
@@ -648,3 +654,28 @@ async def test_nothing_clinical_is_logged_about_alarms(
     assert "alarms_decided" in logged
     for secret in ("88", "spo2", "A.D.", "Lit", "ALARME"):
         assert secret not in logged
+
+
+async def called(records: Records) -> int:
+    return len(await records.outbox.waiting(WEBHOOK_ROOM, sender=SentBy.WEBHOOK))
+
+
+async def test_the_webhook_is_called_at_once_when_no_phone_can_ring_and_again_when_it_gets_worse(
+    records: Records, admit: Admit
+) -> None:
+    consultation = await admit(records, MINE)
+    await records.wards.add(Ward(WardId("med"), None, Language.FRENCH, "UTC", Roster()))
+    await records.wards.opened(WardId("med"), "!ward:clinic.test")
+    await records.store.db.execute("UPDATE patient SET ward_id='med'")
+    settings = Alarms(webhook_url="https://sms.clinic.test/")
+    engine = AlarmEngine(settings, records, now=lambda: NOON)
+    await log(records, consultation.patient, readings(MINE, (91,) * 4))
+    await judge_all(records, engine=engine)
+    assert await called(records) == 0, "medium priority"
+
+    await log(records, consultation.patient, readings(MINE, (88,) * 4, start=4))
+    await judge_all(records, engine=engine)
+    assert await called(records) == 1
+    await log(records, consultation.patient, readings(MINE, (80,) * 2, start=8))
+    await judge_all(records, engine=engine)
+    assert await called(records) == 2

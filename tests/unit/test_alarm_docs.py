@@ -86,13 +86,12 @@ def test_reminders_and_the_ladder_stand_there() -> None:
 
 def test_the_constants_of_snoozes_stand_there() -> None:
     documented = {row[0]: row[1] for row in ROWS if len(row) == 3}
-    (drop,) = attention.DROP.values()
-
     assert documented["longest snooze"] == f"{attention.SNOOZE_AT_MOST.seconds // 60} min"
     ahead = attention.SNOOZE_AHEAD.name.lower()
     assert documented["worst band of a snooze said ahead"] == ahead
-    assert documented["drop that breaks a snooze of SpO2"] == f"{drop} points"
-    assert documented["samples of such a drop"] == f"{attention.DROPS_NEEDED} in a row"
+    for track, further in attention.FURTHER.items():
+        assert documented[f"further out is news: {track}"] == f"{further}"
+    assert documented["samples that lie so far out"] == f"{attention.FURTHER_NEEDED} in a row"
 
 
 def test_the_constants_of_technical_alarms_stand_there() -> None:

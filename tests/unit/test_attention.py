@@ -363,3 +363,101 @@ def test_a_ward_may_have_a_ladder_of_its_own_which_goes_with_the_patient() -> No
     bedside.note(facts.Profiled(bedside.now, facts.AgeBand.UNKNOWN, None, copd=False, ward="med"))
     assert told(bedside.wait(180)) == [Reason.ESCALATED] * 2, "the site's ladder"
     assert rules.schedules_of("icu")[Priority.MEDIUM] == SCHEDULES[Priority.MEDIUM]
+
+
+@pytest.mark.parametrize(
+    ("then", "expected"),
+    [
+        ((85, 85), [Reason.WORSE_SINCE_ANSWERED]),
+        ((86, 86), []),
+        ((85, 88, 85), []),  # not in a row
+    ],
+)
+def test_a_drop_after_an_answer_is_three_points_in_two_samples_in_a_row(
+    then: tuple[int, ...], expected: list[Reason]
+) -> None:
+    bedside = with_alarm(88)
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    for value in then:
+        bedside.send(spo2(value))
+
+    assert told(bedside.decisions) == expected
+
+
+def test_a_drop_after_an_answer_that_breaks_no_limit_calls_nobody() -> None:
+    bedside = with_alarm(88)
+    bedside.send(spo2(98))
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    bedside.send(spo2(94), times=3)
+
+    assert told(bedside.decisions) == []
+
+
+def test_what_falls_on_before_anybody_answered_is_told_at_once_too() -> None:
+    bedside = with_alarm(89)
+    bedside.send(spo2(72), times=2)
+    assert told(bedside.decisions) == [Reason.WORSE_SINCE_TOLD]
+    bedside.decisions.clear()
+    bedside.send(spo2(70), times=10)
+    assert told(bedside.decisions) == [], "two points further are no news"
+
+
+def test_who_answers_an_old_message_has_seen_the_value_of_that_message() -> None:
+    bedside = with_alarm(89)
+    bedside.send(spo2(87))
+    bedside.send(spo2(86))  # three points, but one sample
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    bedside.send(spo2(86))
+
+    assert told(bedside.decisions) == [Reason.WORSE_SINCE_ANSWERED]
+
+
+def test_other_signs_that_go_much_further_in_the_worst_band_are_told_too() -> None:
+    bedside = Bedside(rules=SiteRules(silent_after=timedelta(days=1)))
+    bedside.send({Kind.HEART_RATE: 140}, times=3)
+    bedside.acknowledge()
+    bedside.decisions.clear()
+    bedside.send({Kind.HEART_RATE: 159}, times=3)
+    assert told(bedside.decisions) == []
+    bedside.send({Kind.HEART_RATE: 160}, times=2)
+    assert told(bedside.decisions) == [Reason.WORSE_SINCE_ANSWERED]
+
+
+def test_a_reminder_says_since_when_the_limit_of_now_is_broken() -> None:
+    bedside = with_alarm(91)
+    bedside.acknowledge()
+    bedside.send(spo2(91), times=100)
+    before = bedside.now
+    bedside.send(spo2(88), times=3)
+    bedside.decisions.clear()
+    (reminder,) = bedside.wait(120)
+
+    assert reminder.since == before + seconds(5)  # type: ignore[union-attr]
+
+
+def test_a_pause_does_not_silence_a_high_alarm_that_began_after_the_paused_one_was_over() -> None:
+    bedside = with_alarm(88)
+    bedside.snooze()
+    bedside.send(spo2(97), times=8)
+    bedside.decisions.clear()
+    bedside.send(spo2(91), times=4)
+    assert told(bedside.decisions) == [], "a medium one it does"
+    bedside.send(spo2(88), times=4)
+    assert told(bedside.decisions) == [Reason.WORSENED]
+
+
+def test_what_a_pause_kept_from_being_told_can_be_answered_where_it_is_listed() -> None:
+    bedside = Bedside(rules=SiteRules(silent_after=timedelta(days=1)))
+    bedside.snooze()
+    bedside.send(spo2(91), times=4)
+    assert told(bedside.decisions) == []
+
+    bedside.acknowledge()
+    assert bedside.decisions[-1].reason is Reason.ACKNOWLEDGED
+    bedside.decisions.clear()
+    assert told(bedside.wait(1200)) == []
+    bedside.send(spo2(97), times=8)
+    assert told(bedside.decisions) == [Reason.RECOVERED]

@@ -497,7 +497,9 @@ def test_no_typed_text_changes_the_rest_of_the_line(
         (timedelta(hours=24, seconds=-1), "Africa/Dakar", FRENCH, "12:00"),
         (timedelta(hours=24), "Africa/Dakar", FRENCH, "1 mars 12:00"),
         (timedelta(hours=24), "Africa/Dakar", ENGLISH, "1 Mar 12:00"),
-        (-timedelta(hours=1), "Africa/Dakar", FRENCH, "13:00"),  # the clock was set back
+        (-timedelta(hours=1), "Africa/Dakar", FRENCH, "13:00"),  # to come
+        (-timedelta(hours=24), "Africa/Dakar", FRENCH, "3 mars 12:00"),
+        (-timedelta(hours=13), "Africa/Dakar", FRENCH, "3 mars 01:00"),
     ],
 )
 def test_duty_began_at_a_time_of_the_wards_clock_and_before_a_day_on_a_date(
