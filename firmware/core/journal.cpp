@@ -79,10 +79,20 @@ void Journal::step(Place& place) const {
     } while (place.sequence < head_.sequence && !has_sector(place.sequence));
 }
 
+/// Whether the ring holds this sector still. One whose header has rotted is known by its slots.
 bool Journal::has_sector(std::uint64_t sequence) const {
     std::uint64_t found = 0;
     State unused;
-    return read_header(static_cast<std::size_t>(sequence % flash_.sectors()), found, unused) && found == sequence;
+    if (read_header(static_cast<std::size_t>(sequence % flash_.sectors()), found, unused)) {
+        return found == sequence;
+    }
+    for (Place place{sequence, 0}; place.slot < slots(); ++place.slot) {
+        const Slot::Kind kind = read_slot(place).kind;
+        if (kind == Slot::Kind::reading || kind == Slot::Kind::mark) {
+            return true;
+        }
+    }
+    return false;
 }
 
 // --- reading -----------------------------------------------------------------------------------------------
@@ -217,6 +227,10 @@ Journal::Opened Journal::open() {
         return blank ? Opened::blank : Opened::damaged;
     }
     replay_head();
+    for (std::size_t left = sectors; left > 1 && has_sector(head_.sequence + 1); --left) {
+        ++head_.sequence;  // its header has rotted, but said nothing that is not known by now
+        replay_head();
+    }
     tail_ = {head_.sequence < sectors ? 0 : head_.sequence - sectors + 1, 0};
     while (tail_.sequence < head_.sequence && !has_sector(tail_.sequence)) {
         ++tail_.sequence;
@@ -248,9 +262,11 @@ void Journal::replay_head() {
             if (slot.oldest > state_.oldest && slot.oldest <= state_.next) {
                 settle(slot.oldest - 1);
             }
-        } else if (slot.kind == Slot::Kind::reading && slot.reading.number >= state_.next &&
-                   slot.reading.number < state_.reserved_to) {
+        } else if (slot.kind == Slot::Kind::reading && slot.reading.number >= state_.next) {
+            // A reading proves what the mark before it said, should that have rotted.
             state_.next = slot.reading.number + 1;
+            state_.reserved_to = state_.next > state_.reserved_to ? state_.next : state_.reserved_to;
+            state_.boot = slot.reading.boot > state_.boot ? slot.reading.boot : state_.boot;
         }
     }
 }
