@@ -1,12 +1,15 @@
 #include "monitor.hpp"
 
 #include "ack.hpp"
+#include "senml.hpp"
 
 namespace fajma {
 
 bool Monitor::measure(Reading& reading) {
     reading.mono_ms = clock_.mono_ms();
-    reading.unix_ms = clock_.unix_ms();
+    const std::uint64_t now_ms = clock_.unix_ms();
+    // A clock that says what no pack may state would have each pack refused, for ever: it is as good as not set.
+    reading.unix_ms = now_ms >= first_absolute_ms && now_ms < year_10000_ms ? now_ms : 0;
     buzzer_.take(reading, journal_.config(), reading.mono_ms);
     return journal_.add(reading);
 }

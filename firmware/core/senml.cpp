@@ -6,8 +6,6 @@ namespace fajma {
 namespace {
 
 constexpr std::uint64_t senml_version = 10;
-constexpr std::uint64_t first_absolute_ms = (std::uint64_t{1} << 28) * 1000;  // RFC 8428, section 4.5.3
-constexpr std::uint64_t year_10000_ms = 253402300800000;
 constexpr std::uint64_t count_limit = std::uint64_t{1} << 63;
 
 /// What the labels of one record say, before anything is refused for it.

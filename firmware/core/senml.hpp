@@ -17,6 +17,10 @@ constexpr std::int64_t bver = -1, bn = -2, bt = -3, bu = -4, bv = -5, bs = -6;
 constexpr std::int64_t n = 0, u = 1, v = 2, vs = 3, vb = 4, s = 5, t = 6, ut = 7, vd = 8;
 }  // namespace label
 
+/// What SenML takes for a time, and not for a span from now (RFC 8428, section 4.5.3); and the end of 9999.
+constexpr std::uint64_t first_absolute_ms = (std::uint64_t{1} << 28) * 1000;
+constexpr std::uint64_t year_10000_ms = 253402300800000;
+
 /// One record; the `has_...` say which fields it states.
 struct Record {
     std::string_view name;

@@ -184,6 +184,22 @@ TEST_CASE("an acknowledgement of less than the pack leaves the pack outstanding"
     CHECK(ward.said() == Numbers{1});
 }
 
+TEST_CASE("a clock that says what cannot be is as good as none") {
+    Ward ward;
+    for (const std::uint64_t absurd : {std::uint64_t{1000}, first_absolute_ms - 5001, year_10000_ms}) {
+        ward.clock.unix = absurd;
+        ward.measure();
+    }
+    ward.clock.unix = first_absolute_ms;
+    ward.measure();
+    Journal::Walk walk(ward.journal);
+    Entry entry;
+    for (const std::uint64_t expected : {0, 0, 0, 1}) {
+        REQUIRE(walk.next(entry));
+        CHECK((entry.reading.unix_ms != 0) == (expected == 1));
+    }
+}
+
 TEST_CASE("a battery that is low makes packs rarer, never readings") {
     Ward ward;
     ward.plan.send_every_ms = 20000;

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -19,6 +20,7 @@ from bridges.mqtt_vitals.ingest import Ingest
 from bridges.mqtt_vitals.subscriber import Subscriber
 from console.device_keys import as_text
 from console.mosquitto import Mosquitto
+from console.processes import free_port
 from fajma.config import Mqtt
 from fajma.store import Records, to_ms
 from fajma.store.consultations import Consultation
@@ -94,17 +96,24 @@ class Twin:
         self.told += [json.loads(line) for line in lines if line]
 
 
-@pytest.fixture
-async def twin(
-    program: Path, mosquitto: Mosquitto, sqlite_records: Records, admit: Admit, tmp_path: Path
+async def twin_of(
+    program: Path, mosquitto: Mosquitto, records: Records, admit: Admit, tmp_path: Path
 ) -> Twin:
-    await admit(sqlite_records, DEVICE)
+    """One that is enrolled, and worn by a patient."""
+    await admit(records, DEVICE)
     raw = os.urandom(64)
-    pair = await sqlite_records.devices.new_keys(DEVICE, now=datetime.now(UTC), raw=raw)
+    pair = await records.devices.new_keys(DEVICE, now=datetime.now(UTC), raw=raw)
     keys = tmp_path / "keys.json"
     keys.touch(mode=0o600)
     keys.write_text(as_text(DEVICE, pair.version, raw), encoding="ascii")
     return Twin(program, mosquitto, keys, tmp_path / "flash")
+
+
+@pytest.fixture
+async def twin(
+    program: Path, mosquitto: Mosquitto, sqlite_records: Records, admit: Admit, tmp_path: Path
+) -> Twin:
+    return await twin_of(program, mosquitto, sqlite_records, admit, tmp_path)
 
 
 @contextlib.asynccontextmanager
@@ -130,6 +139,25 @@ async def numbers_of(records: Records) -> list[int]:
     return [int.from_bytes(bytes(row["record"])) for row in rows]
 
 
+async def each_once_in_order(twin: Twin, records: Records, *, most_untold: int) -> None:
+    """Each sample that was told is in the log once, in order, with its own time."""
+    stored = await numbers_of(records)
+    assert stored == sorted(set(stored))
+    readings = await records.readings.after(0, limit=10_000)
+    at_ms = {
+        number: to_ms(one.reading.measured_at) for number, one in zip(stored, readings, strict=True)
+    }
+    told = {one["seq"]: one["at_ms"] for one in twin.told}
+    assert len(told) == len(twin.told) > 0
+    assert {number: at_ms.get(number) for number in told} == told
+    # What was in flash, but could not be told any more when the process was killed.
+    assert len(stored) - len(told) <= most_untold
+    settled = await records.store.db.fetchrow("SELECT * FROM device_sequence")
+    assert settled["contiguous"] == stored[-1]
+    counted = await records.store.db.fetchrow("SELECT COUNT(*) AS refused FROM quarantine")
+    assert counted["refused"] == 0
+
+
 async def test_a_monitor_killed_again_and_again_has_each_sample_in_the_log_once_in_order(
     twin: Twin, mosquitto: Mosquitto, sqlite_records: Records
 ) -> None:
@@ -143,22 +171,31 @@ async def test_a_monitor_killed_again_and_again_has_each_sample_in_the_log_once_
                 await twin.says(process, dice.randrange(1, 40))
                 process.kill()
         await twin.plays("--every-ms", "4", "--count", "10")
-    stored = await numbers_of(records)
-    assert stored == sorted(set(stored))
-    at_ms = {
-        number: to_ms(one.reading.measured_at)
-        for number, one in zip(stored, await records.readings.after(0, limit=10_000), strict=True)
-    }
-    told = {one["seq"]: one["at_ms"] for one in twin.told}
-    assert len(told) == len(twin.told) > KILLS
-    assert {number: at_ms.get(number) for number in told} == told
-    # What was in flash, but not told any more when the process was killed.
-    assert len(stored) - len(told) <= KILLS
+    await each_once_in_order(twin, records, most_untold=KILLS)
     assert {one["boot"] for one in twin.told} == set(range(1, KILLS + 2))
-    settled = await records.store.db.fetchrow("SELECT * FROM device_sequence")
-    assert settled["contiguous"] == stored[-1]
-    counted = await records.store.db.fetchrow("SELECT COUNT(*) AS refused FROM quarantine")
-    assert counted["refused"] == 0
+
+
+async def test_a_broker_killed_again_and_again_costs_no_sample(
+    program: Path, sqlite_records: Records, admit: Admit, tmp_path: Path
+) -> None:
+    mosquitto = Mosquitto(tmp_path / "broker", free_port())
+    await mosquitto.start()
+    try:
+        twin = await twin_of(program, mosquitto, sqlite_records, admit, tmp_path)
+        async with ingesting(mosquitto, sqlite_records), twin.running("--every-ms", "5") as process:
+            for _ in range(3):
+                await twin.says(process, 60)
+                assert mosquitto.pid is not None
+                os.kill(mosquitto.pid, signal.SIGKILL)
+                await twin.says(process, 60)
+                await mosquitto.stop()  # reaps what was killed
+                await mosquitto.start()
+            process.terminate()
+            await process.wait()
+            await twin.plays("--count", "1")
+    finally:
+        await mosquitto.stop()
+    await each_once_in_order(twin, sqlite_records, most_untold=0)
 
 
 async def test_what_it_measures_arrives_as_it_was_measured(
