@@ -86,7 +86,7 @@ packages:
 	  g++:g++ /usr/include/doctest/doctest.h:doctest-dev /usr/include/nlohmann/json.hpp:nlohmann-json3-dev \
 	  /usr/include/mbedtls/gcm.h:libmbedtls-dev /usr/include/sodium.h:libsodium-dev \
 	  /usr/include/mosquitto.h:libmosquitto-dev clang++-14:clang-14 \
-	  /usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-x86_64.a:libclang-rt-14-dev \
+	  /usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a:libclang-rt-14-dev \
 	  riscv64-linux-gnu-g++:g++-riscv64-linux-gnu qemu-riscv64:qemu-user \
 	  xtensa-lx106-elf-g++:gcc-xtensa-lx106 /usr/include/newlib/c++/*:libstdc++-arm-none-eabi-dev \
 	  /usr/include/newlib/stdio.h:libnewlib-dev

@@ -9,6 +9,7 @@ namespace {
 
 constexpr int keepalive_s = 30;
 constexpr int verify_peer = 1;
+constexpr int first_failure = 0x80;  // reason codes (MQTT 5, section 2.4)
 constexpr char online[] = "{\"online\":true}";
 constexpr char offline[] = "{\"online\":false}";
 
@@ -34,27 +35,32 @@ Link::Link(const Broker& broker, const Address& device, Hear hear)
     }
     mosquitto_will_set_v5(client_, text_of(topic_of(device, Channel::status)).c_str(), sizeof offline - 1, offline, 1,
                           true, nullptr);
-    mosquitto_connect_v5_callback_set(client_,
-                                      [](mosquitto* client, void* self, int reason, int, const mosquitto_property*) {
-                                          auto* const link = static_cast<Link*>(self);
-                                          if (reason != 0) {
-                                              link->over_ = true;
-                                              return;
-                                          }
-                                          const std::string acks = text_of(topic_of(link->device_, Channel::ack));
-                                          const std::string configs = text_of(topic_of(link->device_, Channel::config));
-                                          mosquitto_subscribe_v5(client, nullptr, acks.c_str(), 0, 0, nullptr);
-                                          mosquitto_subscribe_v5(client, nullptr, configs.c_str(), 1, 0, nullptr);
-                                      });
-    mosquitto_subscribe_v5_callback_set(client_, [](mosquitto*, void* self, int, int, const int*,
-                                                    const mosquitto_property*) {
-        auto* const link = static_cast<Link*>(self);
-        if (!link->ready_) {
+    mosquitto_connect_v5_callback_set(
+        client_, [](mosquitto* client, void* self, int reason, int, const mosquitto_property*) {
+            auto* const link = static_cast<Link*>(self);
+            if (reason != 0) {
+                link->over_ = true;
+                return;
+            }
+            const std::string acks = text_of(topic_of(link->device_, Channel::ack));
+            const std::string configs = text_of(topic_of(link->device_, Channel::config));
+            mosquitto_subscribe_v5(client, &link->ack_subscription_, acks.c_str(), 0, 0, nullptr);
+            mosquitto_subscribe_v5(client, nullptr, configs.c_str(), 1, 0, nullptr);
+        });
+    mosquitto_subscribe_v5_callback_set(
+        client_, [](mosquitto*, void* self, int which, int count, const int* reasons, const mosquitto_property*) {
+            auto* const link = static_cast<Link*>(self);
+            if (which != link->ack_subscription_) {
+                return;
+            }
+            if (count < 1 || reasons[0] >= first_failure) {  // nothing would ever be acknowledged
+                link->over_ = true;
+                return;
+            }
             link->ready_ = true;
             const std::string status = text_of(topic_of(link->device_, Channel::status));
             mosquitto_publish_v5(link->client_, nullptr, status.c_str(), sizeof online - 1, online, 1, true, nullptr);
-        }
-    });
+        });
     mosquitto_message_v5_callback_set(
         client_, [](mosquitto*, void* self, const mosquitto_message* message, const mosquitto_property*) {
             std::string copy(static_cast<const char*>(message->payload), static_cast<std::size_t>(message->payloadlen));

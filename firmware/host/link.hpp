@@ -51,6 +51,7 @@ class Link {
     Address device_;
     Hear hear_;
     mosquitto* client_;
+    int ack_subscription_ = 0;
     bool ready_ = false;
     bool over_ = false;
     std::string error_;

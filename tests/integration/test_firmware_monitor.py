@@ -9,16 +9,19 @@ import os
 import random
 import signal
 import subprocess
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
 
 from bridges.mqtt_vitals.ingest import Ingest
-from bridges.mqtt_vitals.subscriber import Subscriber
-from console.device_keys import as_text
+from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
+from console.device_keys import DeviceKeys, as_text
 from console.mosquitto import Mosquitto
 from console.processes import free_port
 from fajma.config import Mqtt
@@ -26,6 +29,8 @@ from fajma.store import Records, to_ms
 from fajma.store.consultations import Consultation
 from fajma.tasks import end
 from fajma.vitals import Age, DeviceId, Kind
+from fajma.wire import Channel, PayloadKey, cbor, seal_downlink, v2_topic
+from fajma.wire.v2 import base_name
 
 Admit = Callable[..., Awaitable[Consultation]]
 
@@ -55,6 +60,7 @@ class Twin:
     """A virtual monitor with its flash, started again and again; remembers all it said."""
 
     def __init__(self, program: Path, mosquitto: Mosquitto, keys: Path, flash: Path) -> None:
+        self.keys = DeviceKeys.read(keys)
         issued = mosquitto.issue_device(DEVICE)
         self._command = [
             *(str(program), "--port", str(mosquitto.port), "--ca", str(mosquitto.ca_file)),
@@ -230,6 +236,44 @@ async def test_a_clock_two_hours_wrong_is_set_by_our_first_answer_and_what_it_sa
     stored = [one.reading for one in await sqlite_records.readings.after(0, limit=10_000)]
     assert [one["seq"] for one in twin.told] == await numbers_of(sqlite_records)
     assert (stored[0].age, stored[-1].age) == (Age.LATE, Age.LIVE)
+
+
+async def test_a_sealed_configuration_reaches_it_through_the_broker_and_outlives_a_restart(
+    twin: Twin, mosquitto: Mosquitto
+) -> None:
+    issued = mosquitto.issue_bridge()
+    heard = threading.Event()
+    client = paho.Client(CallbackAPIVersion.VERSION2, client_id=CLIENT_ID)
+    client.tls_set(str(mosquitto.ca_file), str(issued.cert_file), str(issued.key_file))
+    client.on_connect = lambda *_: client.subscribe(v2_topic(DEVICE, Channel.VITALS), qos=1)
+    client.on_message = lambda *_: heard.set()
+    client.connect(mosquitto.host, mosquitto.port)
+    client.loop_start()
+    topic = v2_topic(DEVICE, Channel.CONFIG)
+
+    def sealed(key: PayloadKey, counter: int, period_ms: int) -> bytes:
+        records = [
+            {-2: base_name(DEVICE), 0: "counter", 2: counter},
+            {0: "period", 1: "ms", 2: period_ms},
+        ]
+        return seal_downlink(topic, key, twin.keys.version, cbor.encode(records))
+
+    try:
+        async with twin.running() as process:
+            assert await asyncio.to_thread(heard.wait, WITHIN_S)  # so it has subscribed
+            client.publish(topic, sealed(twin.keys.up, 9, 60_000), qos=1)  # not with our key
+            client.publish(topic, sealed(twin.keys.down, 1, 1000), qos=1)
+            await twin.says(process, 3)
+    finally:
+        client.disconnect()
+        client.loop_stop()
+    first, second, third = (one["mono_ms"] for one in twin.told[:3])
+    assert second - first >= 5000
+    assert 1000 <= third - second < 5000
+    async with twin.running() as process:
+        await twin.says(process, 2)
+    before, last = (one["mono_ms"] for one in twin.told[-2:])
+    assert 1000 <= last - before < 5000
 
 
 async def test_a_second_process_does_not_take_the_flash_of_the_first(twin: Twin) -> None:
