@@ -83,4 +83,11 @@ build/uv/bin/uv: requirements-uv.lock
 packages:
 	@deploy/debian-packages mosquitto:mosquitto mosquitto_pub:mosquitto-clients \
 	  /usr/lib/postgresql/*/bin/postgres:postgresql chromium:chromium node:nodejs npm:npm setpriv:util-linux \
-	  turnserver:coturn
+	  turnserver:coturn \
+	  g++:g++ /usr/include/doctest/doctest.h:doctest-dev /usr/include/nlohmann/json.hpp:nlohmann-json3-dev \
+	  /usr/include/mbedtls/gcm.h:libmbedtls-dev /usr/include/sodium.h:libsodium-dev \
+	  /usr/include/mosquitto.h:libmosquitto-dev clang++-14:clang-14 \
+	  /usr/lib/llvm-14/lib/clang/*/lib/linux/libclang_rt.fuzzer-*.a:libclang-rt-14-dev \
+	  riscv64-linux-gnu-g++:g++-riscv64-linux-gnu qemu-riscv64:qemu-user \
+	  xtensa-lx106-elf-g++:gcc-xtensa-lx106 /usr/include/newlib/c++/*:libstdc++-arm-none-eabi-dev \
+	  /usr/include/newlib/stdio.h:libnewlib-dev

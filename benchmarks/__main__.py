@@ -11,6 +11,7 @@ from benchmarks.alarm_quality_real import alarm_quality_real
 from benchmarks.alternative import ingest_alternative
 from benchmarks.consultations import open_consultation, thousand_consultations
 from benchmarks.demo import demo_first_vital_s, run_memory_mb
+from benchmarks.firmware_size import firmware_size, wire_bytes
 from benchmarks.fleet import fleet_10k
 from benchmarks.ingest import ingest
 from benchmarks.publish import patient_day_bytes, publish_100
@@ -34,6 +35,8 @@ ALL = {
         alarm_engine,
         alarm_quality,
         alarm_quality_real,
+        firmware_size,
+        wire_bytes,
     )
 }
 
