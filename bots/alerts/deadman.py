@@ -50,6 +50,9 @@ SCHEDULE_WITHIN_S: Final = 10.0
 
 ASK_AGAIN_S: Final = 60.0
 
+GIVE_UP_AFTER: Final = 3
+"""So many messages that cannot be put off in one look: it is the homeserver, not one of them."""
+
 NO_DELAYED_EVENTS: Final = "no_delayed_events"
 """Trouble: the homeserver does not know delayed events, or is not allowed to hold any."""
 
@@ -294,10 +297,10 @@ class DeadMan:
         """Have the homeserver hold one message for each of these rooms, and no other."""
         if not await self._is_possible():
             return NO_DELAYED_EVENTS
-        if self._unsure:
-            await self._compare()
         stuck = await self._stuck()
         await self._put_off(stuck)
+        if self._unsure:
+            await self._compare()
         held = await self._records.switches.all()
         wanted = {one.id for one in rooms}
         for room_id, switch in held.items():
@@ -360,9 +363,17 @@ class DeadMan:
             and now_s - self._put_off_s.get(one.delay_id, -early_s) >= early_s
         ]
         alive = []
+        troubles: list[FajmaError] = []
         try:
             for switch in due:
-                if await self._events.put_off(switch.delay_id):
+                try:
+                    is_held = await self._events.put_off(switch.delay_id)
+                except FajmaError as error:  # the others must not speak because of this one
+                    troubles.append(error)
+                    if len(troubles) == GIVE_UP_AFTER:
+                        break
+                    continue
+                if is_held:
                     self._put_off_s[switch.delay_id] = self._steady_s()
                     alive.append(switch)
                 else:
@@ -370,6 +381,8 @@ class DeadMan:
                 await asyncio.sleep(self._pace.beat_s / 4 / len(due))
         finally:
             await self._records.switches.alive(alive, now=self._now())
+        if troubles:
+            raise troubles[0]
 
     async def _hold_one(
         self, room: ToldRoom, held: Switch | None, stop: Maintenance | None

@@ -645,3 +645,30 @@ async def test_more_rooms_than_the_homeserver_holds_messages_for_are_left_out(
     await scene.look(4)
     assert len(scene.client.held) == MAX_SCHEDULED
     assert WARD_ROOM in rooms(scene.client.held.values())
+
+
+@pytest.mark.parametrize("stray", [False, True], ids=["held", "stray"])
+async def test_one_message_that_cannot_be_managed_does_not_have_the_others_sent(
+    scene: Scene, *, stray: bool
+) -> None:
+    await scene.look(3)
+    if stray:
+        scene.client.held["stray"] = Held(WARD_ROOM, {"plain": {"body": "stray"}}, 1)
+        bad_id = "stray"
+        scene.born()
+    else:
+        (bad,) = scene.client.held_in(OTHER_ROOM)  # its room comes first
+        bad_id = next(key for key, one in scene.client.held.items() if one is bad)
+    real = scene.client._manage
+
+    def manage(delay_id: str, action: str) -> Answer:
+        if delay_id == bad_id:
+            return Answer({"errcode": "M_UNKNOWN"}, 500)
+        return real(delay_id, action)
+
+    scene.client._manage = manage  # type: ignore[method-assign]
+    scene.client.put_off.clear()
+    await scene.look(20)
+    (good,) = scene.client.held_in(WARD_ROOM) if not stray else [scene.client.held_in(WARD_ROOM)[0]]
+    good_id = next(key for key, one in scene.client.held.items() if one is good)
+    assert good_id in scene.client.put_off
