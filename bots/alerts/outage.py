@@ -30,7 +30,10 @@ from fajma.vitals import PatientKey
 LEAST: Final = 3
 """Fewer are told one by one."""
 
-STEADY: Final = timedelta(seconds=60)
+HALF_AT_MOST: Final = timedelta(seconds=75)
+"""Longest silence that is none yet: monitors may send once a minute."""
+
+STEADY: Final = timedelta(seconds=90)
 """For how long at least half must be back: longer than a single reading counts (rule 1)."""
 
 BEDS_SHOWN: Final = 12
@@ -48,9 +51,15 @@ def heard_at(state: PatientState) -> datetime | None:
 
 
 def is_silent(state: PatientState, now: datetime, silent_after: timedelta) -> bool:
-    """Whether a patient wears a monitor and was not heard for half of the usual time."""
-    heard = heard_at(state)
-    return heard is not None and now - heard >= silent_after / 2
+    """Whether a patient wears monitors, none of which was heard for half of its own usual time."""
+    worn = state.standing.worn
+    for device, since in worn.items():
+        heard = state.heard.get(device)
+        last = since if heard is None else max(since, heard.at)
+        usual = silent_after if heard is None else heard.silent_after
+        if now - last < min(usual / 2, HALF_AT_MOST):
+            return False
+    return bool(worn)
 
 
 def is_due(state: PatientState, now: datetime, silent_after: timedelta) -> bool:

@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from appservice.api import PatientMonitor
+from appservice.api.models import PatientMonitor
 from appservice.patients import PatientService, moment
 from bridges.mqtt_vitals.clocks import Arrival
 from bridges.mqtt_vitals.ingest import Ingest, Message

@@ -133,7 +133,8 @@ def test_the_constants_of_outages_and_of_our_start_stand_there() -> None:
         f"{outage.LEAST} patients who are silent"
     )
     assert documented["silent is who was not heard for"] == (
-        f"half of the usual silence ({in_seconds(SILENT_AFTER / 2)})"
+        f"half of the usual silence ({in_seconds(SILENT_AFTER / 2)}), or longer for a monitor that"
+        f" sends seldom, at most {in_seconds(outage.HALF_AT_MOST)}"
     )
     assert documented["ends when at least half are heard again for"] == (
         f"{in_seconds(outage.STEADY)}, or all are"

@@ -2,6 +2,7 @@
 
 import pytest
 
+from bots.alerts import outage
 from bots.alerts.alarm import Reason
 from bots.alerts.alarm_state import Trouble
 from bots.alerts.limits import Priority
@@ -547,3 +548,12 @@ def test_in_quiet_time_silence_is_no_news_and_open_alarms_are_told_all_the_same(
     assert told(bedside.decisions) == [Reason.ESCALATED]
     bedside.note(facts.TimePassed(bedside.now, quiet=False))
     assert story(bedside) == [(Trouble.NO_READINGS, Reason.STARTED)]
+
+
+def test_a_monitor_that_sends_once_a_minute_is_not_silent_between_two_readings() -> None:
+    bedside = Bedside()
+    bedside.send(WELL, times=5, every=60)
+    usual = bedside.rules.silent_after
+
+    assert not outage.is_silent(bedside.state, bedside.now + seconds(74), usual)
+    assert outage.is_silent(bedside.state, bedside.now + seconds(75), usual)
