@@ -13,6 +13,7 @@ from benchmarks.demo import demo_first_vital_s, run_memory_mb
 from benchmarks.firmware_size import firmware_size, wire_bytes
 from benchmarks.fleet import fleet_10k
 from benchmarks.ingest import ingest
+from benchmarks.ppg import ppg
 from benchmarks.publish import patient_day_bytes, publish_100
 
 ALL = {
@@ -30,6 +31,7 @@ ALL = {
         alarm_engine,
         alarm_quality,
         alarm_quality_real,
+        ppg,
         firmware_size,
         wire_bytes,
     )
