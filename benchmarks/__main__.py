@@ -14,6 +14,7 @@ from benchmarks.demo import demo_first_vital_s, run_memory_mb
 from benchmarks.firmware_size import firmware_size, wire_bytes
 from benchmarks.fleet import fleet_10k
 from benchmarks.ingest import ingest
+from benchmarks.ppg import ppg
 from benchmarks.publish import patient_day_bytes, publish_100
 from benchmarks.rest import rest_read_p99
 
@@ -35,6 +36,7 @@ ALL = {
         alarm_engine,
         alarm_quality,
         alarm_quality_real,
+        ppg,
         firmware_size,
         wire_bytes,
     )

@@ -22,17 +22,17 @@ _DAYS: Final = {"held_out": "Held-out days", "development": "Development days"}
 _WAYS: Final = {"ours": "FAJMA", "each_reading": "each reading", "edge": "each crossing"}
 
 
-def put(page: str, block: str) -> str:
+def put(page: str, block: str, begin_mark: str = BEGIN, end_mark: str = END) -> str:
     """The page with the block between its marks.
 
     Raises:
         ValueError: the page has no such marks.
     """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    before, begin, rest = page.partition(begin_mark)
+    _, end, after = rest.partition(end_mark)
     if not (begin and end):
         raise ValueError
-    return f"{before}{BEGIN}\n\n{block.strip()}\n\n{END}{after}"
+    return f"{before}{begin}\n\n{block.strip()}\n\n{end}{after}"
 
 
 def quality(summaries: Mapping[str, Any], digest: str) -> str:
