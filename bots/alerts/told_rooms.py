@@ -142,7 +142,7 @@ class ToldRooms:
     # --- who must be looked at -------------------------------------------------------------------
 
     async def to_look_at(self, room: ToldRoom, *, since: datetime, now: datetime) -> list[str]:
-        """A line for each alarm that is open, and each monitor's wearer who sent nothing since."""
+        """A line for each alarm that is open, and each monitor's wearer who sent nothing lately."""
         worn = await self._records.devices.worn()
         lines: list[str] = []
         for patient in await self._patients(room):
@@ -157,7 +157,10 @@ class ToldRooms:
             is_told = any(one.trouble is Trouble.NO_READINGS for one in state.troubles)
             if patient.key in worn and not is_told:
                 last = await self._records.heartbeats.last_received(patient.key)
-                if last is None or last < since:
+                usual = [one.silent_after for one in state.heard.values()]
+                # What came before we died, after the last time that we put it off, says nothing.
+                lately = now - max(usual, default=self._rules.silent_after)
+                if last is None or last < max(since, lately):
                     where = bed_of(patient, room.language)
                     lines.append(
                         no_reading(where, room.language, last=last, zone=room.time_zone, now=now)

@@ -22,6 +22,7 @@ from bots.alerts.delayed import MAX_SCHEDULED
 from bots.alerts.limits import Comparison, Limit, Priority, TrackKey
 from bots.alerts.signs import Pace, Signs
 from bots.alerts.site_rules import SiteRules
+from bots.alerts.told_rooms import ToldRooms
 from fajma.duty import Roster, take
 from fajma.errors import FajmaError, InputError, UnavailableError
 from fajma.events import MONITORING, Monitoring, MonitoringBlock
@@ -32,8 +33,9 @@ from fajma.store.consultations import Consultation
 from fajma.store.heartbeats import ALARMS, APPSERVICE, INGEST, ingest
 from fajma.store.maintenance import Maintenance
 from fajma.store.people import Role, Staff
+from fajma.store.readings import NewReading
 from fajma.store.wards import Ward, WardId
-from fajma.vitals import Kind
+from fajma.vitals import Clock, DeviceId, Kind, Reading
 
 NOON = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 NAMES = (ingest(1), ingest(2), APPSERVICE, ALARMS)
@@ -672,3 +674,24 @@ async def test_one_message_that_cannot_be_managed_does_not_have_the_others_sent(
     (good,) = scene.client.held_in(WARD_ROOM) if not stray else [scene.client.held_in(WARD_ROOM)[0]]
     good_id = next(key for key, one in scene.client.held.items() if one is good)
     assert good_id in scene.client.put_off
+
+
+async def test_a_reading_from_before_we_died_does_not_say_that_a_monitor_sends(
+    scene: Scene, admit: Any
+) -> None:
+    records = scene.records
+    device = DeviceId("A4CF12F03B7E")
+    consultation: Consultation = await admit(records, device)
+    at = scene.now
+    reading = Reading(device, at, at, Clock.DEVICE, {Kind.SPO2: Decimal(97)})
+    async with records.store.transaction() as connection:
+        await records.readings.append(
+            connection, [NewReading(bytes(16), consultation.patient, reading)]
+        )
+    rooms = ToldRooms(records, SiteRules())
+    room = await rooms.of(str(consultation.room_id))
+    assert room is not None
+    before = at - timedelta(seconds=1)  # we put off last, and died after the reading
+    assert await rooms.to_look_at(room, since=before, now=at + timedelta(seconds=60)) == []
+    [line] = await rooms.to_look_at(room, since=before, now=at + timedelta(hours=2))
+    assert "Lit 1 A.D." in line
