@@ -87,11 +87,12 @@ def applied(rules: Rules, limits: tuple[OwnLimit, ...]) -> Rules:
     by_key = {bands.key: bands for bands in rules.bands}
     for own in limits:
         side: Limits = {own.kind: ((limit_of(own, Priority.MEDIUM),),)}
-        (new,) = default_rules(limits=side, extremes={}).bands
+        site = rules.bands[0]
+        (new,) = default_rules(
+            limits=side, extremes={}, dwell=site.dwell, confirmation=site.confirmation
+        ).bands
         known = by_key.get(new.key)
-        by_key[new.key] = (
-            replace(new, dwell=rules.bands[0].dwell) if known is None else _put(known, own)
-        )
+        by_key[new.key] = new if known is None else _put(known, own)
     return Rules(tuple(by_key.values()))
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from bots.alerts.alarm import Reason
 from bots.alerts.engine import rules_from
-from bots.alerts.limits import Priority
+from bots.alerts.limits import Confirmation, Priority
 from bots.alerts.site_rules import SCHEDULES, Schedule, SiteRules
 from fajma import facts
 from fajma.config import Alarms
@@ -490,3 +490,10 @@ def test_a_reading_after_the_end_of_a_pause_does_not_break_it_as_well() -> None:
     bedside.decisions.clear()
     bedside.send(spo2(87), every=5.5, times=4)
     assert told(bedside.decisions).count(Reason.SNOOZE_BROKEN) == 0
+
+
+def test_a_limit_of_one_patient_on_a_new_side_is_confirmed_as_the_site_says() -> None:
+    bedside = Bedside(rules=SiteRules(confirmation=Confirmation(1, 1, 1)))
+    bedside.limit(Kind.DIASTOLIC, "high", "100")
+
+    assert told(bedside.send({Kind.DIASTOLIC: 120})) == [Reason.STARTED]
