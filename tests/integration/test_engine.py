@@ -32,6 +32,7 @@ from bots.alerts.open_alarms import AnyDecision
 from fajma.config import Alarms, DatabaseSettings
 from fajma.duty import Roster
 from fajma.events import ALARM, RING, AlarmBlock
+from fajma.facts import Acknowledged
 from fajma.language import Language
 from fajma.sealing import SiteKey
 from fajma.store import Records, Store, from_ms
@@ -681,6 +682,24 @@ async def test_the_webhook_is_called_at_once_when_no_phone_can_ring_and_again_wh
     await log(records, consultation.patient, readings(MINE, (80,) * 2, start=8))
     await judge_all(records, engine=engine)
     assert await called(records) == 2
+
+    # The answer to another alarm calls nothing off; the answer to this one does.
+    hot = [
+        Reading(MINE, at, at, Clock.DEVICE, {Kind.TEMPERATURE: Decimal("38.7")})
+        for at in (NOON + timedelta(seconds=60 + 5 * number) for number in range(3))
+    ]
+    await log(records, consultation.patient, hot)
+    await judge_all(records, engine=engine)
+    alarms = {
+        one.content[ALARM]["kind"]: one.content[ALARM]["alarm_id"]
+        for one in await promised(records, consultation.patient)
+    }
+    for kind, left in (("temperature", 2), ("spo2", 0)):
+        async with records.store.transaction() as connection:
+            fact = Acknowledged(NOON + timedelta(seconds=90), "@awa:clinic.test", alarms[kind])
+            await records.facts.append(connection, consultation.patient, fact)
+        await judge_all(records, engine=engine)
+        assert await called(records) == left
 
 
 async def test_what_gets_worse_twice_within_one_pack_is_told_twice_and_ends_no_alarms(
