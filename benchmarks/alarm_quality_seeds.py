@@ -14,12 +14,13 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from bots.alerts import attention
 from bots.alerts.limits import Rules, default_rules
 
 DEVELOPMENT: Final = tuple(range(1, 101))
 HELD_OUT_COUNT: Final = 200
 FROZEN: Final = Path(__file__).parent / "held_out.json"
-DEFAULTS: Final = "bots/alerts/limits.py"
+DEFAULTS: Final = ("bots/alerts/limits.py", "bots/alerts/attention.py")
 
 
 def defaults_digest(rules: Rules) -> str:
@@ -43,7 +44,12 @@ def defaults_digest(rules: Rules) -> str:
         }
         for bands in sorted(rules.bands, key=lambda bands: bands.key)
     ]
-    return hashlib.sha256(json.dumps(constants, sort_keys=True).encode()).hexdigest()
+    told = {
+        "further": {track: str(further) for track, further in attention.FURTHER.items()},
+        "further_needed": attention.FURTHER_NEEDED,
+        "answer_holds_s": attention.ANSWER_HOLDS.total_seconds(),
+    }
+    return hashlib.sha256(json.dumps([constants, told], sort_keys=True).encode()).hexdigest()
 
 
 def seeds_of(digest: str) -> tuple[int, ...]:
@@ -69,7 +75,7 @@ def frozen() -> dict[str, str]:
 
 
 def _freeze() -> None:
-    command = ["git", "log", "-1", "--format=%H", "--", DEFAULTS]
+    command = ["git", "log", "-1", "--format=%H", "--", *DEFAULTS]
     commit = subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
     content = {"defaults_sha256": defaults_digest(default_rules()), "defaults_commit": commit}
     FROZEN.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
