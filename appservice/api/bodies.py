@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Sequence
 from typing import Any, Final, NoReturn, TypeVar
@@ -12,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from appservice.api.problems import FieldProblem, ProblemError, invalid
 
 MAX_BODY_BYTES: Final = 64 * 1024
+READ_WITHIN_S: Final = 10.0
 
 _Model = TypeVar("_Model", bound=BaseModel)
 
@@ -20,7 +22,7 @@ async def read(request: web.Request) -> bytes:
     """The body.
 
     Raises:
-        ProblemError: 413 beyond ``MAX_BODY_BYTES``, 415 if it is not JSON.
+        ProblemError: 413 beyond ``MAX_BODY_BYTES``, 415 if it is not JSON, 408 if it is slow.
     """
     if request.body_exists and not _is_json(request):
         raise ProblemError(
@@ -33,11 +35,35 @@ async def read(request: web.Request) -> bytes:
     if declared is not None and declared > MAX_BODY_BYTES:
         raise _too_large()
     body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise _too_large()
+    try:
+        async with asyncio.timeout(READ_WITHIN_S):
+            async for chunk in request.content.iter_any():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise _too_large()
+    except TimeoutError:
+        raise ProblemError(
+            408,
+            "body_too_slow",
+            "the body did not arrive within ten seconds: send it again",
+            headers={"Connection": "close"},
+        ) from None
     return bytes(body)
+
+
+def refuse(request: web.Request) -> None:
+    """Where nothing is sent: whoever waits for a body there holds up what others need.
+
+    Raises:
+        ProblemError: 400, there is one.
+    """
+    if request.body_exists:
+        raise ProblemError(
+            400,
+            "body_not_wanted",
+            "this request has no body: send none",
+            headers={"Connection": "close"},
+        )
 
 
 def _too_large() -> ProblemError:

@@ -85,6 +85,7 @@ class Gate:
         async def handle(request: web.Request) -> web.StreamResponse:
             if not route.only_reads:
                 return await self._pass(route, request)
+            bodies.refuse(request)  # before the connection, which everybody needs
             async with self._records.store.session():  # one connection for all it looks up
                 return await self._pass(route, request)
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestClient
 
+from appservice.api import bodies
 from appservice.api.declare import PREFIX
 from appservice.api.permissions import Who
 from fajma.store import Records
@@ -362,3 +363,35 @@ async def test_clinical_answers_lie_in_no_cache(hospital: Caller) -> None:
     response = await hospital.response("GET", f"{'/patients'}")
     assert response.headers["Cache-Control"] == "no-store"
     assert response.url.path.startswith(PREFIX)
+
+
+# --- slow bodies ---------------------------------------------------------------------------------
+
+
+async def begun(client: TestClient[Any, Any], line: str) -> tuple[asyncio.StreamReader, Any]:
+    """A request whose body does not come."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", client.server.port)
+    head = "Host: x\r\nContent-Type: application/json\r\nContent-Length: 10\r\n\r\n"
+    writer.write(f"{line} HTTP/1.1\r\n{head}".encode())
+    await writer.drain()
+    return reader, writer
+
+
+async def test_a_body_that_never_comes_holds_up_nobody_else(
+    site: ApiSite, client: TestClient[Any, Any]
+) -> None:
+    reader, writer = await begun(client, f"GET {PREFIX}/openapi.json")
+    async with asyncio.timeout(10):
+        assert b" 400 " in await reader.readline()
+        await site.records.consultations.open_ones()
+    writer.close()
+
+
+async def test_who_sends_a_body_too_slowly_is_told_and_let_go(
+    client: TestClient[Any, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bodies, "READ_WITHIN_S", 0.1)
+    reader, writer = await begun(client, f"POST {PREFIX}/auth/openid")
+    async with asyncio.timeout(10):
+        assert b" 408 " in await reader.readline()
+    writer.close()
