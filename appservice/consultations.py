@@ -49,7 +49,7 @@ from fajma.store.alarms import Delivery, SentBy
 from fajma.store.audit import OPERATOR
 from fajma.store.consultations import Consultation, ConsultationId
 from fajma.store.patients import Patient
-from fajma.store.people import named
+from fajma.store.people import Role, named
 from fajma.vitals import DeviceId, PatientKey
 
 log = structlog.get_logger()
@@ -271,6 +271,16 @@ class ConsultationService:
         person = await self._records.people.get(account)
         if person is not None and not person.is_active and role in TREATING:
             raise InputError(f"{account} has left the staff", code="clinician_left")
+        if role in TREATING and person is not None and person.role is Role.OPERATOR:
+            raise InputError(
+                f"{account} is an operator's account: name a doctor or a nurse",
+                code="operator_treats_nobody",
+            )
+        if role in TREATING and await self._records.patients.of_account(account) is not None:
+            raise InputError(
+                f"{account} is a patient's account: name a doctor or a nurse",
+                code="account_of_patient",
+            )
         if person is not None and person.is_active:
             return
         if self._matrix.is_local(account):

@@ -527,3 +527,15 @@ async def test_an_opening_that_is_cut_off_at_any_commit_is_completed_by_opening_
         assert await records.devices.worn() == {again.patient: [MONITOR]}
         noted = [one for one in await records.audit.latest() if one.subject == again.id]
         assert [one.action for one in noted] == ["consultation.open"]
+
+
+async def test_whose_account_is_a_patient_s_treats_nobody(hospital: Hospital) -> None:
+    opened = await hospital.open(patient_account=PATIENT)
+    other = await hospital.records.patients.add(
+        number="other", initials="O.O.", bed="9", account="@other:clinic.test"
+    )
+    assert other.account is not None
+    for account in (PATIENT, other.account):
+        work = hospital.service.invite(opened.id, account, ParticipantRole.CLINICIAN, AWA, NOON)
+        await refused(work, "account_of_patient")
+    await refused(hospital.open(clinicians=[AWA, other.account]), "account_of_patient")
