@@ -29,7 +29,7 @@ from mautrix.client import Client
 from mautrix.crypto import OlmMachine, OutboundGroupSession, PgCryptoStore, RejectKeyShare
 from mautrix.crypto.cross_signing_key import CrossSigningSeeds
 from mautrix.crypto.ssss.key import Key as SecretStorageKey
-from mautrix.errors import MatrixError, MatrixRequestError
+from mautrix.errors import MatrixError, MatrixRequestError, MUnknown
 from mautrix.types import (
     DeviceID,
     DeviceIdentity,
@@ -65,6 +65,9 @@ SHARE_ATTEMPTS: Final = 3
 """How often a room key is made anew because who may read changed while it was being shared."""
 
 TrustChanged = Callable[[UserID], Awaitable[None]]
+
+
+_TAKEN_TRIES: Final = 5
 
 
 class Cryptographer(OlmMachine):
@@ -149,6 +152,26 @@ class Cryptographer(OlmMachine):
         if RELATION in content:
             encrypted[RELATION] = content[RELATION]
         return encrypted
+
+    async def share_keys(self, current_otk_count: int | None = None) -> None:
+        """Give the homeserver one-time keys.
+
+        Killed between an upload and the save after it, we would make other keys under the same ids
+        for ever, which the homeserver refuses. Those ids are left behind.
+        """
+        for _ in range(_TAKEN_TRIES):
+            try:
+                await super().share_keys(current_otk_count)
+            except MUnknown as error:
+                account = self.account
+                if account is None or "already exists" not in str(error):  # Synapse's words
+                    raise
+                log.warning("one_time_keys_taken", user=self.client.mxid)
+                account.mark_keys_as_published()
+                await self.crypto_store.put_account(account)
+            else:
+                return
+        await super().share_keys(current_otk_count)
 
     async def forget_sessions_with(self, user: UserID) -> None:
         """The next event in each room of this user goes out under a new key."""
