@@ -335,12 +335,8 @@ class Clinic:
             name=name,
         )
         works = {"ready", "standby"} if role else {"ready"}
-        try:
-            await child.ready(self._says(log_path, works, start), self.options.ready_within_s)
-        except BaseException:
-            await child.stop()
-            raise
-        return child
+        probe = self._says(log_path, works, start)
+        return await child.serving(probe, self.options.ready_within_s)
 
     async def stop_fajma(self) -> None:
         """Stop ``fajma run``, a standby before whom it would follow."""

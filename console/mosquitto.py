@@ -122,12 +122,7 @@ class Mosquitto:
             log_path=self.log_path,
             name="Mosquitto",
         )
-        try:
-            await child.ready(tcp_open(LOOPBACK, self.port), _READY_WITHIN_S)
-        except BaseException:
-            await child.stop()
-            raise
-        self._child = child
+        self._child = await child.serving(tcp_open(LOOPBACK, self.port), _READY_WITHIN_S)
 
     async def stop(self) -> None:
         """End it; it saves its messages first. Does nothing if it is not started."""

@@ -18,7 +18,7 @@ import socket
 import subprocess
 from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import aiohttp
 
@@ -243,6 +243,18 @@ class Child:
             probing.cancel()
             death.cancel()
             await asyncio.gather(probing, death, return_exceptions=True)
+
+    async def serving(self, probe: Coroutine[object, object, object], timeout_s: float) -> Self:
+        """The child once it serves; whatever keeps it from that, it is ended first.
+
+        Args and errors as ``ready``.
+        """
+        try:
+            await self.ready(probe, timeout_s)
+        except BaseException:
+            await self.stop()
+            raise
+        return self
 
     async def stop(self, timeout_s: float = 10.0) -> int:
         """End it: ask first, then kill it and all that is left of its process group.

@@ -275,12 +275,7 @@ class Synapse:
             log_path=self.site.log_path,
             name="Synapse",
         )
-        try:
-            await child.ready(http_ok(f"{self.base_url}/health"), _READY_WITHIN_S)
-        except BaseException:
-            await child.stop()
-            raise
-        self._child = child
+        self._child = await child.serving(http_ok(f"{self.base_url}/health"), _READY_WITHIN_S)
 
     async def stop(self) -> None:
         """End it. Does nothing if it is not started."""

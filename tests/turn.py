@@ -75,12 +75,7 @@ class Coturn:
             log_path=self.directory / "turnserver.log",
             name="coturn",
         )
-        try:
-            await child.ready(tcp_open(LOOPBACK, self.port), READY_WITHIN_S)
-        except BaseException:
-            await child.stop()
-            raise
-        self._child = child
+        self._child = await child.serving(tcp_open(LOOPBACK, self.port), READY_WITHIN_S)
 
     async def stop(self) -> None:
         """End it. Does nothing if it is not started."""

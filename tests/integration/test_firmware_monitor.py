@@ -19,18 +19,16 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion
 
-from bridges.mqtt_vitals.ingest import Ingest
-from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
+from bridges.mqtt_vitals.subscriber import CLIENT_ID
 from console.device_keys import DeviceKeys, as_text
 from console.mosquitto import Mosquitto
 from console.processes import free_port
-from fajma.config import Mqtt
 from fajma.store import Records, to_ms
 from fajma.store.consultations import Consultation
-from fajma.tasks import end
 from fajma.vitals import Age, DeviceId, Kind
 from fajma.wire import Channel, PayloadKey, cbor, seal_downlink, v2_topic
 from fajma.wire.v2 import base_name
+from tests.integration.bridge import ingesting
 
 Admit = Callable[..., Awaitable[Consultation]]
 
@@ -120,24 +118,6 @@ async def twin(
     program: Path, mosquitto: Mosquitto, sqlite_records: Records, admit: Admit, tmp_path: Path
 ) -> Twin:
     return await twin_of(program, mosquitto, sqlite_records, admit, tmp_path)
-
-
-@contextlib.asynccontextmanager
-async def ingesting(mosquitto: Mosquitto, records: Records) -> AsyncIterator[None]:
-    issued = mosquitto.issue_bridge()
-    settings = Mqtt(
-        host=mosquitto.host,
-        port=mosquitto.port,
-        ca_file=mosquitto.ca_file,
-        cert_file=issued.cert_file,
-        key_file=issued.key_file,
-    )
-    subscriber = Subscriber(settings, Ingest(records))
-    task = asyncio.create_task(subscriber.run())
-    async with asyncio.timeout(WITHIN_S):
-        await subscriber.subscribed.wait()
-    yield
-    await end([task])
 
 
 async def numbers_of(records: Records) -> list[int]:

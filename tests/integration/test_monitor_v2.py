@@ -20,15 +20,13 @@ import paho.mqtt.client as paho
 import pytest
 from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 
-from bridges.mqtt_vitals.ingest import Ingest
-from bridges.mqtt_vitals.subscriber import CLIENT_ID, Subscriber
+from bridges.mqtt_vitals.subscriber import CLIENT_ID
 from console import device as command
 from console.device_keys import DeviceKeys, as_text
 from console.journal_files import JournalFiles, read_ledger
 from console.monitor_v2 import Broker, Monitor, Resend, play, run_while
 from console.mosquitto import Mosquitto
 from console.simulation import Options, pace, tls_context
-from fajma.config import Mqtt
 from fajma.errors import InputError, UnavailableError
 from fajma.store import Records
 from fajma.store.consultations import Consultation
@@ -49,6 +47,7 @@ from fajma.wire import (
     seal_downlink,
     v2_topic,
 )
+from tests.integration.bridge import ingesting
 
 Admit = Callable[..., Awaitable[Consultation]]
 
@@ -351,24 +350,6 @@ def test_a_file_without_keys_is_refused_and_not_shown(tmp_path: Path, text: str)
 
 
 # --- with the real ingest ------------------------------------------------------------------------
-
-
-@contextlib.asynccontextmanager
-async def ingesting(mosquitto: Mosquitto, records: Records) -> AsyncIterator[None]:
-    issued = mosquitto.issue_bridge()
-    settings = Mqtt(
-        host=mosquitto.host,
-        port=mosquitto.port,
-        ca_file=mosquitto.ca_file,
-        cert_file=issued.cert_file,
-        key_file=issued.key_file,
-    )
-    subscriber = Subscriber(settings, Ingest(records))
-    task = asyncio.create_task(subscriber.run())
-    async with asyncio.timeout(WITHIN_S):
-        await subscriber.subscribed.wait()
-    yield
-    await end([task])
 
 
 async def test_what_is_played_arrives_as_it_was_measured_and_the_journal_is_empty_then(
