@@ -119,6 +119,15 @@ def _quoted(statuses: Collection[Status]) -> str:
 _ALIVE: Final = _quoted(ALIVE)
 _FROZEN: Final = _quoted(FROZEN)
 
+_OF_ACCOUNT: Final = (
+    "SELECT DISTINCT consultation.* FROM consultation"
+    " JOIN patient ON patient.patient_key=consultation.patient_key"
+    " LEFT JOIN participant ON participant.consultation_id=consultation.consultation_id"
+    " AND participant.until IS NULL"
+    " WHERE (participant.account=$2 OR patient.account=$2)"
+)
+"""Consultations in which an account takes part or that are about its patient."""
+
 
 class Consultations:
     """Repository of consultations."""
@@ -252,13 +261,7 @@ class Consultations:
     async def of_account(self, account: str) -> list[Consultation]:
         """The open consultations in which an account takes part, newest first."""
         rows = await self._store.db.fetch(
-            "SELECT DISTINCT consultation.* FROM consultation"
-            " JOIN patient ON patient.patient_key=consultation.patient_key"
-            " LEFT JOIN participant"
-            " ON participant.consultation_id=consultation.consultation_id"
-            " AND participant.until IS NULL"
-            " WHERE status=$1 AND (participant.account=$2 OR patient.account=$2)"
-            " ORDER BY opened_at DESC",
+            f"{_OF_ACCOUNT} AND status=$1 ORDER BY opened_at DESC",
             Status.OPEN.value,
             account,
         )
@@ -354,12 +357,7 @@ class Consultations:
     async def with_account(self, account: str) -> list[Consultation]:
         """Those in which an account takes part or which are about its patient, not archived."""
         rows = await self._store.db.fetch(
-            "SELECT DISTINCT consultation.* FROM consultation"
-            " JOIN patient ON patient.patient_key=consultation.patient_key"
-            " LEFT JOIN participant"
-            " ON participant.consultation_id=consultation.consultation_id"
-            " AND participant.until IS NULL"
-            " WHERE status<>$1 AND (participant.account=$2 OR patient.account=$2)",
+            f"{_OF_ACCOUNT} AND status<>$1",
             Status.ARCHIVED.value,
             account,
         )
