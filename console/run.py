@@ -44,9 +44,9 @@ from bots.alerts.client import SignedClient
 from bots.alerts.deadman import DeadMan
 from bots.alerts.engine import AlarmEngine, rules_from
 from bots.alerts.illustrator import Illustrator
-from bots.alerts.kept_state import unanswered
 from bots.alerts.orders import Orders
 from bots.alerts.signs import Pace, Signs, names_of
+from bots.alerts.situation import unanswered
 from bots.alerts.watchdog import Watchdog
 from bots.alerts.watchers import Watchers
 from bots.alerts.webhook import Webhook, read_key

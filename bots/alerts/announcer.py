@@ -286,7 +286,7 @@ class Announcer:
             if not has_room or (in_ward and called):  # a ward without team would tell nobody
                 return _Where(ward.room_id, ward.language, ward.time_zone, sorted(called), everyone)
             treating = tuple(sorted(here)) or treating
-        if consultation is None and patient.key not in await records.devices.worn():
+        if consultation is None and not await records.devices.worn_by(patient.key):
             return None
         if consultation is None or consultation.room_id is None:
             # A monitor is linked to a patient who has a consultation's room or a ward's.

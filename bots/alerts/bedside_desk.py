@@ -38,7 +38,14 @@ from bots.alerts.open_alarms import AnyDecision, OpenAlarm, episode_of, open_ala
 from bots.alerts.own_limits import BOUNDS, KEPT_AT_MOST, check_limit, with_fact
 from bots.alerts.profiles import age_unknown
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.situation import is_answered, open_lines, outage_line, outage_text, words
+from bots.alerts.situation import (
+    is_answered,
+    open_lines,
+    outage_line,
+    outage_text,
+    readable_states,
+    words,
+)
 from bots.alerts.technical import TechnicalDecision
 from bots.alerts.text import MAX_BED, clock_time, label_of, limits_in_force, number_of
 from fajma.bedside import Bedside
@@ -539,9 +546,8 @@ class BedsideDesk:
         """The open alarms of patients of a ward, and its outage if it concerns one of them."""
         _ = translator(language).gettext
         records, now = self._records, self._now()
-        lines = await open_lines(
-            records, patients, self._rules, language=language, zone=zone, now=now
-        )
+        states = await readable_states(records, patients, self._rules)
+        lines = open_lines(states, self._rules, language=language, zone=zone, now=now)
         one = None if ward is None else await records.outages.of(ward.id)
         if ward is not None and one is not None and one.patients & {each.key for each in patients}:
             line = await outage_line(records, one, self._rules, ward, language=language, now=now)

@@ -14,13 +14,10 @@ from typing import Final
 
 from mautrix.util.async_db import Connection
 
-from bots.alerts.alarm import Reason
 from bots.alerts.bedside_text import bed_of
 from bots.alerts.desk import Asked, Done, RefusedError, is_bed, is_of
-from bots.alerts.limits import Priority
-from bots.alerts.open_alarms import open_alarms
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.situation import is_answered, readable_state, words
+from bots.alerts.situation import not_taken, readable_state, words
 from bots.alerts.text import duty_time, unreadable
 from bots.alerts.whom import Whom, localpart
 from fajma.commands import AT_WARD_RECEPTION, Action, usage
@@ -534,16 +531,9 @@ class ConsultationDesk:
         state = await readable_state(self._records, patient.key, self._rules)
         if state is None:  # who cannot be judged may be in danger
             return [unreadable(patient.bed, patient.initials, language)]
-        now = self._now()
-        decisions = [
-            alarm.say(Reason.STARTED, now)
-            for alarm in open_alarms(state, self._rules)
-            if not alarm.folded and not is_answered(state, alarm)
-        ]
         return [
             words(one, patient, language, zone)
-            for one in decisions
-            if one.priority is Priority.HIGH
+            for one in not_taken(state, self._rules, self._now())
         ]
 
     async def _sign(self, connection: Connection, asked: Asked) -> Done:

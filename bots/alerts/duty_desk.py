@@ -18,7 +18,7 @@ from mautrix.util.async_db import Connection
 from bots.alerts.alarm_state import FIRST_STANDING
 from bots.alerts.desk import RefusedError, notice
 from bots.alerts.site_rules import SiteRules
-from bots.alerts.situation import lasting_limits, open_lines
+from bots.alerts.situation import lasting_limits, open_lines, readable_states
 from bots.alerts.text import duty_time, limits_in_force
 from bots.alerts.whom import Whom
 from fajma import duty
@@ -351,14 +351,9 @@ class DutyDesk:
         _ = translator(language).gettext
         records, now, zone = self._records, self._now(), ward.time_zone
         patients = await records.patients_of(ward)
-        alarms = await open_lines(
-            records, patients, self._rules, language=language, zone=zone, now=now
-        )
-        own: list[str] = []
-        for patient in patients:
-            own += await lasting_limits(
-                records, patient, self._rules, language=language, zone=zone, now=now
-            )
+        states = await readable_states(records, patients, self._rules)
+        alarms = open_lines(states, self._rules, language=language, zone=zone, now=now)
+        own = lasting_limits(states, language=language, zone=zone, now=now)
         head = _("Open alarms: {count}").format(count=len(alarms))
         limits = _("Limits in force: {limits}").format(
             limits=limits_in_force(self._rules.of(FIRST_STANDING), language)

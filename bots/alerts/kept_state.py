@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
-
-from bots.alerts.alarm import Reason
 from bots.alerts.alarm_state import PatientState
 from bots.alerts.both_logs import merged, opened
 from bots.alerts.judge import take
-from bots.alerts.limits import Priority
-from bots.alerts.open_alarms import open_alarms
 from bots.alerts.site_rules import SiteRules
-from fajma.errors import FajmaError
 from fajma.store import Records
 from fajma.vitals import PatientKey
 
@@ -43,21 +37,3 @@ async def present_state(records: Records, patient: PatientKey, rules: SiteRules)
     async for fact in opened(records, [one for _, one in merged(readings, facts)]):
         state, _ = take(state, fact, rules)
     return state
-
-
-async def unanswered(records: Records, rules: SiteRules, patient: PatientKey) -> bool:
-    """Whether a patient has an alarm of high priority that nobody has answered.
-
-    Who cannot be read may have one.
-    """
-    try:
-        state = await present_state(records, patient, rules)
-    except FajmaError:
-        return True
-    now = datetime.now(UTC)  # stands in no priority
-    for one in open_alarms(state, rules):
-        care = state.care.get(one.alarm_id)
-        answered = care is not None and care.acknowledged
-        if one.say(Reason.STARTED, now).priority is Priority.HIGH and not answered:
-            return True
-    return False

@@ -16,13 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from datetime import datetime, timedelta
-from html import escape
 from typing import Final
 
 from bots.alerts.alarm_state import PatientState
 from bots.alerts.technical import silences
-from bots.alerts.text import Text, clock_time
-from fajma.language import SEPARATOR, Language, translator
+from bots.alerts.text import Text, clock_time, titled
+from fajma.language import Language, translator
 from fajma.vitals import PatientKey
 
 # FAJMA defaults, not from a guideline.
@@ -102,7 +101,7 @@ def told(
     """
     ngettext = translator(language).ngettext
     _ = translator(language).gettext
-    return _told(
+    return titled(
         _("TECHNICAL ALARM"),
         ngettext(
             "no readings from {count} of {all} patients",
@@ -149,7 +148,7 @@ def ended(
     if count:
         still = ngettext("still no readings: bed {beds}", "still no readings: beds {beds}", count)
         parts.append(still.format(beds=_listed(missing, count)))
-    return _told(_("END OF OUTAGE"), *parts)
+    return titled(_("END OF OUTAGE"), *parts)
 
 
 def _listed(beds: Sequence[str], count: int) -> str:
@@ -157,8 +156,3 @@ def _listed(beds: Sequence[str], count: int) -> str:
     shown = beds[:BEDS_SHOWN]
     more = count - len(shown)
     return ", ".join([*shown, *([f"+ {more}"] if more else [])])
-
-
-def _told(title: str, *parts: str) -> Text:
-    html = [f"<strong>{escape(title)}</strong>", *map(escape, parts)]
-    return Text(SEPARATOR.join((title, *parts)), SEPARATOR.join(html))

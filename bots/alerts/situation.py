@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
-from datetime import datetime
+from datetime import UTC, datetime
 from operator import itemgetter
 
 import structlog
@@ -36,6 +36,9 @@ from fajma.vitals import PatientKey
 
 log = structlog.get_logger()
 
+State = tuple[Patient, PatientState | None]
+"""A patient, and what is remembered of him; ``None`` if it does not open."""
+
 
 async def readable_state(
     records: Records, patient: PatientKey, rules: SiteRules
@@ -51,22 +54,22 @@ async def readable_state(
         return None
 
 
-async def open_lines(
-    records: Records,
-    patients: Iterable[Patient],
-    rules: SiteRules,
-    *,
-    language: Language,
-    zone: str,
-    now: datetime,
+async def readable_states(
+    records: Records, patients: Iterable[Patient], rules: SiteRules
+) -> list[State]:
+    """The same of several patients, in their order."""
+    return [(one, await readable_state(records, one.key, rules)) for one in patients]
+
+
+def open_lines(
+    states: Iterable[State], rules: SiteRules, *, language: Language, zone: str, now: datetime
 ) -> list[str]:
     """The open alarms that somebody was told of, with a tick where somebody takes care.
 
     First of high priority that nobody has answered, then by priority, then as the patients come.
     """
     lines: list[tuple[bool, int, str]] = []
-    for patient in patients:
-        state = await readable_state(records, patient.key, rules)
+    for patient, state in states:
         if state is None:
             nobody_knows = unreadable(patient.bed, patient.initials, language)
             lines.append((False, -Priority.HIGH, nobody_knows))
@@ -82,6 +85,22 @@ async def open_lines(
             first = decision.priority is Priority.HIGH and not answered
             lines.append((not first, -decision.priority, line))
     return [line for *_, line in sorted(lines, key=itemgetter(0, 1))]
+
+
+def not_taken(state: PatientState, rules: SiteRules, now: datetime) -> list[AnyDecision]:
+    """The open alarms of high priority that nobody has answered."""
+    found = []
+    for alarm in open_alarms(state, rules):
+        decision, care = alarm.say(Reason.STARTED, now), state.care.get(alarm.alarm_id)
+        if decision.priority is Priority.HIGH and (care is None or not care.acknowledged):
+            found.append(decision)
+    return found
+
+
+async def unanswered(records: Records, rules: SiteRules, patient: PatientKey) -> bool:
+    """Whether a patient has such an alarm; who cannot be read may have one."""
+    state = await readable_state(records, patient, rules)
+    return state is None or bool(not_taken(state, rules, datetime.now(UTC)))
 
 
 async def outage_line(
@@ -166,19 +185,11 @@ def is_answered(state: PatientState, alarm: OpenAlarm) -> bool:
     return care is None or care.acknowledged
 
 
-async def lasting_limits(
-    records: Records,
-    patient: Patient,
-    rules: SiteRules,
-    *,
-    language: Language,
-    zone: str,
-    now: datetime,
+def lasting_limits(
+    states: Iterable[State], *, language: Language, zone: str, now: datetime
 ) -> list[str]:
-    """The patient's own limits that outlive a handover."""
+    """The limits of single patients that outlive a handover."""
     _ = translator(language).gettext
-    state = await readable_state(records, patient.key, rules)
-    own_limits = () if state is None else state.standing.own_limits
     return [
         SEPARATOR.join(
             (
@@ -187,5 +198,7 @@ async def lasting_limits(
                 _("until {time}").format(time=duty_time(own.until, zone, language, now=now)),
             )
         )
-        for own in lasting(own_limits, now, handed_over=True)
+        for patient, state in states
+        if state is not None
+        for own in lasting(state.standing.own_limits, now, handed_over=True)
     ]

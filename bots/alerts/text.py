@@ -103,7 +103,11 @@ def not_judged(where: str | None, language: Language) -> Text:
         _("FAJMA cannot judge this patient's readings: no alarm will come"),
         _("See the patient, and tell the operator"),
     )
-    title = _("TECHNICAL ALARM")
+    return titled(_("TECHNICAL ALARM"), *parts)
+
+
+def titled(title: str, *parts: str) -> Text:
+    """A message of one line that begins with its title."""
     html = [f"<strong>{escape(title)}</strong>", *map(escape, parts)]
     return Text(SEPARATOR.join((title, *parts)), SEPARATOR.join(html))
 

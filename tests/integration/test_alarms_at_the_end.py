@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import timedelta
 
 from bots.alerts.engine import FOLLOWER, AlarmEngine, rules_from
-from bots.alerts.kept_state import unanswered
+from bots.alerts.situation import unanswered
 from fajma.config import Alarms
 from fajma.facts import Acknowledged
 from fajma.life import Status
