@@ -430,7 +430,7 @@ async def test_a_homeserver_speaks_for_its_own_people_only(reachable: World, sub
         {"sub": f"@{'a' * 250}:partner.test"},
         b"\xff\xfe",
         b"[" * 60_000,
-        gzip.compress(b'{"sub": "@awa:partner.test"}'),
+        gzip.compress(b'{"sub": "@awa:partner.test"}', mtime=0),  # the same test in every process
     ],
 )
 async def test_an_answer_that_names_nobody_is_refused(reachable: World, content: object) -> None:
